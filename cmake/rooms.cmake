@@ -1,0 +1,33 @@
+# thermocline_room(name SOURCES a.cpp ... [LINKS other rooms and packages])
+# One static library per room. All includes are written from the repository root. No -march here: the ISA
+# units of cpu/isa carry their own flags.
+function(thermocline_room name)
+  cmake_parse_arguments(ROOM "" "" "SOURCES;LINKS" ${ARGN})
+  add_library(${name} STATIC ${ROOM_SOURCES})
+  target_link_libraries(${name} PUBLIC ${ROOM_LINKS})
+  thermocline_options(${name})
+endfunction()
+
+# -Wno-restrict: g++ 12 warns falsely about std::string concatenation (GCC bug 105651).
+function(thermocline_options target)
+  target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -Wshadow -Wno-restrict -ffp-contract=off)
+  if(THERMOCLINE_SANITIZE)
+    target_compile_options(${target} PUBLIC -fsanitize=${THERMOCLINE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+    target_link_options(${target} PUBLIC -fsanitize=${THERMOCLINE_SANITIZE})
+  endif()
+  if(THERMOCLINE_FUZZ)
+    target_compile_options(${target} PRIVATE -fsanitize=fuzzer-no-link)
+  endif()
+endfunction()
+
+# thermocline_test(name SOURCES a_test.cpp ... LINKS rooms [LABELS slow])
+function(thermocline_test name)
+  cmake_parse_arguments(TEST "" "" "SOURCES;LINKS;LABELS" ${ARGN})
+  add_executable(${name} ${TEST_SOURCES})
+  target_link_libraries(${name} PRIVATE ${TEST_LINKS} GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE THERMOCLINE_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+  thermocline_options(${name})
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES LABELS "${TEST_LABELS}" TIMEOUT 900)
+endfunction()

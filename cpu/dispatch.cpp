@@ -1,0 +1,71 @@
+// Which kernel table this process uses. Asked once, at start.
+#include "cpu/isa/tables.h"
+#include "cpu/kernels.h"
+#include "src/base/error.h"
+
+#include <cstdlib>
+#include <string>
+#include <string_view>
+
+namespace thermocline::cpu {
+namespace {
+
+bool always() { return true; }
+
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+bool has_avx512_bf16() {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+}
+
+struct Tier {
+    const KernelTable* table;
+    bool (*runs_here)();
+};
+
+// Best last.
+constexpr Tier kTiers[] = {
+    {&kScalarKernels, always},
+    {&kAvx2Kernels, has_avx2},
+    {&kAvx512Kernels, has_avx512},
+    {&kAvx512Bf16Kernels, has_avx512_bf16},
+};
+
+}  // namespace
+
+const KernelTable* find_kernels(const char* isa) {
+    for (const Tier& tier : kTiers) {
+        if (std::string_view(tier.table->name) == isa) return tier.runs_here() ? tier.table : nullptr;
+    }
+    return nullptr;
+}
+
+const KernelTable& select_kernels(const char* isa) {
+    std::string name = isa;
+    if (name == "auto") {
+        const char* wanted = std::getenv("THERMOCLINE_ISA");
+        if (wanted && *wanted) name = wanted;
+    }
+    const KernelTable* best = nullptr;
+    std::string known;
+    for (const Tier& tier : kTiers) {
+        known += std::string(known.empty() ? "" : ", ") + tier.table->name;
+        if (!tier.runs_here()) continue;
+        best = tier.table;
+        if (name == tier.table->name) return *tier.table;
+    }
+    if (name == "auto") return *best;
+    for (const Tier& tier : kTiers) {
+        if (name == tier.table->name) fail("--isa ", name, ": this processor does not have it, the best here is ", best->name);
+    }
+    fail("--isa ", printable(name), ": unknown, expected auto, ", known);
+}
+
+}  // namespace thermocline::cpu

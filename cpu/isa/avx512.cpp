@@ -1,0 +1,17 @@
+// The kernels for AVX-512 F, BW, VL and DQ: 16 lanes. Compiled with those flags; nothing but kAvx512Kernels leaves
+// this unit (tests/cpu/isa_symbols_test.cpp).
+#include "cpu/isa/tables.h"
+
+#include <immintrin.h>
+
+namespace thermocline::cpu {
+namespace {
+
+#include "cpu/isa/avx512.inl"
+#include "cpu/kernels/kernels.inl"
+
+}  // namespace
+
+constexpr KernelTable kAvx512Kernels = make_kernels("avx512");
+
+}  // namespace thermocline::cpu

@@ -1,0 +1,76 @@
+// The vector type of the AVX-512 units: 16 floats.
+
+constexpr int kLanes = 16;
+constexpr int kTileTokens = 6;  // 4 rows x 6 tokens fill 24 of the 32 registers
+
+#include "cpu/kernels/vector.inl"
+
+[[gnu::always_inline]] inline F fma(F a, F b, F c) { return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+/// b where the comparison is false, so a NaN in b stays.
+[[gnu::always_inline]] inline F min(F a, F b) { return (F)_mm512_min_ps((__m512)a, (__m512)b); }
+[[gnu::always_inline]] inline F max(F a, F b) { return (F)_mm512_max_ps((__m512)a, (__m512)b); }
+
+[[gnu::always_inline]] inline __m128i load_16_bytes(const void* p) {
+    return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+[[gnu::always_inline]] inline __m256i load_32_bytes(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+
+[[gnu::always_inline]] inline I load_i8(const void* p) { return (I)_mm512_cvtepi8_epi32(load_16_bytes(p)); }
+[[gnu::always_inline]] inline I load_u16(const void* p) { return (I)_mm512_cvtepu16_epi32(load_32_bytes(p)); }
+[[gnu::always_inline]] inline F load_f16(const void* p) { return (F)_mm512_cvtph_ps(load_32_bytes(p)); }
+[[gnu::always_inline]] inline F to_float(I x) { return (F)_mm512_cvtepi32_ps((__m512i)x); }
+[[gnu::always_inline]] inline I round_to_int(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
+
+[[gnu::always_inline]] inline __m256 fold(F x) {
+    const __m512d wide = _mm512_castps_pd((__m512)x);
+    return _mm256_add_ps(_mm256_castpd_ps(_mm512_castpd512_pd256(wide)),
+                         _mm256_castpd_ps(_mm512_extractf64x4_pd(wide, 1)));
+}
+
+/// out[i] = sum of the lanes of a[i], all by the same tree.
+[[gnu::always_inline]] inline void sum_lanes(const F a[4], float out[4]) {
+    const __m256 pairs =
+        _mm256_hadd_ps(_mm256_hadd_ps(fold(a[0]), fold(a[1])), _mm256_hadd_ps(fold(a[2]), fold(a[3])));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
+}
+
+// ---- sixteen-entry tables: one register holds a table, one permutation looks up sixteen codes --------------------
+
+using Table = F;
+
+[[gnu::always_inline]] inline Table make_table(const float* values) { return load(values); }
+
+struct Codes {
+    __m512i first, second;  // elements 0..15 and 16..31; only the low four bits of a lane count
+};
+
+/// 32 codes from 16 bytes, even elements in the low nibbles.
+[[gnu::always_inline]] inline Codes pair_codes(const uint8_t* p) {
+    const __m512i bytes_ = _mm512_cvtepu8_epi32(load_16_bytes(p));
+    const __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    const __m512i shift = _mm512_setr_epi32(0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4);
+    return {_mm512_srlv_epi32(_mm512_permutexvar_epi32(twice, bytes_), shift),
+            _mm512_srlv_epi32(_mm512_permutexvar_epi32(_mm512_add_epi32(twice, _mm512_set1_epi32(8)), bytes_), shift)};
+}
+
+/// 32 codes from 16 bytes, elements 0..15 in the low nibbles.
+[[gnu::always_inline]] inline Codes half_codes(const uint8_t* p) {
+    const __m512i x = _mm512_cvtepu8_epi32(load_16_bytes(p));
+    return {x, _mm512_srli_epi32(x, 4)};
+}
+
+/// 32 codes from the low (high) nibbles of 32 bytes.
+[[gnu::always_inline]] inline Codes low_codes(const uint8_t* p) {
+    return {_mm512_cvtepu8_epi32(load_16_bytes(p)), _mm512_cvtepu8_epi32(load_16_bytes(p + 16))};
+}
+[[gnu::always_inline]] inline Codes high_codes(const uint8_t* p) {
+    const Codes codes = low_codes(p);
+    return {_mm512_srli_epi32(codes.first, 4), _mm512_srli_epi32(codes.second, 4)};
+}
+
+[[gnu::always_inline]] inline Group look_up(const Table& table, Codes codes) {
+    return {{(F)_mm512_permutexvar_ps(codes.first, (__m512)table),
+             (F)_mm512_permutexvar_ps(codes.second, (__m512)table)}};
+}

@@ -1,0 +1,98 @@
+// The kernels in plain C++ with 4 lanes of the compiler's own vector type: runs on every processor, and reads like the
+// definition of what the other tiers do.
+#include "cpu/isa/tables.h"
+
+namespace thermocline::cpu {
+namespace {
+
+constexpr int kLanes = 4;
+constexpr int kTileTokens = 2;
+
+#include "cpu/kernels/vector.inl"
+
+[[gnu::always_inline]] inline F fma(F a, F b, F c) { return a * b + c; }
+/// b where the comparison is false, so a NaN in b stays.
+[[gnu::always_inline]] inline F min(F a, F b) { return select(a < b, a, b); }
+[[gnu::always_inline]] inline F max(F a, F b) { return select(a > b, a, b); }
+
+[[gnu::always_inline]] inline I load_i8(const void* p) {
+    int8_t x[4];
+    __builtin_memcpy(x, p, sizeof x);
+    return I{x[0], x[1], x[2], x[3]};
+}
+[[gnu::always_inline]] inline I load_u16(const void* p) {
+    uint16_t x[4];
+    __builtin_memcpy(x, p, sizeof x);
+    return I{x[0], x[1], x[2], x[3]};
+}
+[[gnu::always_inline]] inline F load_f16(const void* p) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(p);
+    return F{f16_number(bytes), f16_number(bytes + 2), f16_number(bytes + 4), f16_number(bytes + 6)};
+}
+[[gnu::always_inline]] inline F to_float(I x) { return __builtin_convertvector(x, F); }
+/// Nearest even for |x| < 2^22: adding 1.5 * 2^23 leaves the integer in the low bits.
+[[gnu::always_inline]] inline I round_to_int(F x) {
+    const F anchor = broadcast(12582912.0f);
+    return as_int(x + anchor) - as_int(anchor);
+}
+
+/// out[i] = sum of the lanes of a[i], all by the same tree.
+[[gnu::always_inline]] inline void sum_lanes(const F a[4], float out[4]) {
+    for (int i = 0; i < 4; ++i) out[i] = (a[i][0] + a[i][1]) + (a[i][2] + a[i][3]);
+}
+
+// ---- sixteen-entry tables --------------------------------------------------------------------------------------
+
+struct Table {
+    float values[16];
+};
+
+[[gnu::always_inline]] inline Table make_table(const float* values) {
+    Table table;
+    __builtin_memcpy(table.values, values, sizeof table.values);
+    return table;
+}
+
+struct Codes {
+    uint8_t code[32];
+};
+
+/// 32 codes from 16 bytes, even elements in the low nibbles.
+[[gnu::always_inline]] inline Codes pair_codes(const uint8_t* p) {
+    Codes codes;
+    for (int i = 0; i < 16; ++i) codes.code[2 * i] = p[i] & 15, codes.code[2 * i + 1] = p[i] >> 4;
+    return codes;
+}
+
+/// 32 codes from 16 bytes, elements 0..15 in the low nibbles.
+[[gnu::always_inline]] inline Codes half_codes(const uint8_t* p) {
+    Codes codes;
+    for (int i = 0; i < 16; ++i) codes.code[i] = p[i] & 15, codes.code[16 + i] = p[i] >> 4;
+    return codes;
+}
+
+/// 32 codes from the low (high) nibbles of 32 bytes.
+[[gnu::always_inline]] inline Codes low_codes(const uint8_t* p) {
+    Codes codes;
+    for (int i = 0; i < 32; ++i) codes.code[i] = p[i] & 15;
+    return codes;
+}
+[[gnu::always_inline]] inline Codes high_codes(const uint8_t* p) {
+    Codes codes;
+    for (int i = 0; i < 32; ++i) codes.code[i] = p[i] >> 4;
+    return codes;
+}
+
+[[gnu::always_inline]] inline Group look_up(const Table& table, const Codes& codes) {
+    Group group;
+    for (int i = 0; i < 32; ++i) group.v[i / kLanes][i % kLanes] = table.values[codes.code[i]];
+    return group;
+}
+
+#include "cpu/kernels/kernels.inl"
+
+}  // namespace
+
+constexpr KernelTable kScalarKernels = make_kernels("scalar");
+
+}  // namespace thermocline::cpu

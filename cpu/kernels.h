@@ -1,0 +1,64 @@
+// The kernel table: every inner loop of the CPU backend, compiled once per ISA tier (cpu/isa/*.cpp) and picked at
+// start by cpu/dispatch.cpp. Kernels are noexcept, allocate nothing, take unaligned data, and give results that do
+// not depend on how rows are split over threads nor on the number of tokens m. No std:: containers here: ISA units
+// include this file.
+#pragma once
+
+#include "src/quant/kv_row.h"
+#include "src/quant/matrix.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace thermocline::cpu {
+
+struct KernelTable {
+    const char* name;  ///< "scalar", "avx2", "avx512", "avx512_bf16"
+
+    /// y[m, n - first] = sum_k W[n, k] * x[m, k] for rows n in [first, first + count), every weight format, decoded
+    /// on the fly from the packed form. Accumulates in float32 in an order that depends on k alone.
+    void (*matmul)(const quant::Matrix& w, int64_t first, int64_t count, const float* x /*[m, x_stride]*/,
+                   int64_t x_stride, int64_t m, float* y /*[m, y_stride]*/, int64_t y_stride) noexcept;
+    /// Row n of W as float32: out [W.cols].
+    void (*decode_row)(const quant::Matrix& w, int64_t row, float* out) noexcept;
+
+    float (*dot)(const float* a, const float* b, int64_t n) noexcept;
+    float (*sum_squares)(const float* x, int64_t n) noexcept;
+    /// y += a * x
+    void (*axpy)(float a, const float* x, float* y, int64_t n) noexcept;
+    /// y = a * x [* w if w]
+    void (*scale)(float a, const float* x, const float* w, float* y, int64_t n) noexcept;
+    /// In place rounding to bf16 (nearest even).
+    void (*round_bf16)(float* x, int64_t n) noexcept;
+    /// e4m3 fake quantisation in groups of 128 with power-of-two scales (deepseek-v4.md 2.11); y may be x.
+    void (*round_e4m3)(const float* x, float* y, int64_t n) noexcept;
+    /// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
+    void (*swiglu)(const float* gate, const float* up, float limit, float weight, float* out, int64_t n) noexcept;
+
+    /// Cache rows to float32: count rows given by pointers, out [count, width].
+    void (*decode_kv)(quant::KvFormat format, const std::byte* const* rows, int64_t count, int64_t width, int64_t rope,
+                      float* out) noexcept;
+    /// logits[h, j] (stride logits_stride) = scale * <q[h], keys[j]>, keys [count, width] float32.
+    void (*attention_scores)(const float* q /*[heads, width]*/, int64_t heads, const float* keys, int64_t count,
+                             int64_t width, float scale, float* logits, int64_t logits_stride) noexcept;
+    /// out[h] += sum_j p[h, j] * keys[j].
+    void (*attention_values)(const float* p, int64_t p_stride, int64_t heads, const float* keys, int64_t count,
+                             int64_t width, float* out /*[heads, width]*/) noexcept;
+    /// Softmax numerators in place: x[i] = exp(x[i] - maximum); returns their sum.
+    float (*exp_sum)(float* x, int64_t n, float maximum) noexcept;
+    /// scores[j] = sum_h gates[h] * max(0, <q[h], keys[j]>).
+    void (*index_scores)(const float* q /*[heads, width]*/, const float* gates, int64_t heads, const float* keys,
+                         int64_t count, int64_t width, float* scores) noexcept;
+    /// Channel-wise softmax-weighted sum over `count` slots: out[c] = sum_i softmax_i(scores[i][c]) * values[i][c].
+    /// A null score row does not exist (score -inf).
+    void (*pool)(const float* const* values, const float* const* scores, int64_t count, int64_t width,
+                 float* out) noexcept;
+};
+
+/// Tiers that this binary carries and this processor runs, best last. Names as for --isa.
+/// select("auto") takes the best; Error names an unknown or unsupported tier. The choice is process-wide and made
+/// before the first step; THERMOCLINE_ISA overrides "auto" (developers).
+const KernelTable& select_kernels(const char* isa);
+const KernelTable* find_kernels(const char* isa);  ///< null: unknown or not runnable here
+
+}  // namespace thermocline::cpu

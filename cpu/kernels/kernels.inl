@@ -1,0 +1,31 @@
+// All kernels over the vector type of the including ISA unit, and the table of them.
+
+#include "cpu/kernels/exp.inl"
+// In the order of use.
+#include "cpu/kernels/decode_plain.inl"
+#include "cpu/kernels/decode_blocks.inl"
+#include "cpu/kernels/decode_codebooks.inl"
+#include "cpu/kernels/matmul.inl"
+#include "cpu/kernels/elementwise.inl"
+#include "cpu/kernels/attention.inl"
+
+constexpr KernelTable make_kernels(const char* name) {
+    return {
+        .name = name,
+        .matmul = matmul,
+        .decode_row = decode_row,
+        .dot = dot,
+        .sum_squares = sum_squares,
+        .axpy = axpy,
+        .scale = scale,
+        .round_bf16 = round_bf16,
+        .round_e4m3 = round_e4m3,
+        .swiglu = swiglu,
+        .decode_kv = decode_kv,
+        .attention_scores = attention_scores,
+        .attention_values = attention_values,
+        .exp_sum = exp_sum,
+        .index_scores = index_scores,
+        .pool = pool,
+    };
+}

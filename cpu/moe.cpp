@@ -1,0 +1,168 @@
+// Router and routed experts (deepseek-v4.md 2.8).
+//
+// Experts run in two phases. Phase one: strips of the intermediate channels of every expert that a row chose; phase
+// two: strips of the output channels, each worker adding all experts of a row in ascending order of their ids. So no
+// two workers write the same number and a row's result depends on nothing but the row.
+#include "cpu/scratch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+namespace thermocline::cpu {
+
+namespace {
+
+constexpr int64_t kStrip = 32;  // matrix rows that a worker computes at a time
+
+/// sqrt(softplus(z)), stable over the whole float32 range.
+float route_score(float z) { return std::sqrt(std::max(z, 0.0f) + std::log1p(std::exp(-std::abs(z)))); }
+
+/// Ids of the top_k largest of scores + bias, ties to the lowest id. Defined for any input, NaN included.
+void choose_experts(const float* scores, const float* bias, int32_t experts, int32_t top_k, int32_t* ids) {
+    for (int32_t k = 0; k < top_k; ++k) {
+        int32_t best = -1;
+        float best_value = 0.0f;
+        for (int32_t e = 0; e < experts; ++e) {
+            if (std::find(ids, ids + k, e) != ids + k) continue;
+            const float value = scores[e] + (bias ? bias[e] : 0.0f);
+            if (best < 0 || value > best_value) {
+                best = e;
+                best_value = value;
+            }
+        }
+        ids[k] = best;
+    }
+}
+
+/// The batch sorted by expert: which (row, weight) pairs each expert serves. Lives in the step's shared scratch.
+struct Dispatch {
+    int32_t* begin;   // [experts + 1] pairs of expert e are begin[e] .. begin[e + 1]
+    int32_t* row;     // [pairs]
+    float* weight;    // [pairs]
+    int32_t* active;  // [min(experts, pairs)] experts with at least one pair, ascending
+    int32_t active_count;
+    float* x;         // [pairs, hidden] inputs, gathered (and rounded)
+    float* h;         // [pairs, intermediate]
+    float* rounded;   // [rows, hidden] rounded inputs before gathering
+};
+
+Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& set) {
+    const int64_t rows = f.batch.rows(), pairs = rows * s.top_k, experts = static_cast<int64_t>(set.w1.size());
+    float* at = f.shared.data();
+    const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+    Dispatch d{};
+    d.begin = reinterpret_cast<int32_t*>(take(experts + 2));
+    d.row = reinterpret_cast<int32_t*>(take(pairs));
+    d.weight = take(pairs);
+    d.active = reinterpret_cast<int32_t*>(take(std::min(experts, pairs)));
+    d.x = take(pairs * set.hidden);
+    d.h = take(pairs * set.intermediate);
+    d.rounded = take(rows * set.hidden);
+
+    std::fill(d.begin, d.begin + experts + 2, 0);
+    for (int64_t t = 0; t < rows; ++t)
+        for (int32_t k = 0; k < s.top_k; ++k) ++d.begin[f.int_row(s.ids, t)[k] + 2];
+    for (int64_t e = 0; e < experts; ++e) {
+        if (d.begin[e + 2] > 0) d.active[d.active_count++] = static_cast<int32_t>(e);
+        d.begin[e + 2] += d.begin[e + 1];
+    }
+    for (int64_t t = 0; t < rows; ++t)
+        for (int32_t k = 0; k < s.top_k; ++k) {
+            const int32_t pair = d.begin[f.int_row(s.ids, t)[k] + 1]++;
+            d.row[pair] = static_cast<int32_t>(t);
+            d.weight[pair] = f.row(s.weights, t)[k];
+        }
+    return d;
+}
+
+void round_rows(const Frame& f, const float* in, float* out, int64_t rows, int64_t width) {
+    f.workers.split(rows, 4, [&](int64_t begin, int64_t end, int) {
+        for (int64_t r = begin; r < end; ++r) f.kernels.round_e4m3(in + r * width, out + r * width, width);
+    });
+}
+
+}  // namespace
+
+void run(const ops::Route& s, const Frame& f) noexcept {
+    const float* bias = s.bias == ops::kNone ? nullptr : f.plan.vectors[static_cast<size_t>(s.bias)].values.data();
+    const int32_t* table = s.table == ops::kNone ? nullptr : f.plan.tables[static_cast<size_t>(s.table)].values.data();
+    f.workers.split(f.batch.rows(), 16, [&](int64_t begin, int64_t end, int) {
+        for (int64_t t = begin; t < end; ++t) {
+            float* scores = f.row(s.logits, t);
+            std::transform(scores, scores + s.experts, scores, route_score);
+            int32_t* ids = f.int_row(s.ids, t);
+            if (table)
+                std::copy_n(table + int64_t{f.batch.tokens[static_cast<size_t>(t)]} * s.top_k, s.top_k, ids);
+            else
+                choose_experts(scores, bias, s.experts, s.top_k, ids);
+            float* weights = f.row(s.weights, t);
+            float sum = 0.0f;
+            for (int32_t k = 0; k < s.top_k; ++k) sum += weights[k] = scores[ids[k]];
+            const float factor = s.normalise ? s.scale / std::max(sum, 1e-20f) : s.scale;
+            for (int32_t k = 0; k < s.top_k; ++k) weights[k] *= factor;
+        }
+    });
+}
+
+void run(const ops::Experts& s, const Frame& f) noexcept {
+    const ops::ExpertSet& set = f.plan.experts[static_cast<size_t>(s.experts)];
+    const bool rounding = s.rounding == ops::InputRounding::kE4M3;
+    const int64_t rows = f.batch.rows(), pairs = rows * s.top_k;
+    const Dispatch d = dispatch(s, f, set);
+
+    const float* x = f.slot(s.x);
+    if (rounding) {
+        round_rows(f, x, d.rounded, rows, set.hidden);
+        x = d.rounded;
+    }
+    f.workers.split(pairs, 16, [&](int64_t begin, int64_t end, int) {
+        for (int64_t p = begin; p < end; ++p)
+            std::memcpy(d.x + p * set.hidden, x + d.row[p] * set.hidden, sizeof(float) * static_cast<size_t>(set.hidden));
+    });
+
+    const int64_t strips = (set.intermediate + kStrip - 1) / kStrip;
+    f.workers.split(d.active_count * strips, 1, [&](int64_t begin, int64_t end, int worker) {
+        float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]
+        for (int64_t item = begin; item < end; ++item) {
+            const int32_t e = d.active[item / strips];
+            const int64_t first = item % strips * kStrip, count = std::min(kStrip, set.intermediate - first);
+            const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
+            float* up = gate + m * kStrip;
+            const auto index = static_cast<size_t>(e);
+            f.kernels.matmul(set.w1[index], first, count, d.x + p0 * set.hidden, set.hidden, m, gate, kStrip);
+            f.kernels.matmul(set.w3[index], first, count, d.x + p0 * set.hidden, set.hidden, m, up, kStrip);
+            for (int64_t i = 0; i < m; ++i)
+                f.kernels.swiglu(gate + i * kStrip, up + i * kStrip, s.limit, d.weight[p0 + i],
+                                 d.h + (p0 + i) * set.intermediate + first, count);
+        }
+    });
+    if (rounding) round_rows(f, d.h, d.h, pairs, set.intermediate);
+
+    f.workers.split((set.hidden + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int worker) {
+        float* y = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]
+        for (int64_t strip = begin; strip < end; ++strip) {
+            const int64_t first = strip * kStrip, count = std::min(kStrip, set.hidden - first);
+            for (int64_t t = 0; t < rows; ++t) std::fill_n(f.row(s.out, t) + first, count, 0.0f);
+            for (int32_t a = 0; a < d.active_count; ++a) {
+                const int32_t e = d.active[a];
+                const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
+                f.kernels.matmul(set.w2[static_cast<size_t>(e)], first, count, d.h + p0 * set.intermediate,
+                                 set.intermediate, m, y, kStrip);
+                for (int64_t i = 0; i < m; ++i)
+                    f.kernels.axpy(1.0f, y + i * kStrip, f.row(s.out, d.row[p0 + i]) + first, count);
+            }
+        }
+    });
+}
+
+ScratchSize experts_scratch(const ops::Experts& s, const ops::ExpertSet& set, int64_t max_rows) {
+    const int64_t pairs = max_rows * s.top_k, experts = static_cast<int64_t>(set.w1.size());
+    const int64_t shared = experts + 2 + 2 * pairs + std::min(experts, pairs) + pairs * (set.hidden + set.intermediate) +
+                           max_rows * set.hidden;
+    return {shared, 2 * pairs * kStrip};  // a token table may name an expert twice for a row
+}
+
+}  // namespace thermocline::cpu

@@ -1,0 +1,112 @@
+#include "cpu/workers.h"
+
+#include "src/base/check.h"
+#include "src/base/error.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <atomic>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace thermocline::cpu {
+namespace {
+
+// About 20 to 50 microseconds of pauses: longer than the gap between two steps of a decode, short enough to leave the
+// core to others between requests.
+constexpr int kSpins = 1000;
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+/// Waits until `value` is not `old`: spins, then parks in the kernel (atomic wait is a futex).
+uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
+    for (int i = 0; i < kSpins; ++i) {
+        const uint32_t now = value.load(std::memory_order_acquire);
+        if (now != old) return now;
+        pause();
+    }
+    value.wait(old, std::memory_order_acquire);
+    return value.load(std::memory_order_acquire);
+}
+
+/// A CPU that does not exist or is not ours (cgroups) is no error: the thread then runs where the system puts it.
+void pin_this_thread(int cpu) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+    CPU_SET(static_cast<size_t>(cpu), &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+}
+
+}  // namespace
+
+struct Workers::Shared {
+    // Each on its own cache line: `round` is read by spinning workers, `running` written by finishing ones.
+    alignas(64) std::atomic<uint32_t> round = 0;    // counts the jobs
+    alignas(64) std::atomic<uint32_t> running = 0;  // workers that have not finished the current job
+    alignas(64) Function function = nullptr;        // null: stop; published by `round`
+    void* context = nullptr;
+    std::vector<std::thread> threads;
+
+    void work(int worker, int cpu) {
+        pin_this_thread(cpu);
+        uint32_t seen = 0;
+        for (;;) {
+            // A worker reports before the next job starts, so the counter never runs ahead by more than one.
+            seen = wait_for_change(round, seen);
+            if (!function) return;
+            function(context, worker);
+            if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
+        }
+    }
+
+    void start(Function next, void* next_context) {
+        function = next;
+        context = next_context;
+        running.store(static_cast<uint32_t>(threads.size()), std::memory_order_relaxed);
+        round.fetch_add(1, std::memory_order_release);
+        round.notify_all();
+    }
+
+    void stop() {
+        start(nullptr, nullptr);
+        for (std::thread& thread : threads) thread.join();
+    }
+};
+
+Workers::Workers(std::span<const int> cpus) : count_(cpus.empty() ? 1 : static_cast<int>(cpus.size())) {
+    if (count_ == 1) return;
+    shared_ = std::make_unique<Shared>();
+    shared_->threads.reserve(static_cast<size_t>(count_ - 1));
+    try {
+        for (int i = 1; i < count_; ++i) {
+            shared_->threads.emplace_back(&Shared::work, shared_.get(), i, cpus[static_cast<size_t>(i)]);
+        }
+    } catch (const std::system_error& error) {
+        const size_t made = shared_->threads.size();
+        shared_->stop();
+        fail("cannot start worker thread ", made + 1, " of ", count_ - 1, ": ", error.what());
+    }
+}
+
+Workers::~Workers() {
+    if (shared_) shared_->stop();
+}
+
+void Workers::run(Function function, void* context) {
+    CHECK(function != nullptr);
+    if (!shared_) return function(context, 0);
+    shared_->start(function, context);
+    function(context, 0);
+    for (uint32_t left = shared_->running.load(std::memory_order_acquire); left != 0;) {
+        left = wait_for_change(shared_->running, left);
+    }
+}
+
+}  // namespace thermocline::cpu

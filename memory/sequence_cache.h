@@ -1,0 +1,70 @@
+// Everything one sequence remembers (deepseek-v4.md section 6.1): window rings, compressed entries, index keys,
+// compressor states, for every cache of a plan. Entries grow page by page; rings have a fixed size with some rows to
+// spare, so that the last tokens can be taken back. Used by one thread at a time.
+#pragma once
+
+#include "src/ops/batch.h"
+#include "src/ops/plan.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace thermocline::memory {
+
+class SequenceCache {
+public:
+    /// `max_tokens`: the longest the sequence may become. Rings are allocated now, entries when reserved.
+    SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens);
+
+    int64_t position() const { return position_; }
+    int64_t max_tokens() const { return max_tokens_; }
+
+    /// Makes room for `tokens` in all; false when that is over max_tokens or memory is short.
+    bool reserve(int64_t tokens);
+    /// The rows of `tokens` more tokens have been written by a forward pass.
+    void advance(int64_t tokens);
+    /// Views for ops::Segment::caches, valid until the next reserve().
+    const ops::CacheView* views() const { return views_.data(); }
+
+    /// True if the caches can go back to `position` without recomputing (6.6).
+    bool can_roll_back(int64_t position) const;
+    /// Forgets tokens from `position` on; CHECKs can_roll_back.
+    void roll_back(int64_t position);
+    /// Back to position 0, keeping the memory.
+    void clear();
+
+    /// The state at position() as bytes: versioned, checksummed, with a fingerprint of the cache specs (6.5).
+    std::vector<std::byte> snapshot() const;
+    /// Replaces the state; Error if the bytes are damaged, of another version, or of a plan with other caches.
+    void restore(std::span<const std::byte> bytes);
+
+    /// Bytes held now.
+    int64_t bytes() const;
+
+private:
+    struct Store {
+        ops::CacheSpec spec;
+        int64_t page_rows;
+        int64_t first_valid;  // rings: rows of older positions have been overwritten
+        std::vector<std::unique_ptr<std::byte[]>> pages;
+        std::vector<std::byte*> pointers;  // of the pages; never grows past its reserved capacity
+
+        int64_t oldest_needed(int64_t position) const;
+        bool add_page();
+    };
+
+    std::vector<Store> stores_;
+    std::vector<ops::CacheView> views_;
+    int64_t max_tokens_;
+    int64_t position_ = 0;
+    uint64_t fingerprint_;  // of the specs
+};
+
+/// Bytes that one sequence of `tokens` tokens needs for `specs`.
+int64_t sequence_bytes(const std::vector<ops::CacheSpec>& specs, int64_t tokens);
+
+}  // namespace thermocline::memory

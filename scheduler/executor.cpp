@@ -1,0 +1,98 @@
+#include "scheduler/executor.h"
+
+#include "cpu/run.h"
+#include "src/base/check.h"
+#include "src/ops/cost.h"
+
+#include <cstring>
+#include <utility>
+
+namespace thermocline::scheduler {
+
+namespace {
+
+constexpr int64_t kAlignFloats = 16;  // slots start on cache lines of their own
+
+int64_t padded(int64_t floats) { return (floats + kAlignFloats - 1) / kAlignFloats * kAlignFloats; }
+
+}  // namespace
+
+Executor::Executor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels, ExecutorLimits limits)
+    : plan_(plan), workers_(workers), kernels_(kernels), limits_(limits) {
+    const auto slot_floats = [&](const ops::SlotSpec& slot) {
+        return padded(slot.cols * (slot.rows == ops::Rows::kTokens ? limits.max_rows : limits.max_outputs));
+    };
+    const cpu::ScratchSize scratch = cpu::scratch_size(plan, limits.max_rows, limits.max_tokens);
+    const int64_t each = padded(scratch.per_worker);
+    int64_t total = padded(scratch.shared) + each * workers.count();
+    for (const ops::SlotSpec& slot : plan.slots) total += slot_floats(slot);
+    for (const ops::RopeTable& rope : plan.ropes) total += padded(rope.dims() * limits.max_rows);
+
+    storage_.resize(static_cast<size_t>(total));
+    float* at = storage_.data();
+    const auto take = [&](int64_t floats) { return std::exchange(at, at + floats); };
+    for (const ops::SlotSpec& slot : plan.slots) slots_.push_back(take(slot_floats(slot)));
+    for (const ops::RopeTable& rope : plan.ropes) rotations_.push_back(take(padded(rope.dims() * limits.max_rows)));
+    shared_ = {take(padded(scratch.shared)), static_cast<size_t>(padded(scratch.shared))};
+    per_worker_ = {take(each * workers.count()), static_cast<size_t>(each * workers.count())};
+
+    tokens_.reserve(static_cast<size_t>(limits.max_rows));
+    positions_.reserve(static_cast<size_t>(limits.max_rows));
+    output_rows_.reserve(static_cast<size_t>(limits.max_outputs));
+    segments_.reserve(static_cast<size_t>(limits.max_rows));
+}
+
+std::unique_ptr<memory::SequenceCache> Executor::new_sequence() const {
+    return std::make_unique<memory::SequenceCache>(plan_.caches, limits_.max_tokens);
+}
+
+ops::Batch Executor::gather(std::span<const Part> parts) {
+    tokens_.clear();
+    positions_.clear();
+    output_rows_.clear();
+    segments_.clear();
+    for (const Part& part : parts) {
+        const auto rows = static_cast<int32_t>(part.tokens.size());
+        const int64_t position = part.sequence->position();
+        CHECK(rows > 0 && part.outputs >= 0 && part.outputs <= rows);
+        CHECK(part.sequence->reserve(position + rows));  // room was made by the caller; this finds it there
+        segments_.push_back({static_cast<int32_t>(tokens_.size()), rows, position, part.sequence->views()});
+        for (int32_t i = 0; i < rows; ++i) {
+            if (i >= rows - part.outputs) output_rows_.push_back(static_cast<int32_t>(tokens_.size()));
+            tokens_.push_back(part.tokens[static_cast<size_t>(i)]);
+            positions_.push_back(position + i);
+        }
+    }
+    CHECK(static_cast<int64_t>(tokens_.size()) <= limits_.max_rows);
+    CHECK(static_cast<int64_t>(output_rows_.size()) <= limits_.max_outputs);
+    return {tokens_, positions_, segments_, output_rows_};
+}
+
+void Executor::forward(std::span<const Part> parts, const float* streams_in) {
+    const ops::Batch batch = gather(parts);
+    if (streams_in != nullptr) {
+        const int64_t width = plan_.slots[static_cast<size_t>(plan_.streams)].cols;
+        std::memcpy(slots_[static_cast<size_t>(plan_.streams)], streams_in,
+                    sizeof(float) * static_cast<size_t>(batch.rows() * width));
+    }
+    for (size_t i = 0; i < plan_.ropes.size(); ++i) cpu::rotations(plan_.ropes[i], batch, rotations_[i]);
+    const cpu::Frame frame{plan_,   batch,       slots_.data(), rotations_.data(),
+                           shared_, per_worker_, workers_,      kernels_};
+    for (const ops::Step& step : plan_.steps) std::visit([&](const auto& one) { cpu::run(one, frame); }, step);
+    for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
+    last_bytes_ = ops::plan_cost(plan_, batch).bytes;
+}
+
+const float* Executor::logits(int64_t output) const {
+    CHECK(output >= 0 && output < static_cast<int64_t>(output_rows_.size()));
+    return slots_[static_cast<size_t>(plan_.logits)] + output * plan_.vocab;
+}
+
+const float* Executor::streams(int64_t row) const {
+    CHECK(row >= 0 && row < static_cast<int64_t>(tokens_.size()));
+    return slots_[static_cast<size_t>(plan_.streams)] + row * plan_.slots[static_cast<size_t>(plan_.streams)].cols;
+}
+
+int64_t Executor::workspace_bytes() const { return static_cast<int64_t>(storage_.size() * sizeof(float)); }
+
+}  // namespace thermocline::scheduler

@@ -1,0 +1,66 @@
+// From logits to a token (serving-api.md section 8, vLLM's order): mask -> logit bias -> repetition -> frequency ->
+// presence -> greedy, or: temperature -> min_p -> top_k -> top_p -> softmax -> draw. Log-probabilities are taken from
+// the logits before all of that. Pure but for the scratch memory of a Sampler; one thread.
+#pragma once
+
+#include "src/engine/request.h"
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace thermocline::engine {
+
+/// Which ids a sequence has seen, for the penalties.
+class TokenHistory {
+public:
+    explicit TokenHistory(int64_t vocab) : counts_(static_cast<size_t>(vocab), kUnseen) {}
+
+    void clear();
+    void add_prompt(std::span<const int32_t> ids);
+    void add_output(int32_t id);
+
+    /// Ids of prompt and output, each once.
+    std::span<const int32_t> seen() const { return seen_; }
+    /// How often a seen id is in the output.
+    int32_t output_count(int32_t id) const { return counts_[static_cast<size_t>(id)]; }
+
+private:
+    static constexpr int32_t kUnseen = -1;
+    std::vector<int32_t> counts_;  // [vocab] times in the output, kUnseen for an id that is in neither
+    std::vector<int32_t> seen_;
+};
+
+class Sampler {
+public:
+    explicit Sampler(int64_t vocab) { work_.reserve(static_cast<size_t>(vocab)); }
+
+    /// Draws output token number `step`. `forbidden` ids cannot come out. Throws Error if a logit is NaN or +infinity, or
+    /// nothing is left to draw.
+    int32_t sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
+                   std::span<const int32_t> forbidden, uint64_t step);
+
+private:
+    struct Weighted {
+        int32_t id;
+        float logit;
+    };
+
+    void adjust(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
+                std::span<const int32_t> forbidden);
+    void keep_top_k(size_t k);
+    void keep_top_p(double p);
+    int32_t draw(double uniform) const;
+
+    std::vector<float> work_;       // [vocab] adjusted logits
+    std::vector<Weighted> kept_;    // candidates that are left
+};
+
+/// The id with the largest logit, the lowest of equals.
+int32_t argmax(std::span<const float> logits);
+
+/// `id` with its log-probability and the `top` best, best first (equal ones: lower id first), over the whole vocabulary.
+/// Throws Error if a logit is NaN.
+Token with_logprobs(std::span<const float> logits, int32_t id, int32_t top);
+
+}  // namespace thermocline::engine

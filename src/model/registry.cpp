@@ -1,0 +1,80 @@
+#include "src/model/registry.h"
+
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/model/config_fields.h"
+#include "src/model/deepseek_v4.h"
+#include "src/model/matrices.h"
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+namespace thermocline::model {
+
+namespace {
+
+struct Architecture {
+    const char* model_type;
+    void (*build)(MatrixFinder&, const LoadOptions&, Model&);
+};
+
+constexpr std::array kArchitectures = {Architecture{"deepseek_v4", deepseek_v4::build}};
+
+const Architecture& architecture_of(const Checkpoint& checkpoint) {
+    const ConfigFields fields(checkpoint.config, checkpoint.path + ": config.json");
+    const std::string type = fields.string_or({"model_type"}, "");
+    const auto found = std::find_if(kArchitectures.begin(), kArchitectures.end(),
+                                    [&](const Architecture& a) { return type == a.model_type; });
+    if (found == kArchitectures.end())
+        fail(checkpoint.path, ": model_type is \"", printable(type), "\", supported: deepseek_v4");
+    return *found;
+}
+
+/// The first id of a field that may be a number or a list of numbers; -1 if absent.
+int32_t first_id(const Json& config, const char* name) {
+    auto it = config.find(name);
+    if (it != config.end() && it->is_array() && !it->empty()) it = it->begin();
+    if (it == config.end() || !it->is_number_integer()) return -1;
+    const auto id = it->get<int64_t>();
+    return id >= 0 && id < (1 << 24) ? static_cast<int32_t>(id) : -1;
+}
+
+/// Bytes of all different matrices that the plans read; views of the same bytes count once.
+int64_t weight_bytes(const Model& model) {
+    std::set<const std::byte*> seen;
+    int64_t total = 0;
+    const auto count = [&](const quant::Matrix& matrix) {
+        if (seen.insert(matrix.data).second) total += matrix.bytes();
+    };
+    for (const ops::Plan* plan : {&model.trunk, model.mtp ? &*model.mtp : nullptr}) {
+        if (plan == nullptr) continue;
+        for (const ops::NamedMatrix& named : plan->matrices) count(named.matrix);
+        for (const ops::ExpertSet& set : plan->experts)
+            for (const auto* projection : {&set.w1, &set.w2, &set.w3})
+                for (const quant::Matrix& matrix : *projection) count(matrix);
+    }
+    return total;
+}
+
+}  // namespace
+
+std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& options) {
+    auto model = std::make_unique<Model>();
+    model->checkpoint = open_checkpoint(path);
+    const Architecture& architecture = architecture_of(model->checkpoint);
+    model->architecture = architecture.model_type;
+    model->bos_id = first_id(model->checkpoint.config, "bos_token_id");
+    model->eos_id = first_id(model->checkpoint.config, "eos_token_id");
+
+    MatrixFinder finder(model->checkpoint);
+    architecture.build(finder, options, *model);
+    model->warnings = finder.warnings();
+    model->weight_bytes = weight_bytes(*model);
+    for (const std::string& warning : model->warnings) log::warn("{}", warning);
+    if (const auto unused = finder.unused(); !unused.empty() && options.layers == 0)
+        log::info("{} tensors are not used, for example {}", unused.size(), unused.front());
+    return model;
+}
+
+}  // namespace thermocline::model

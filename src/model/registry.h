@@ -1,0 +1,41 @@
+// From a checkpoint to plans: one row per architecture. A loaded model owns its files and plans.
+#pragma once
+
+#include "src/model/weights.h"
+#include "src/ops/plan.h"
+#include "src/quant/kv_row.h"
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace thermocline::model {
+
+enum class Activations : uint8_t { kModel, kBf16 };
+enum class KvCacheDtype : uint8_t { kF32, kBf16, kFp8 };
+
+struct LoadOptions {
+    KvCacheDtype kv_cache = KvCacheDtype::kBf16;
+    Activations activations = Activations::kModel;
+    int32_t layers = 0;       ///< keep the first N layers; 0: all
+    int32_t spare_rows = 16;  ///< tokens that can be rolled back at any time
+};
+
+struct Model {
+    Checkpoint checkpoint;
+    std::string architecture;         // "deepseek_v4"
+    ops::Plan trunk;
+    std::optional<ops::Plan> mtp;     // first MTP layer, if the files hold one
+    int64_t vocab = 0;
+    int64_t max_context = 0;          // max_position_embeddings
+    int32_t bos_id = -1, eos_id = -1;
+    int64_t weight_bytes = 0;         // of everything the plans read
+    std::vector<std::string> warnings;
+};
+
+/// Opens, validates and binds MODEL. Throws Error.
+std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& options);
+
+}  // namespace thermocline::model

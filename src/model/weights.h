@@ -1,0 +1,65 @@
+// The tensors of a checkpoint: name -> format, shape, bytes. Copies nothing: every entry points into a mapped file.
+// Filled by safetensors.cpp or gguf.cpp, which have validated ranges, overlaps and sizes; immutable afterwards and
+// safe to read from any thread.
+#pragma once
+
+#include "src/base/file.h"
+#include "src/base/json.h"
+#include "src/base/tensor.h"
+#include "src/quant/format.h"
+#include "src/quant/matrix.h"
+
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace thermocline::model {
+
+struct TensorEntry {
+    std::string name;
+    quant::Format format;             // element format on disk
+    Shape shape;                      // row-major, slowest first (GGUF's ne reversed), in elements of `format`
+    const std::byte* data = nullptr;  // into a mapped file; no alignment promised
+    int64_t bytes = 0;
+    int file = 0;                     // index into WeightDirectory::files
+    int64_t offset = 0;               // of the first byte in that file
+};
+
+struct WeightDirectory {
+    std::vector<std::shared_ptr<const MappedFile>> files;
+    std::map<std::string, TensorEntry> tensors;
+
+    const TensorEntry* find(const std::string& name) const {
+        const auto it = tensors.find(name);
+        return it == tensors.end() ? nullptr : &it->second;
+    }
+};
+
+/// GGUF metadata value lists, kept as JSON (arrays as arrays); keys as in the file.
+using Metadata = std::map<std::string, Json>;
+
+/// Everything the files of a model say, before an architecture looks at it.
+struct Checkpoint {
+    std::string path;           // as given
+    std::string container;      // "safetensors" or "gguf"
+    WeightDirectory weights;
+    Json config;                // config.json, or the same keys derived from GGUF metadata (see gguf.h)
+    Metadata metadata;          // GGUF only
+
+    // Entries point into `weights.files`; a copy would be right but is never meant.
+    Checkpoint() = default;
+    Checkpoint(Checkpoint&&) = default;
+    Checkpoint& operator=(Checkpoint&&) = default;
+};
+
+/// The text of a config.json as an object of bounded size. Throws Error.
+Json parse_config(std::string_view text);
+
+/// Opens a directory with config.json and *.safetensors, a .gguf file (first split), or a directory with one of those.
+/// Throws Error.
+Checkpoint open_checkpoint(const std::string& path);
+
+}  // namespace thermocline::model

@@ -1,0 +1,46 @@
+// What a request is refused with (serving-api.md section 2): status, type, and the name of the field. Caught in
+// server.cpp, where it becomes the JSON body; a plain Error from a lower room becomes a 400.
+#pragma once
+
+#include "src/base/error.h"
+#include "src/base/json.h"
+
+#include <string>
+
+namespace thermocline::server {
+
+class RequestError : public Error {
+public:
+    RequestError(int status, const std::string& message, std::string param = "")
+        : Error(message), status_(status), param_(std::move(param)) {}
+
+    int status() const { return status_; }
+    const std::string& param() const { return param_; }
+
+private:
+    int status_;
+    std::string param_;
+};
+
+/// The prompt does not fit: 400 with both numbers.
+class ContextSizeError : public RequestError {
+public:
+    ContextSizeError(int64_t prompt_tokens, int64_t max_model_len);
+    int64_t prompt_tokens() const { return prompt_tokens_; }
+    int64_t max_model_len() const { return max_model_len_; }
+
+private:
+    int64_t prompt_tokens_, max_model_len_;
+};
+
+/// The error type of section 2's table.
+std::string error_type(int status);
+
+/// {"error": {...}} for a refused request or a broken stream.
+Json error_json(int status, const std::string& message, const std::string& param = "");
+Json error_json(const RequestError& error);
+
+/// The same for an Error that a lower room threw about the request: the field is the name its text begins with, if any.
+RequestError bad_request(const Error& error);
+
+}  // namespace thermocline::server

@@ -1,0 +1,145 @@
+#include "src/server/generation.h"
+
+#include "src/server/errors.h"
+
+#include <thread>
+#include <utility>
+
+namespace thermocline::server {
+namespace {
+
+/// Steps of the engine that a client may be behind before its request is given up.
+constexpr size_t kQueueSteps = 1 << 16;
+
+/// Runs on the engine thread.
+class ChoiceListener : public engine::Listener {
+public:
+    ChoiceListener(int32_t choice, std::shared_ptr<DeltaQueue> queue, std::unique_ptr<engine::Output> output,
+                   bool wants_progress)
+        : choice_(choice), queue_(std::move(queue)), output_(std::move(output)), wants_progress_(wants_progress) {}
+
+    void on_prefill(int64_t processed, int64_t total) override {
+        if (!wants_progress_) return;
+        const auto now = engine::Clock::now();
+        if (cached_ < 0) {
+            cached_ = processed;
+            started_ = now;
+        }
+        Delta delta = new_delta();
+        delta.prefilled = processed;
+        delta.prompt_size = total;
+        delta.prefill_start = cached_;
+        delta.prefill_ms = std::chrono::duration<double, std::milli>(now - started_).count();
+        send(std::move(delta));
+    }
+
+    void on_prompt(std::span<const engine::Token> tokens) override {
+        Delta delta = new_delta();
+        delta.prompt_tokens.assign(tokens.begin(), tokens.end());
+        send(std::move(delta));
+    }
+
+    bool on_token(const engine::Token& token) override {
+        Delta delta = new_delta();
+        delta.tokens.push_back(token);
+        const int64_t reasoning = output_->reasoning_tokens();
+        if (!token.ends) delta.events = output_->push(token.id);
+        delta.in_reasoning = output_->reasoning_tokens() > reasoning;
+        return send(std::move(delta)) && !output_->stopped_by();
+    }
+
+    void on_finish(const engine::Result& result) override {
+        Delta delta = new_delta();
+        const bool by_length = result.reason == engine::FinishReason::kLength;
+        delta.events = output_->finish(by_length ? text::Ending::kLength : text::Ending::kStop);
+        Ending ending;
+        ending.result = result;
+        if (!delta.events.empty() && delta.events.back().kind == text::OutputEvent::Kind::kFinish) {
+            ending.reason = delta.events.back().reason;
+            delta.events.pop_back();
+        }
+        ending.stop_string = output_->stopped_by();
+        ending.reasoning_tokens = output_->reasoning_tokens();
+        delta.ending = std::move(ending);
+        send(std::move(delta));
+    }
+
+private:
+    Delta new_delta() const {
+        Delta delta;
+        delta.choice = choice_;
+        return delta;
+    }
+
+    /// False when the client is too far behind: nothing more is sent then.
+    bool send(Delta delta) {
+        if (queue_->push(std::move(delta))) return true;
+        queue_->close();
+        return false;
+    }
+
+    int32_t choice_;
+    std::shared_ptr<DeltaQueue> queue_;
+    std::unique_ptr<engine::Output> output_;
+    bool wants_progress_;
+    int64_t cached_ = -1;  // tokens of the prompt that the caches had
+    engine::Clock::time_point started_;
+};
+
+void throw_if_failed(const engine::Result& result) {
+    if (result.reason == engine::FinishReason::kError) throw RequestError(500, "the engine failed: " + result.error);
+    if (result.reason == engine::FinishReason::kRefused || result.reason == engine::FinishReason::kCancelled)
+        throw RequestError(503, "the server is shutting down");
+}
+
+}  // namespace
+
+Generation::Generation(engine::Engine& engine, std::vector<ChoicePlan> choices, bool wants_progress)
+    : engine_(engine),
+      choices_(std::move(choices)),
+      wants_progress_(wants_progress),
+      queue_(std::make_shared<DeltaQueue>(kQueueSteps)) {
+    for (const ChoicePlan& choice : choices_) {
+        try {
+            engine_.check(choice.request);
+        } catch (const engine::ContextOverflow& error) {
+            throw ContextSizeError(error.prompt_tokens(), error.max_model_len());
+        } catch (const Error& error) {
+            throw bad_request(error);
+        }
+    }
+    if (!submit()) throw RequestError(429, "too many requests are waiting, try again later");
+}
+
+Generation::~Generation() {
+    if (ticket_) ticket_->cancel();
+    queue_->close();
+}
+
+/// Submits the next choice; false when the engine takes none now.
+bool Generation::submit() {
+    const ChoicePlan& choice = choices_[submitted_];
+    ticket_ = engine_.submit(choice.request,
+                             std::make_shared<ChoiceListener>(static_cast<int32_t>(submitted_), queue_,
+                                                              choice.make_output(), wants_progress_));
+    if (ticket_) ++submitted_;
+    return ticket_ != nullptr;
+}
+
+std::optional<Delta> Generation::next(std::chrono::milliseconds timeout) {
+    if (!done() && submitted_ == ended_ && !submit()) {
+        // The queue filled up between two choices of this request: it is served already, so it waits.
+        if (engine_.draining()) throw RequestError(503, "the server is shutting down");
+        std::this_thread::sleep_for(timeout);
+        return std::nullopt;
+    }
+    std::optional<Delta> delta = queue_->pop(timeout);
+    if (!delta && queue_->finished()) throw RequestError(500, "the client reads too slowly");
+    if (delta && delta->ending) {
+        ++ended_;
+        throw_if_failed(delta->ending->result);
+    }
+    return delta;
+}
+
+}  // namespace thermocline::server

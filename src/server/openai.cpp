@@ -1,0 +1,303 @@
+#include "src/server/openai.h"
+
+#include "src/server/errors.h"
+#include "src/server/fields.h"
+
+#include <algorithm>
+#include <charconv>
+#include <random>
+
+namespace thermocline::server {
+namespace {
+
+constexpr int kMaxDepth = 64;
+constexpr size_t kMaxMembers = 2048;
+
+/// Refuses objects with absurdly many members: an ordered object is a list, filling it takes quadratic time.
+void check_members(std::string_view text) {
+    std::vector<size_t> allowed;  // commas that each open bracket may still have
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (in_string) {
+            if (c == '\\') ++i;
+            else if (c == '"') in_string = false;
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{' || c == '[') {
+            allowed.push_back(c == '{' ? kMaxMembers : SIZE_MAX);
+            if (allowed.size() > kMaxDepth) {
+                throw RequestError(400, "request body is nested deeper than " + std::to_string(kMaxDepth) + " levels");
+            }
+        } else if (c == '}' || c == ']') {
+            if (!allowed.empty()) allowed.pop_back();
+        } else if (c == ',' && !allowed.empty() && --allowed.back() == 0) {
+            throw RequestError(400, "request body has an object with more than " + std::to_string(kMaxMembers) + " members");
+        }
+    }
+}
+
+/// Structured output needs a grammar engine; forced calls too.
+void refuse_unsupported(const Fields& fields, std::initializer_list<const char*> keys) {
+    for (const char* key : keys) {
+        if (fields.has(key)) throw RequestError(501, std::string(key) + " is not supported by this server", key);
+    }
+}
+
+void read_penalties(const Fields& fields, engine::SamplingParams& params) {
+    const auto read = [&](const char* key, float& value, double least, double most) {
+        if (const auto given = fields.number(key, least, most)) value = static_cast<float>(*given);
+    };
+    read("temperature", params.temperature, 0, 2);
+    read("top_p", params.top_p, 0, 1);
+    if (params.top_p <= 0) fields.refuse("top_p", "a number over 0, at most 1");
+    read("min_p", params.min_p, 0, 1);
+    if (const auto k = fields.integer("top_k", -1, INT32_MAX)) params.top_k = static_cast<int32_t>(*k);
+    read("presence_penalty", params.presence_penalty, -2, 2);
+    read("frequency_penalty", params.frequency_penalty, -2, 2);
+    for (const char* key : {"repeat_penalty", "repetition_penalty"}) {
+        read(key, params.repetition_penalty, 0, 1e6);
+        if (!(params.repetition_penalty >= 1e-6f)) fields.refuse(key, "a number over 0");
+    }
+}
+
+void read_logit_bias(const Fields& fields, int64_t vocab, engine::SamplingParams& params) {
+    const Json* map = fields.find("logit_bias");
+    if (map == nullptr) return;
+    if (!map->is_object()) fields.refuse("logit_bias", "an object from token ids to numbers");
+    for (const auto& [key, value] : map->items()) {
+        int32_t id = -1;
+        const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
+        const bool is_id = error == std::errc() && end == key.data() + key.size() && id >= 0 && id < vocab;
+        if (!is_id || !value.is_number()) {
+            throw RequestError(400,
+                               "logit_bias has \"" + printable(key, 40) + "\": " + printable(dump_json(value), 40) +
+                                   ", expected a token id from 0 to " + std::to_string(vocab - 1) + " and a number",
+                               "logit_bias");
+        }
+        params.logit_bias.emplace_back(id, static_cast<float>(std::clamp(value.get<double>(), -100.0, 100.0)));
+    }
+}
+
+/// True when the request gave a seed; -1 asks for a random one.
+bool read_seed(const Fields& fields, engine::SamplingParams& params) {
+    const auto seed = fields.integer("seed", INT64_MIN);
+    const bool given = seed && *seed != -1;
+    if (given) {
+        params.seed = static_cast<uint64_t>(*seed);
+    } else {
+        std::random_device device;
+        params.seed = uint64_t{device()} << 32 | device();
+    }
+    return given;
+}
+
+void read_stops(const Fields& fields, int64_t vocab, Call& call) {
+    const std::string expected = "a string or an array of at most " + std::to_string(kMaxStops) + " strings, none empty";
+    if (const Json* stop = fields.find("stop")) {
+        if (stop->is_string()) {
+            call.stop.push_back(stop->get<std::string>());
+        } else if (stop->is_array() && stop->size() <= kMaxStops) {
+            for (const Json& item : *stop) {
+                if (!item.is_string()) fields.refuse("stop", expected);
+                call.stop.push_back(item.get<std::string>());
+            }
+        } else {
+            fields.refuse("stop", expected);
+        }
+        if (std::find(call.stop.begin(), call.stop.end(), "") != call.stop.end()) fields.refuse("stop", expected);
+    }
+    for (const int64_t id : fields.integers("stop_token_ids", 1024)) {
+        if (id < 0 || id >= vocab) fields.refuse("stop_token_ids", "token ids from 0 to " + std::to_string(vocab - 1));
+        call.request.stop_tokens.push_back(static_cast<int32_t>(id));
+    }
+}
+
+void read_stream(const Fields& fields, Call& call) {
+    call.stream = fields.boolean("stream", false);
+    if (const Json* options = fields.find("stream_options")) {
+        if (!call.stream) throw RequestError(400, "stream_options is given, but stream is not true", "stream_options");
+        if (!options->is_object()) fields.refuse("stream_options", "an object");
+        const Fields inner(*options, "stream_options.");
+        call.include_usage = inner.boolean("include_usage", false);
+        call.continuous_usage = inner.boolean("continuous_usage_stats", false);
+    }
+    call.return_progress = fields.boolean("return_progress", false);
+    call.ping_seconds = fields.integer("sse_ping_interval", -1, 86400);
+}
+
+void read_cache(const Fields& fields, Call& call) {
+    call.request.reuse_prefix = fields.boolean("cache_prompt", true);
+    if (const auto salt = fields.string("cache_salt")) {
+        if (salt->empty()) fields.refuse("cache_salt", "a string that is not empty");
+        call.request.cache_salt = *salt;
+    }
+    call.truncate_prompt = fields.integer("truncate_prompt_tokens", -1);
+    if (call.truncate_prompt && *call.truncate_prompt == 0) fields.refuse("truncate_prompt_tokens", "-1 or at least 1");
+    if (const auto side = fields.string("truncation_side"); side && *side != "left")
+        fields.refuse("truncation_side", "\"left\"");
+}
+
+void read_common(const Fields& fields, const ServedModel& model, Call& call) {
+    refuse_unsupported(fields, {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+                                "grammar", "json_schema", "thinking_token_budget", "prompt_logprobs"});
+    call.request.sampling = model.sampling;
+    read_penalties(fields, call.request.sampling);
+    read_logit_bias(fields, model.vocab, call.request.sampling);
+    call.random_seed = !read_seed(fields, call.request.sampling);
+    read_stops(fields, model.vocab, call);
+    read_stream(fields, call);
+    read_cache(fields, call);
+    call.choices = static_cast<int32_t>(fields.integer("n", 1, kMaxChoices).value_or(1));
+    call.include_stop = fields.boolean("include_stop_str_in_output", false);
+    call.skip_special_tokens = fields.boolean("skip_special_tokens", true);
+    call.request.ignore_eos = fields.boolean("ignore_eos", false);
+    call.return_token_ids = fields.boolean("return_token_ids", false);
+    call.tokens_as_ids = fields.boolean("return_tokens_as_token_ids", false);
+    call.request.min_tokens = fields.integer("min_tokens", 0).value_or(0);
+}
+
+void check_min_tokens(const Fields& fields, const Call& call) {
+    const int64_t most = call.request.max_tokens;
+    if (most >= 0 && call.request.min_tokens > most)
+        fields.refuse("min_tokens", "at most max_tokens, " + std::to_string(most));
+}
+
+void check_response_format(const Fields& fields) {
+    const Json* format = fields.find("response_format");
+    if (format == nullptr) return;
+    if (!format->is_object()) fields.refuse("response_format", "an object");
+    const auto type = Fields(*format, "response_format.").string("type");
+    if (type == "text") return;
+    if (type == "json_object" || type == "json_schema")
+        throw RequestError(501, "response_format \"" + *type + "\" is not supported by this server", "response_format");
+    fields.refuse("response_format", "one with type text, json_object or json_schema");
+}
+
+void refuse_old_functions(const Fields& fields) {
+    if (const Json* functions = fields.find("functions"); functions != nullptr && !functions->empty())
+        throw RequestError(400, "functions is not supported, expected tools", "functions");
+    if (const Json* modalities = fields.find("modalities"); modalities != nullptr && modalities->is_array()) {
+        for (const Json& item : *modalities)
+            if (item == "audio") throw RequestError(400, "modalities has audio, not supported by this model", "modalities");
+    }
+}
+
+PromptInput token_prompt(const Json& ids, int64_t vocab) {
+    std::vector<int32_t> out;
+    for (const Json& item : ids) {
+        const auto id = as_integer(item);
+        if (!id) throw RequestError(400, "prompt has " + printable(dump_json(item), 40) + ", expected a token id", "prompt");
+        if (*id < 0 || *id >= vocab) {
+            throw RequestError(400,
+                               "prompt token " + std::to_string(*id) + " is out of vocabulary, expected 0 to " +
+                                   std::to_string(vocab - 1),
+                               "prompt");
+        }
+        out.push_back(static_cast<int32_t>(*id));
+    }
+    return out;
+}
+
+std::vector<PromptInput> read_prompts(const Fields& fields, int64_t vocab) {
+    const std::string expected =
+        "a string, an array of strings, an array of token ids or an array of such arrays, none empty";
+    const Json* prompt = fields.find("prompt");
+    if (prompt == nullptr || prompt->empty()) fields.refuse("prompt", expected);
+    const auto read_one = [&](const Json& item) -> PromptInput {
+        if (item.is_string() && !item.get_ref<const std::string&>().empty()) return item.get<std::string>();
+        if (!item.is_array() || item.empty()) fields.refuse("prompt", expected);
+        return token_prompt(item, vocab);
+    };
+    if (prompt->is_string() || (prompt->is_array() && prompt->front().is_number())) return {read_one(*prompt)};
+    if (!prompt->is_array()) fields.refuse("prompt", expected);
+    if (prompt->size() > kMaxPrompts) fields.refuse("prompt", "at most " + std::to_string(kMaxPrompts) + " prompts");
+    std::vector<PromptInput> prompts;
+    for (const Json& item : *prompt) prompts.push_back(read_one(item));
+    return prompts;
+}
+
+}  // namespace
+
+Json parse_body(std::string_view body) {
+    check_members(body);
+    Json json;
+    try {
+        json = parse_json(body, "request body");
+    } catch (const Error& error) {
+        throw RequestError(400, error.what());
+    }
+    if (!json.is_object()) throw RequestError(400, "request body is not a JSON object");
+    return json;
+}
+
+void check_model_name(const Json& body, const ServedModel& model) {
+    const auto name = Fields(body).string("model");
+    if (!name || *name == model.name) return;
+    for (const std::string& alias : model.aliases)
+        if (alias == "*" || alias == *name) return;
+    throw RequestError(404, "The model `" + printable(*name, 200) + "` does not exist.", "model");
+}
+
+ChatCall chat_call(const Json& body, const ServedModel& model) {
+    const Fields fields(body);
+    check_model_name(body, model);
+    ChatCall call;
+    read_common(fields, model, call);
+    check_response_format(fields);
+    refuse_old_functions(fields);
+    if (fields.boolean("echo", false)) throw RequestError(501, "echo is not supported by this server", "echo");
+
+    const auto most = fields.integer("max_tokens", -1);
+    if (most && *most == 0) fields.refuse("max_tokens", "an integer >= 1");
+    const auto wins = fields.integer("max_completion_tokens", 1);
+    call.request.max_tokens = wins ? *wins : most.value_or(-1);
+    check_min_tokens(fields, call);
+    if (call.request.min_tokens > 0 && !call.stop.empty())
+        throw RequestError(501, "min_tokens together with stop is not supported by this server", "min_tokens");
+
+    const bool logprobs = fields.boolean("logprobs", false);
+    const auto top = fields.integer("top_logprobs", 0, kMaxLogprobs).value_or(0);
+    if (top > 0 && !logprobs) fields.refuse("top_logprobs", "logprobs: true with it");
+    call.request.logprobs = logprobs ? static_cast<int32_t>(top) : -1;
+
+    call.chat = text::chat_from_openai(body, model.revision, model.chat);
+    const auto choice = call.chat.options.tool_choice.kind;
+    if (choice == text::ToolChoice::Kind::kRequired || choice == text::ToolChoice::Kind::kNamed)
+        throw RequestError(501, "tool_choice other than none or auto is not supported by this server", "tool_choice");
+    call.include_reasoning = fields.boolean("include_reasoning", true);
+    const std::string format = fields.string("reasoning_format").value_or("deepseek");
+    if (format != "none" && format != "deepseek" && format != "auto")
+        fields.refuse("reasoning_format", "none, deepseek or auto");
+    call.split_reasoning = format != "none";
+    return call;
+}
+
+CompletionCall completion_call(const Json& body, const ServedModel& model) {
+    const Fields fields(body);
+    check_model_name(body, model);
+    CompletionCall call;
+    read_common(fields, model, call);
+    check_response_format(fields);
+    if (const auto suffix = fields.string("suffix"); suffix && !suffix->empty())
+        throw RequestError(501, "suffix is not supported by this server", "suffix");
+    call.prompts = read_prompts(fields, model.vocab);
+    call.echo = fields.boolean("echo", false);
+    call.add_special_tokens = fields.boolean("add_special_tokens", true);
+    call.request.max_tokens = fields.integer("max_tokens", -1).value_or(16);
+    if (call.request.max_tokens == 0 && !call.echo) fields.refuse("max_tokens", "an integer >= 1, or echo: true with 0");
+    check_min_tokens(fields, call);
+    if (const auto best = fields.integer("best_of", 1); best && *best != call.choices)
+        fields.refuse("best_of", "the same as n, " + std::to_string(call.choices));
+
+    const Json* logprobs = fields.find("logprobs");
+    if (logprobs != nullptr && logprobs->is_boolean()) {
+        call.request.logprobs = logprobs->get<bool>() ? 1 : -1;
+    } else {
+        call.request.logprobs = static_cast<int32_t>(fields.integer("logprobs", 0, kMaxLogprobs).value_or(-1));
+    }
+    call.request.prompt_logprobs = call.echo && call.request.logprobs >= 0;
+    return call;
+}
+
+}  // namespace thermocline::server
