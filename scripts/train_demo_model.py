@@ -21,7 +21,8 @@ What it does, in order:
             sequences, top-k selection by the indexer, which learns from a KL loss towards the attention mass.
   export    quantises to the official checkpoint form: official names, X.weight F8_E4M3 + X.scale F8_E8M0
             (128x128), routed experts FP4 packed in I8 + E8M0 per 32, BF16 / F32 / I64 for the rest.
-  evaluate  dequantises the exported file into unpatched transformers and measures it.
+  evaluate  dequantises the exported file into unpatched transformers and measures it (--json FILE keeps the result).
+  readme    writes models/demo/README.md from that JSON.
 """
 import argparse, json, math, os, re, shutil, struct, subprocess, sys, tempfile, time
 
@@ -430,12 +431,12 @@ def build():
 
 # ----------------------------------------------------------------------------------------------- fast forward
 EPS, HEPS, ITERS = CONFIG["rms_norm_eps"], CONFIG["hc_eps"], CONFIG["hc_sinkhorn_iters"]
-NO_COMPILE = bool(os.environ.get("NO_COMPILE"))
+NO_COMPILE = bool(os.environ.get("NO_COMPILE")) or "train" not in sys.argv
 
 
 def tune_malloc():
     """glibc returns every freed tensor to the kernel (page faults cost up to a third of the time). Better still:
-    LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1 (then this is skipped)."""
+    LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0 (then this is skipped)."""
     if "jemalloc" in os.environ.get("LD_PRELOAD", ""):
         return
     try:
@@ -970,7 +971,7 @@ def train(a):
     run_loss, run_n, t_report = 0.0, 0, time.time()
     tok_report = 0
     swap = Swap(trunk_named, False)
-    while meta["seconds"] < budget:
+    while meta["seconds"] < budget and not meta.get("trunk_done"):
         t0 = time.time()
         f = meta["seconds"] / budget
         quant, long = f >= QAT_AT, f >= LONG_AT
@@ -1305,24 +1306,16 @@ def evaluate(a):
     model, t = load_exported(a.out)
     tok = load_tokenizer(os.path.join(a.out, "tokenizer.json"))
     ids = tok.encode(open(os.path.join(a.out, "heldout.txt")).read()).ids
-    res = {"files": {f: os.path.getsize(os.path.join(a.out, f)) for f in sorted(os.listdir(a.out)) if os.path.isfile(os.path.join(a.out, f))}}
+    files = {f: os.path.getsize(os.path.join(a.out, f)) for f in sorted(os.listdir(a.out)) if os.path.isfile(os.path.join(a.out, f)) and f[0] != "."}
     if a.limit:
         ids = ids[:a.limit]
-    res["names_check"] = names_check(a.out, t, model)
-    C = 512
-    nll, cnt = 0.0, 0
-    mtp = load_exported_mtp(t)
+    res = json.load(open(a.json)) if a.mtp_only else {}
+    res["files"] = files
+    if not a.mtp_only:
+        evaluate_trunk(a, model, t, tok, ids, res)
+    # fast forward against transformers; MTP: how often its argmax equals the trunk's own choice one token later
     with torch.no_grad():
-        for i in range(0, len(ids), C - 1):
-            chunk = ids[i:i + C - 1]                        # BOS + 511 tokens: every text token predicted once
-            x = torch.tensor([[0] + chunk])
-            lg = model(input_ids=x, use_cache=False).logits[0, :-1]
-            nll += F.cross_entropy(lg, x[0, 1:], reduction="sum").item()
-            cnt += len(chunk)
-    res["heldout"] = {"chunk": C, "tokens": cnt, "nll_sum": nll, "nll": nll / cnt, "perplexity": math.exp(nll / cnt),
-                      "bits_per_byte": nll / math.log(2) / len(tok.decode(ids).encode())}
-    # MTP: how often does its argmax equal the trunk's own greedy choice one token later (fast forward, same weights)
-    with torch.no_grad():
+        mtp = load_exported_mtp(t)
         R = min(16, len(ids) // 511)
         X = torch.tensor([[0] + ids[i * 511:(i + 1) * 511] for i in range(R)])
         loads = []
@@ -1335,6 +1328,24 @@ def evaluate(a):
         res["mtp"] = {"nll_of_t_plus_2": F.cross_entropy(ml.reshape(-1, VOCAB), X[:, 2:].reshape(-1)).item(),
                       "agrees_with_trunk_argmax": (ml.argmax(-1) == lg[:, 1:-1].argmax(-1)).float().mean().item()}
         res["expert_share_min_max"] = [[round(v.min().item() / v.sum().item(), 4), round(v.max().item() / v.sum().item(), 4)] for v in (l.float() for l in loads)]
+    print(json.dumps(res, indent=1, ensure_ascii=False))
+    if a.json:
+        json.dump(res, open(a.json, "w"), indent=1, ensure_ascii=False)
+
+
+def evaluate_trunk(a, model, t, tok, ids, res):
+    res["names_check"] = names_check(a.out, t, model)
+    C = 512
+    nll, cnt = 0.0, 0
+    with torch.no_grad():
+        for i in range(0, len(ids), C - 1):
+            chunk = ids[i:i + C - 1]                        # BOS + 511 tokens: every text token predicted once
+            x = torch.tensor([[0] + chunk])
+            lg = model(input_ids=x, use_cache=False).logits[0, :-1]
+            nll += F.cross_entropy(lg, x[0, 1:], reduction="sum").item()
+            cnt += len(chunk)
+    res["heldout"] = {"chunk": C, "tokens": cnt, "nll_sum": nll, "nll": nll / cnt, "perplexity": math.exp(nll / cnt),
+                      "bits_per_byte": nll / math.log(2) / len(tok.decode(ids).encode())}
     prompts = ["In the beginning", "And it came to pass, when the king heard the words of the prophet,"]
     chats = [BOS + USER + "Tell me about David." + ASSIST + ENDTHINK, BOS + USER + "Hello!" + ASSIST + ENDTHINK,
              BOS + USER + "Write a short story about the sea." + ASSIST + THINK]
@@ -1344,9 +1355,66 @@ def evaluate(a):
         for temp in (0.0, 0.7):
             o = generate(model, pid, a.new_tokens, temp, 1)
             res["samples"].append({"prompt": p, "temperature": temp, "text": tok.decode(o, skip_special_tokens=False), "ids": o[:8]})
-    print(json.dumps(res, indent=1, ensure_ascii=False))
-    if a.json:
-        json.dump(res, open(a.json, "w"), indent=1, ensure_ascii=False)
+
+
+def readme(a):
+    """models/demo/README.md from the evaluation's JSON and the training meta data."""
+    r = json.load(open(a.json))
+    meta = torch.load(os.path.join(a.work, "ckpt.pt"), weights_only=False)["meta"]
+    t = read_official(os.path.join(a.out, "model.safetensors"))
+    n_all = sum(v.numel() for v in t.values() if v.is_floating_point())
+    n_mtp = sum(v.numel() for k, v in t.items() if k.startswith("mtp.") and v.is_floating_point())
+    E, K = CONFIG["n_routed_experts"], CONFIG["num_experts_per_tok"]
+    routed = sum(v.numel() for k, v in t.items() if ".experts." in k and not k.startswith("mtp."))
+    active = n_all - n_mtp - routed + routed * K // E - t["embed.weight"].numel()
+    h, m = r["heldout"], r["mtp"]
+    rows = [
+        ("architecture", "DeepSeek-V4, official checkpoint form (flat `config.json`, official tensor names)"),
+        ("layers", f"{CONFIG['num_hidden_layers']} + 1 MTP; compress ratios {CONFIG['compress_ratios']} (last: MTP); hash-routed layers 0 and 1"),
+        ("width", "hidden 256, 4 heads x 128 (64 rotary), q rank 128, 2 output groups x 128, window 64"),
+        ("MoE", f"{E} routed experts (top {K}) + 1 shared, intermediate 128"),
+        ("indexer", "16 heads x 64, top 32; trained by a KL loss towards the attention mass (stopped gradients), phase B only"),
+        ("mHC", "4 streams, 20 Sinkhorn iterations"),
+        ("context", "16384 positions by YaRN (x16 over 1024); trained on sequences of 256, then 512: quality far beyond 512 is not claimed"),
+        ("parameters", f"{n_all / 1e6:.2f} M in the file, of which MTP {n_mtp / 1e6:.2f} M; about {active / 1e6:.2f} M used per token (embedding rows not counted)"),
+        ("formats", "routed experts FP4 (E2M1 + E8M0 per 32), attention/shared/MTP matrices FP8 (E4M3 + E8M0 per 128x128), BF16 and F32 for the rest"),
+        ("vocabulary", f"{VOCAB}, byte-level BPE, DeepSeek's pre-tokenizer, V4 special tokens"),
+        ("training", f"{meta['steps']} steps, {meta['tokens']:,} tokens, {meta['seconds'] / 60:.0f} minutes of wall clock on a shared CPU core (trunk); MTP {meta['mtp_tokens']:,} tokens, {meta['mtp_seconds'] / 60:.0f} minutes, trunk frozen"),
+        ("fake quantisation", f"weights, straight-through, from {QAT_AT:.0%} of the trunk's time on; none on activations"),
+        ("held-out loss", f"**{h['nll']:.4f}** nats per token"),
+        ("held-out perplexity", f"**{h['perplexity']:.3f}** (exported file, dequantised, unpatched transformers, fp32)"),
+        ("held-out tokens / NLL sum / bits per byte", f"{h['tokens']} / {h['nll_sum']:.2f} / {h['bits_per_byte']:.3f}"),
+        ("MTP, held-out", f"loss of t+2: {m['nll_of_t_plus_2']:.3f}; argmax equals the trunk's own next argmax for {m['agrees_with_trunk_argmax']:.1%} of positions"),
+        ("expert shares min/max per layer", "; ".join(f"{x[0]:.1%}..{x[1]:.1%}" for x in r["expert_share_min_max"]) + f" (even: {1 / E:.1%})"),
+    ]
+    size = sum(r["files"].get(f, 0) for f in ("config.json", "generation_config.json", "heldout.txt", "model.safetensors", "tokenizer.json", "tokenizer_config.json"))
+    out = ["# Demo model", "",
+           "A very small DeepSeek-V4 made from scratch by `scripts/train_demo_model.py`, so that Thermocline can be tried, tested and",
+           "demonstrated without a download. It has every structural part of the real architecture and nothing of its knowledge: it read",
+           "one book for under an hour and writes in its manner. Do not expect answers.", "",
+           "| | |", "|---|---|"] + [f"| {a_} | {b_} |" for a_, b_ in rows]
+    out += ["", "## Text and licence", "",
+            "Text: the King James Bible as packaged in Debian's `bible-kjv-text` 4.38 (Debian 12, main). Its copyright file states that the",
+            "copyright of the text is expired (the translation is of 1611; in the United Kingdom the Crown's letters patent on printing it",
+            "still exist), and that the text files may be copied, modified and distributed at will. The package's GPL-2+ reader program was only used",
+            "to print the text and is not included. The weights, `tokenizer.json` and `heldout.txt` in this folder come from that text alone (and from",
+            "short question templates in the script); they carry the licence of this repository.",
+            "5% of the chapters (60 of 1189) were held out; they are `heldout.txt`. About a quarter of the training samples are in the V4 chat format.", "",
+            "## How the perplexity is computed", "",
+            "`heldout.txt` is tokenized as a whole (no special tokens) and cut into contiguous chunks of 511 tokens; each chunk is run by itself as",
+            "BOS + chunk (512 tokens) and every one of its tokens is predicted and counted (the last chunk is shorter). Loss = sum of NLL / tokens.", "",
+            "    python scripts/train_demo_model.py evaluate --out models/demo", "",
+            f"Loading the official names by transformers' own rules (dequantised tensors): {r['names_check']}. Largest logit difference between the fast",
+            f"forward used for training and transformers: {r['fast_forward_max_difference']:.1e}.", "",
+            "## Samples (exported model in transformers)", ""]
+    for x in r["samples"]:
+        out += [f"Prompt `{x['prompt']}`, " + ("greedy" if x["temperature"] == 0 else f"temperature {x['temperature']}") + ":", ""]
+        out += ["> " + l for l in (x["text"].strip("\n").split("\n") or [""])] + [""]
+    out += ["## Files", "", "| file | bytes |", "|---|---:|"] + [f"| {k} | {v} |" for k, v in r["files"].items() if k != "README.md"]
+    out += [f"| together | {size} |", ""]
+    tmp = os.path.join(a.out, ".README.new")
+    open(tmp, "w").write("\n".join(out))
+    os.replace(tmp, os.path.join(a.out, "README.md"))
 
 
 def check(a):
@@ -1369,7 +1437,7 @@ def check(a):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("cmd", choices=["prepare", "train", "export", "evaluate", "check"])
+    ap.add_argument("cmd", choices=["prepare", "train", "export", "evaluate", "readme", "check"])
     ap.add_argument("--work", default="build/demo-model")
     ap.add_argument("--out", default="models/demo")
     ap.add_argument("--minutes", type=float, default=75, help="trunk training time; the schedule ends exactly there")
@@ -1381,11 +1449,12 @@ def main():
     ap.add_argument("--untrained", action="store_true", help="export: random weights (shapes only)")
     ap.add_argument("--new-tokens", type=int, default=80)
     ap.add_argument("--limit", type=int, default=0, help="evaluate: only this many tokens of heldout.txt")
+    ap.add_argument("--mtp-only", action="store_true", help="evaluate: only the MTP figures, the rest from --json FILE")
     ap.add_argument("--json", default=None, help="evaluate: also write the result here")
     a = ap.parse_args()
     a.log = a.log or os.path.join(a.work, "train.log")
     {"prepare": lambda: prepare(a.work, a.out), "train": lambda: train(a), "export": lambda: export(a),
-     "evaluate": lambda: evaluate(a), "check": lambda: check(a)}[a.cmd]()
+     "evaluate": lambda: evaluate(a), "readme": lambda: readme(a), "check": lambda: check(a)}[a.cmd]()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,19 @@ constexpr int64_t kMaxSplits = 10'000;
 constexpr uint32_t kAmbiguousType = 42;
 
 enum ValueType : uint32_t {
-    kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64,
+    kU8,
+    kI8,
+    kU16,
+    kI16,
+    kU32,
+    kI32,
+    kF32,
+    kBool,
+    kString,
+    kArray,
+    kU64,
+    kI64,
+    kF64,
 };
 
 /// Reads little-endian values off the front of a file; every read is checked against its end.
@@ -42,9 +54,10 @@ public:
     std::string text(const char* what, uint64_t limit) {
         const auto length = read<uint64_t>(what);
         if (length > bytes_.size() - at_)
-            fail(file_, ": ", what, " at byte ", at_, " has a string length of ", length, ", beyond the end of the file (",
-                 bytes_.size(), " bytes)");
-        if (length > limit) fail(file_, ": ", what, " at byte ", at_, " has ", length, " bytes, expected at most ", limit);
+            fail(file_, ": ", what, " at byte ", at_, " has a string length of ", length,
+                 ", beyond the end of the file (", bytes_.size(), " bytes)");
+        if (length > limit)
+            fail(file_, ": ", what, " at byte ", at_, " has ", length, " bytes, expected at most ", limit);
         std::string value(reinterpret_cast<const char*>(bytes_.data() + at_), length);
         at_ += length;
         return value;
@@ -71,36 +84,60 @@ struct Budget {
     uint64_t string_bytes = kMaxStringBytes;
 };
 
+[[noreturn]] void refuse_type(const Cursor& cursor, uint32_t type, const std::string& key) {
+    fail(cursor.file(), ": key ", printable(key), " has value type ", type,
+         type == kArray ? " inside an array (arrays of arrays are not supported)" : ", expected 0 to 12");
+}
+
 Json read_scalar(Cursor& cursor, uint32_t type, Budget& budget, const std::string& key) {
     switch (type) {
-        case kU8: return cursor.read<uint8_t>("a value");
-        case kI8: return cursor.read<int8_t>("a value");
-        case kU16: return cursor.read<uint16_t>("a value");
-        case kI16: return cursor.read<int16_t>("a value");
-        case kU32: return cursor.read<uint32_t>("a value");
-        case kI32: return cursor.read<int32_t>("a value");
-        case kF32: return static_cast<double>(cursor.read<float>("a value"));
-        case kBool: return cursor.read<uint8_t>("a value") != 0;
-        case kU64: return cursor.read<uint64_t>("a value");
-        case kI64: return cursor.read<int64_t>("a value");
-        case kF64: return cursor.read<double>("a value");
+        case kU8:
+            return cursor.read<uint8_t>("a value");
+        case kI8:
+            return cursor.read<int8_t>("a value");
+        case kU16:
+            return cursor.read<uint16_t>("a value");
+        case kI16:
+            return cursor.read<int16_t>("a value");
+        case kU32:
+            return cursor.read<uint32_t>("a value");
+        case kI32:
+            return cursor.read<int32_t>("a value");
+        case kF32:
+            return static_cast<double>(cursor.read<float>("a value"));
+        case kBool:
+            return cursor.read<uint8_t>("a value") != 0;
+        case kU64:
+            return cursor.read<uint64_t>("a value");
+        case kI64:
+            return cursor.read<int64_t>("a value");
+        case kF64:
+            return cursor.read<double>("a value");
         case kString: {
             std::string text = cursor.text("a string value", budget.string_bytes);
             budget.string_bytes -= text.size();
             return text;
         }
         default:
-            fail(cursor.file(), ": key ", printable(key), " has value type ", type,
-                 type == kArray ? " inside an array (arrays of arrays are not supported)" : ", expected 0 to 12");
+            refuse_type(cursor, type, key);
     }
 }
 
 uint64_t least_bytes(uint32_t type) {
     switch (type) {
-        case kU8: case kI8: case kBool: return 1;
-        case kU16: case kI16: return 2;
-        case kU32: case kI32: case kF32: return 4;
-        default: return 8;
+        case kU8:
+        case kI8:
+        case kBool:
+            return 1;
+        case kU16:
+        case kI16:
+            return 2;
+        case kU32:
+        case kI32:
+        case kF32:
+            return 4;
+        default:
+            return 8;
     }
 }
 
@@ -108,9 +145,11 @@ Json read_value(Cursor& cursor, Budget& budget, const std::string& key) {
     const auto type = cursor.read<uint32_t>("a value type");
     if (type != kArray) return read_scalar(cursor, type, budget, key);
     const auto element = cursor.read<uint32_t>("an array type");
+    if (element == kArray || element > kF64) refuse_type(cursor, element, key);
     const auto count = cursor.read<uint64_t>("an array length");
     if (count > cursor.left() / least_bytes(element))
-        fail(cursor.file(), ": key ", printable(key), " is an array of ", count, " elements, beyond the end of the file");
+        fail(cursor.file(), ": key ", printable(key), " is an array of ", count,
+             " elements, beyond the end of the file");
     if (count > budget.elements)
         fail(cursor.file(), ": key ", printable(key), " is an array of ", count, " elements, expected at most ",
              budget.elements, " (", kMaxElements, " in all)");
@@ -140,7 +179,8 @@ TensorRecord read_record(Cursor& cursor) {
     for (uint32_t i = 0; i < dimensions; ++i) record.shape.push_back(cursor.read<int64_t>("a tensor shape"));
     std::reverse(record.shape.begin(), record.shape.end());
     const std::optional<int64_t> elements = element_count(record.shape);
-    if (!elements || *elements > INT64_MAX / 16) fail(tensor, " has shape ", to_string(record.shape), ", whose size overflows");
+    if (!elements || *elements > INT64_MAX / 16)
+        fail(tensor, " has shape ", to_string(record.shape), ", whose size overflows");
     record.elements = *elements;
     record.type = cursor.read<uint32_t>("a tensor type");
     record.offset = cursor.read<uint64_t>("a tensor offset");
@@ -172,7 +212,8 @@ void resolve_ambiguous(std::vector<TensorRecord>& records, uint64_t data_bytes, 
             if (fits(format)) record.format = format;
         if (!record.format || (decided && *decided != *record.format))
             fail(file, ": tensor ", printable(record.name), " has type 42 and occupies ", end - record.offset,
-                 " bytes, which is neither Q2_0 nor F8_E4M3_B128", decided ? " as the tensors of this type before it" : "");
+                 " bytes, which is neither Q2_0 nor F8_E4M3_B128",
+                 decided ? " as the tensors of this type before it" : "");
         decided = record.format;
     }
 }
@@ -182,7 +223,8 @@ uint64_t alignment_of(const Metadata& keys, const std::string& file) {
     if (found == keys.end()) return 32;
     const uint64_t alignment = found->second.is_number_unsigned() ? found->second.get<uint64_t>() : 0;
     if (!std::has_single_bit(alignment) || alignment > (1u << 20))
-        fail(file, ": general.alignment is ", printable(dump_json(found->second)), ", expected a power of two up to 2^20");
+        fail(file, ": general.alignment is ", printable(dump_json(found->second)),
+             ", expected a power of two up to 2^20");
     return alignment;
 }
 
@@ -205,7 +247,8 @@ struct Counts {
 
 Counts read_start(Cursor& cursor, std::string_view text) {
     if (!text.starts_with("GGUF"))
-        fail(cursor.file(), ": not a GGUF file (begins with \"", printable(text.substr(0, 4)), "\", expected \"GGUF\")");
+        fail(cursor.file(), ": not a GGUF file (begins with \"", printable(text.substr(0, 4)),
+             "\", expected \"GGUF\")");
     cursor.read<uint32_t>("the magic");
     const auto version = cursor.read<uint32_t>("the version");
     if ((version & 0xffff) == 0 && version != 0) fail(cursor.file(), ": big-endian GGUF is not supported");
@@ -236,11 +279,17 @@ void enter_tensors(std::vector<TensorRecord>& records, uint64_t data_start, uint
             fail(tensor, " is at offset ", record.offset, " of the data, expected ", expected_offset,
                  record.offset < expected_offset ? " (overlap)" : " (hole or misaligned)");
         if (record.offset > data_bytes || bytes > data_bytes - record.offset)
-            fail(tensor, ": truncated, ends at byte ", data_start + record.offset + bytes, ", the file has ", file->size());
+            fail(tensor, ": truncated, ends at byte ", data_start + record.offset + bytes, ", the file has ",
+                 file->size());
         expected_offset = round_up(record.offset + bytes, alignment);
         const auto offset = static_cast<int64_t>(data_start + record.offset);
-        TensorEntry entry{record.name, *record.format, std::move(record.shape), file->bytes().data() + offset,
-                          static_cast<int64_t>(bytes), static_cast<int>(directory.files.size()), offset};
+        TensorEntry entry{record.name,
+                          *record.format,
+                          std::move(record.shape),
+                          file->bytes().data() + offset,
+                          static_cast<int64_t>(bytes),
+                          static_cast<int>(directory.files.size()),
+                          offset};
         if (!directory.tensors.emplace(record.name, std::move(entry)).second) fail(tensor, " is there twice");
     }
 }
@@ -291,9 +340,11 @@ void read_gguf_model(const std::filesystem::path& path, WeightDirectory& directo
     const std::string name = path.filename().string();
     if (count > kMaxSplits) fail(printable(name), ": split.count is ", count, ", expected at most ", kMaxSplits);
     const int64_t number = metadata_integer(metadata, "split.no").value_or(0);
-    if (number != 0) fail(printable(name), ": part ", number + 1, " of ", count, " of a split model, give its first part");
+    if (number != 0)
+        fail(printable(name), ": part ", number + 1, " of ", count, " of a split model, give its first part");
     const std::optional<std::string> prefix = split_prefix(name, 1, count);
-    if (!prefix) fail(printable(name), ": first of ", count, " parts, expected a name ending in -00001-of-N.gguf with N parts");
+    if (!prefix)
+        fail(printable(name), ": first of ", count, " parts, expected a name ending in -00001-of-N.gguf with N parts");
 
     std::vector<std::filesystem::path> parts;
     std::string missing;
@@ -303,7 +354,8 @@ void read_gguf_model(const std::filesystem::path& path, WeightDirectory& directo
         parts.push_back(path.parent_path() / (*prefix + tail));
         if (!std::filesystem::exists(parts.back()) && missing.empty()) missing = parts.back().filename().string();
     }
-    if (!missing.empty()) fail(printable(name), ": missing shard ", printable(missing), " (", count, " parts expected)");
+    if (!missing.empty())
+        fail(printable(name), ": missing shard ", printable(missing), " (", count, " parts expected)");
     for (int64_t i = 2; i <= count; ++i) {
         Metadata keys;
         read_gguf(MappedFile::open(parts[i - 2]), directory, keys);
@@ -313,7 +365,8 @@ void read_gguf_model(const std::filesystem::path& path, WeightDirectory& directo
     }
     const int64_t total = metadata_integer(metadata, "split.tensors.count").value_or(-1);
     if (total != static_cast<int64_t>(directory.tensors.size()))
-        fail(printable(name), ": split.tensors.count is ", total, ", the parts have ", directory.tensors.size(), " tensors");
+        fail(printable(name), ": split.tensors.count is ", total, ", the parts have ", directory.tensors.size(),
+             " tensors");
 }
 
 }  // namespace thermocline::model

@@ -126,7 +126,8 @@ std::optional<Json> swiglu_limit(const Metadata& metadata, const Layers& layers)
             trunk = uniform(trunk);
         }
         if (trunk.is_array() || (limit && trunk != *limit))
-            fail(key_text(key, *value), ", clamps that differ between layers or for the shared expert are not supported");
+            fail(key_text(key, *value),
+                 ", clamps that differ between layers or for the shared expert are not supported");
         limit = trunk;
     }
     return limit;
@@ -162,7 +163,8 @@ void add_constants(Json& config, const Metadata& metadata) {
     config["hidden_act"] = "silu";
     config["tie_word_embeddings"] = false;
     for (const auto& [gguf, name] : {std::pair{"bos", "bos_token_id"}, std::pair{"eos", "eos_token_id"}})
-        if (const auto id = metadata_integer(metadata, std::string("tokenizer.ggml.") + gguf + "_token_id")) config[name] = *id;
+        if (const auto id = metadata_integer(metadata, std::string("tokenizer.ggml.") + gguf + "_token_id"))
+            config[name] = *id;
 }
 
 int64_t vocabulary_size(const Metadata& metadata, const WeightDirectory& weights) {
@@ -176,7 +178,8 @@ int64_t vocabulary_size(const Metadata& metadata, const WeightDirectory& weights
 
 Json config_from_gguf(const Metadata& metadata, const WeightDirectory& weights) {
     const auto found = metadata.find("general.architecture");
-    if (found == metadata.end() || !found->second.is_string()) fail("GGUF key general.architecture is missing or no string");
+    if (found == metadata.end() || !found->second.is_string())
+        fail("GGUF key general.architecture is missing or no string");
     const auto architecture = found->second.get<std::string>();
     Json config = Json::object();
     if (architecture != "deepseek4") {

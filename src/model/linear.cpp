@@ -125,12 +125,14 @@ void check_weight_shape(const TensorEntry& tensor, int64_t rows, int64_t cols) {
         if (tensor.format == Format::kI32) values[i] = narrow;
     }
     if (values[0] != rows || values[1] != cols)
-        fail("tensor ", printable(tensor.name), " holds [", values[0], ", ", values[1], "], expected [", rows, ", ", cols, "]");
+        fail("tensor ", printable(tensor.name), " holds [", values[0], ", ", values[1], "], expected [", rows, ", ",
+             cols, "]");
 }
 
 /// Activation-ordered groups cannot be multiplied as they lie; a table that says k / group says nothing.
 void check_group_index(const TensorEntry& tensor, int64_t cols, int64_t group) {
-    if (tensor.format != Format::kI32 || tensor.shape != Shape{cols}) wrong(tensor, "I32 [" + std::to_string(cols) + "]");
+    if (tensor.format != Format::kI32 || tensor.shape != Shape{cols})
+        wrong(tensor, "I32 [" + std::to_string(cols) + "]");
     for (int64_t k = 0; k < cols; ++k) {
         int32_t index = 0;
         std::memcpy(&index, tensor.data + 4 * k, 4);
@@ -150,7 +152,8 @@ Matrix int4_matrix(const LinearTensors& tensors, int64_t rows, int64_t cols) {
     const TensorEntry& scale = *tensors.scales.front();
     const bool fits = scale.shape.size() == 2 && scale.shape[0] == rows && scale.shape[1] > 0;
     if (!fits || cols % scale.shape[1] != 0 || (cols / scale.shape[1]) % 8 != 0)
-        wrong(scale, "[" + std::to_string(rows) + ", number of groups that divides " + std::to_string(cols) + " by 8s]");
+        wrong(scale,
+              "[" + std::to_string(rows) + ", number of groups that divides " + std::to_string(cols) + " by 8s]");
     if (scale.format != Format::kF32 && scale.format != Format::kBF16 && scale.format != Format::kF16)
         wrong(scale, "a scale of BF16, F16 or F32");
     const int64_t group = cols / scale.shape[1];
@@ -169,13 +172,20 @@ Matrix int4_matrix(const LinearTensors& tensors, int64_t rows, int64_t cols) {
 
 const char* scheme_text(Scheme scheme) {
     switch (scheme) {
-        case Scheme::kUnknown: return "unknown";
-        case Scheme::kPlain: return "plain";
-        case Scheme::kFp8: return "FP8 e4m3 with scales";
-        case Scheme::kMxfp4: return "MXFP4";
-        case Scheme::kNvfp4Multiplier: return "NVFP4 (ModelOpt: global scale multiplies)";
-        case Scheme::kNvfp4Divisor: return "NVFP4 (compressed-tensors: global scale divides)";
-        case Scheme::kInt4: return "INT4 pack-quantized";
+        case Scheme::kUnknown:
+            return "unknown";
+        case Scheme::kPlain:
+            return "plain";
+        case Scheme::kFp8:
+            return "FP8 e4m3 with scales";
+        case Scheme::kMxfp4:
+            return "MXFP4";
+        case Scheme::kNvfp4Multiplier:
+            return "NVFP4 (ModelOpt: global scale multiplies)";
+        case Scheme::kNvfp4Divisor:
+            return "NVFP4 (compressed-tensors: global scale divides)";
+        case Scheme::kInt4:
+            return "INT4 pack-quantized";
     }
     return "";
 }
@@ -237,13 +247,19 @@ quant::Matrix plain_matrix(const TensorEntry& tensor, int64_t rows, int64_t cols
 
 quant::Matrix linear_matrix(const LinearTensors& tensors, int64_t rows, int64_t cols, bool ue8m0) {
     switch (scheme_of(tensors)) {
-        case Scheme::kPlain: return plain_matrix(*tensors.weight, rows, cols);
-        case Scheme::kFp8: return fp8_matrix(tensors, rows, cols, ue8m0);
-        case Scheme::kMxfp4: return mxfp4_matrix(tensors, rows, cols);
+        case Scheme::kPlain:
+            return plain_matrix(*tensors.weight, rows, cols);
+        case Scheme::kFp8:
+            return fp8_matrix(tensors, rows, cols, ue8m0);
+        case Scheme::kMxfp4:
+            return mxfp4_matrix(tensors, rows, cols);
         case Scheme::kNvfp4Multiplier:
-        case Scheme::kNvfp4Divisor: return nvfp4_matrix(tensors, rows, cols);
-        case Scheme::kInt4: return int4_matrix(tensors, rows, cols);
-        case Scheme::kUnknown: break;
+        case Scheme::kNvfp4Divisor:
+            return nvfp4_matrix(tensors, rows, cols);
+        case Scheme::kInt4:
+            return int4_matrix(tensors, rows, cols);
+        case Scheme::kUnknown:
+            break;
     }
     refuse_scheme(tensors);
 }

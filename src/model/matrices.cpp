@@ -72,15 +72,24 @@ int64_t read_integer(const std::byte* at) {
 std::optional<int64_t> integer_at(const TensorEntry& entry, int64_t i) {
     const std::byte* at = entry.data + i * quant::traits(entry.format).block_bytes;
     switch (entry.format) {
-        case Format::kI64: return read_integer<int64_t>(at);
-        case Format::kU64: return read_integer<uint64_t>(at);
-        case Format::kI32: return read_integer<int32_t>(at);
-        case Format::kU32: return read_integer<uint32_t>(at);
-        case Format::kI16: return read_integer<int16_t>(at);
-        case Format::kU16: return read_integer<uint16_t>(at);
-        case Format::kI8: return read_integer<int8_t>(at);
-        case Format::kU8: return read_integer<uint8_t>(at);
-        default: return std::nullopt;
+        case Format::kI64:
+            return read_integer<int64_t>(at);
+        case Format::kU64:
+            return read_integer<uint64_t>(at);
+        case Format::kI32:
+            return read_integer<int32_t>(at);
+        case Format::kU32:
+            return read_integer<uint32_t>(at);
+        case Format::kI16:
+            return read_integer<int16_t>(at);
+        case Format::kU16:
+            return read_integer<uint16_t>(at);
+        case Format::kI8:
+            return read_integer<int8_t>(at);
+        case Format::kU8:
+            return read_integer<uint8_t>(at);
+        default:
+            return std::nullopt;
     }
 }
 
@@ -91,7 +100,8 @@ int largest_block_scale(const Matrix& matrix) {
     for (int64_t row = 0; row < matrix.rows; row += step)
         for (int64_t block = 0; block < matrix.cols / 64; ++block)
             for (int64_t i = 0; i < 4; ++i)
-                largest = std::max(largest, static_cast<int>(matrix.data[row * matrix.row_bytes + block * 36 + i]) & 0x7f);
+                largest =
+                    std::max(largest, static_cast<int>(matrix.data[row * matrix.row_bytes + block * 36 + i]) & 0x7f);
     return std::min(largest, 0x7e);
 }
 
@@ -119,7 +129,8 @@ const TensorEntry& MatrixFinder::tensor(const std::string& official, const Shape
     const TensorEntry* entry = find_tensor(official);
     if (!entry) {
         const std::vector<std::string> names = names_.tensors(official);
-        fail("tensor ", printable(names.empty() ? official : names.front()), " is missing, expected shape ", to_string(shape));
+        fail("tensor ", printable(names.empty() ? official : names.front()), " is missing, expected shape ",
+             to_string(shape));
     }
     use(*entry);
     if (squeezed(entry->shape) != squeezed(shape)) fail(describe(*entry), ", expected shape ", to_string(shape));
@@ -144,7 +155,8 @@ std::vector<float> MatrixFinder::gguf_factors(const std::string& module, int64_t
     const TensorEntry* scale = checkpoint_->weights.find(module + ".scale");
     if (!scale) {
         // Without a second level the block scales alone must make sense (the reference writer leaves out factors of 1).
-        check_nvfp4_amax(module + ".weight", quant::e4m3_to_float(static_cast<uint8_t>(largest_block_scale(example))) / 448.0);
+        check_nvfp4_amax(module + ".weight",
+                         quant::e4m3_to_float(static_cast<uint8_t>(largest_block_scale(example))) / 448.0);
         return factors;
     }
     use(*scale);
@@ -162,7 +174,8 @@ std::vector<float> MatrixFinder::gguf_factors(const std::string& module, int64_t
 
 std::optional<Matrix> MatrixFinder::half_of_eh_proj(const std::string& name, int64_t rows, int64_t cols) {
     const bool first = name.ends_with(".e_proj");
-    if (naming_ != Naming::kGguf || !name.starts_with("mtp.") || (!first && !name.ends_with(".h_proj"))) return std::nullopt;
+    if (naming_ != Naming::kGguf || !name.starts_with("mtp.") || (!first && !name.ends_with(".h_proj")))
+        return std::nullopt;
     const LinearTensors tensors = find_linear(name.substr(0, name.size() - std::strlen("e_proj")) + "eh_proj");
     if (!tensors.weight) return std::nullopt;
     use(tensors);
@@ -185,8 +198,8 @@ Matrix MatrixFinder::matrix(const std::string& name, int64_t rows, int64_t cols)
             return plain_matrix(*bare, rows, cols);
         }
         const std::vector<std::string> modules = names_.modules(name);
-        fail("tensor ", printable(modules.empty() ? name : modules.front()), ".weight is missing, expected [", rows, ", ",
-             cols, "]");
+        fail("tensor ", printable(modules.empty() ? name : modules.front()), ".weight is missing, expected [", rows,
+             ", ", cols, "]");
     }
     use(tensors);
     if (naming_ != Naming::kGguf) return linear_matrix(tensors, rows, cols, ue8m0_);
@@ -212,10 +225,12 @@ std::vector<Matrix> MatrixFinder::stacked_experts(const LinearTensors& stack, in
     const TensorEntry& weight = *stack.weight;
     if (weight.shape != Shape{experts, stack_rows, cols})
         fail(describe(weight), ", expected ", to_string(Shape{experts, stack_rows, cols}));
-    if (stack.scales.size() > 1) fail(describe(weight), " and has ", stack.scales.size(), " scale tensors, expected one");
+    if (stack.scales.size() > 1)
+        fail(describe(weight), " and has ", stack.scales.size(), " scale tensors, expected one");
     const TensorEntry* scales = stack.scales.empty() || naming_ == Naming::kGguf ? nullptr : stack.scales.front();
-    const bool scales_fit = scales && scales->shape.size() == 3 && scales->shape[0] == experts && scales->shape[1] > 0 &&
-                            scales->shape[1] * first_row % stack_rows == 0 && scales->shape[1] * rows % stack_rows == 0;
+    const bool scales_fit = scales && scales->shape.size() == 3 && scales->shape[0] == experts &&
+                            scales->shape[1] > 0 && scales->shape[1] * first_row % stack_rows == 0 &&
+                            scales->shape[1] * rows % stack_rows == 0;
     if (scales && !scales_fit)
         fail(describe(*scales), ", expected the blocks of [", experts, ", ", stack_rows, ", ", cols, "]");
 

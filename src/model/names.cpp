@@ -146,7 +146,8 @@ std::vector<std::string> gguf_modules(const std::string& official, int64_t trunk
     std::vector<std::string> prefixes = {""};
     if (name.section == "layers") prefixes = {"blk." + std::to_string(name.number) + "."};
     if (name.section == "mtp")
-        prefixes = {"blk." + std::to_string(trunk_layers + name.number) + ".", "mtp." + std::to_string(name.number) + "."};
+        prefixes = {"blk." + std::to_string(trunk_layers + name.number) + ".",
+                    "mtp." + std::to_string(name.number) + "."};
     std::vector<std::string> names;
     for (const std::string& prefix : prefixes)
         for (const std::string_view spelling : row->gguf)
@@ -158,9 +159,12 @@ std::vector<std::string> gguf_modules(const std::string& official, int64_t trunk
 
 const char* naming_text(Naming naming) {
     switch (naming) {
-        case Naming::kOfficial: return "official";
-        case Naming::kHf: return "HF transformers";
-        case Naming::kGguf: return "GGUF";
+        case Naming::kOfficial:
+            return "official";
+        case Naming::kHf:
+            return "HF transformers";
+        case Naming::kGguf:
+            return "GGUF";
     }
     return "";
 }

@@ -34,7 +34,8 @@ const std::array<float, 128>& log2_table() {
     static const std::array<float, 128> table = [] {
         std::array<float, 128> values{};
         for (int code = 0; code < 128; ++code)
-            values[code] = std::log2(code == 0 || code == 0x7f ? 0x1p-9f : quant::e4m3_to_float(static_cast<uint8_t>(code)));
+            values[code] =
+                std::log2(code == 0 || code == 0x7f ? 0x1p-9f : quant::e4m3_to_float(static_cast<uint8_t>(code)));
         return values;
     }();
     return table;
@@ -82,7 +83,8 @@ std::vector<Group> sample(const WeightDirectory& weights) {
         for (const std::string& module : spread(list, experts)) {
             LinearTensors tensors = linear_tensors(weights, module);
             const Scheme scheme = scheme_of(tensors);
-            if (scheme == Scheme::kNvfp4Divisor || scheme == Scheme::kNvfp4Multiplier) group.push_back(std::move(tensors));
+            if (scheme == Scheme::kNvfp4Divisor || scheme == Scheme::kNvfp4Multiplier)
+                group.push_back(std::move(tensors));
         }
         groups.push_back(std::move(group));
     }
@@ -94,7 +96,7 @@ struct Statistics {
     int64_t blocks16 = 0, full16 = 0;  // blocks of 16 with a scale, and those with a code of magnitude 4 or 6
     int64_t blocks32 = 0, full32 = 0;  // the same for pairs of blocks
     int64_t zero_scales = 0;
-    int largest_scale = 0;             // code
+    int largest_scale = 0;  // code
     double square_sum = 0;
     int64_t elements = 0;
 };
@@ -169,7 +171,8 @@ void check_statistics(const Statistics& total, const std::string& example, std::
     };
     const std::string where = " (sampled from " + printable(example) + " and others)";
     if (share(total.full16, total.blocks16) < kAgreement && share(total.full32, total.blocks32) < kAgreement)
-        warnings.push_back("NVFP4: few blocks reach the largest codes; grouping or nibble packing may be wrong" + where);
+        warnings.push_back("NVFP4: few blocks reach the largest codes; grouping or nibble packing may be wrong" +
+                           where);
     if (share(total.zero_scales, total.elements / kNvfp4Group) >= 0.01)
         warnings.push_back("NVFP4: more than 1 % of the block scales are zero" + where);
     if (total.elements > 0 && quant::e4m3_to_float(static_cast<uint8_t>(total.largest_scale)) < 64)
@@ -196,8 +199,8 @@ void check_nvfp4_scale_shape(const TensorEntry& scale, int64_t rows, int64_t col
 
 void check_nvfp4_amax(const std::string& name, double multiplier) {
     if (plausible(multiplier)) return;
-    fail("tensor ", printable(name), " implies weights up to ", kFullScale * multiplier, ", expected ", kLeastAmax, " to ",
-         kMostAmax);
+    fail("tensor ", printable(name), " implies weights up to ", kFullScale * multiplier, ", expected ", kLeastAmax,
+         " to ", kMostAmax);
 }
 
 float nvfp4_multiplier(const TensorEntry& global, bool divisor) {
@@ -281,7 +284,8 @@ void check_nvfp4_sample(const WeightDirectory& weights, std::vector<std::string>
             if (example.empty()) example = tensors.module;
             const TensorEntry& global = tensors.divisor ? *tensors.divisor : *tensors.multiplier;
             const double multiplier = nvfp4_multiplier(global, tensors.divisor != nullptr);
-            rms.push_back(multiplier * std::sqrt(one.square_sum / static_cast<double>(std::max<int64_t>(1, one.elements))));
+            rms.push_back(multiplier *
+                          std::sqrt(one.square_sum / static_cast<double>(std::max<int64_t>(1, one.elements))));
             total.blocks16 += one.blocks16, total.full16 += one.full16;
             total.blocks32 += one.blocks32, total.full32 += one.full32;
             total.zero_scales += one.zero_scales, total.elements += one.elements;

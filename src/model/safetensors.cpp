@@ -107,7 +107,8 @@ public:
     }
     bool number_unsigned(number_unsigned_t value) override {
         if (in_metadata_) return true;
-        if (!in_array_ || value > static_cast<uint64_t>(INT64_MAX)) return scalar("the number " + std::to_string(value));
+        if (!in_array_ || value > static_cast<uint64_t>(INT64_MAX))
+            return scalar("the number " + std::to_string(value));
         std::vector<int64_t>& list = field_ == "shape" ? entries.back().shape : entries.back().offsets;
         if (list.size() == kMaxDimensions) return refuse(here() + " has more than 8 numbers");
         list.push_back(static_cast<int64_t>(value));
@@ -197,12 +198,14 @@ quant::Format checked_format(const HeaderEntry& entry, const std::string& file) 
     if (!elements || *elements > INT64_MAX / 16)
         fail(tensor, " has shape ", to_string(entry.shape), ", whose size overflows 64 bits");
     if (*elements % block != 0 || (block > 1 && (entry.shape.empty() || entry.shape.back() % block != 0)))
-        fail(tensor, " (", entry.dtype, ") has shape ", to_string(entry.shape), ", expected rows of a multiple of ", block);
+        fail(tensor, " (", entry.dtype, ") has shape ", to_string(entry.shape), ", expected rows of a multiple of ",
+             block);
     const int64_t expected = quant::bytes_of(*format, *elements);
     const int64_t begin = entry.offsets[0], end = entry.offsets[1];
     if (begin > end) fail(tensor, ": data_offsets [", begin, ", ", end, "] run backwards");
     if (end - begin != expected)
-        fail(tensor, " (", entry.dtype, " ", to_string(entry.shape), ") has ", end - begin, " bytes, expected ", expected);
+        fail(tensor, " (", entry.dtype, " ", to_string(entry.shape), ") has ", end - begin, " bytes, expected ",
+             expected);
     return *format;
 }
 
@@ -216,13 +219,14 @@ void check_ranges(const std::vector<const HeaderEntry*>& order, int64_t data_byt
             fail(file, ": tensor ", printable(entry->name), " at offset ", begin, " overlaps tensor ",
                  printable(previous->name), ", which ends at ", end);
         if (begin > end)
-            fail(file, ": hole of ", begin - end, " bytes before tensor ", printable(entry->name), " at offset ", begin);
+            fail(file, ": hole of ", begin - end, " bytes before tensor ", printable(entry->name), " at offset ",
+                 begin);
         end = entry->offsets[1];
         previous = entry;
     }
     if (end > data_bytes)
-        fail(file, ": truncated, tensor ", printable(previous->name), " ends at offset ", end, " of the data, the file has ",
-             data_bytes, " bytes of data");
+        fail(file, ": truncated, tensor ", printable(previous->name), " ends at offset ", end,
+             " of the data, the file has ", data_bytes, " bytes of data");
     if (end < data_bytes) fail(file, ": ", data_bytes - end, " bytes after the last tensor, expected none");
 }
 
@@ -264,8 +268,13 @@ void read_safetensors(const std::shared_ptr<const MappedFile>& file, WeightDirec
     for (size_t i = 0; i < reader.entries.size(); ++i) {
         HeaderEntry& entry = reader.entries[i];
         const int64_t offset = static_cast<int64_t>(8 + length) + entry.offsets[0];
-        TensorEntry tensor{entry.name, formats[i], std::move(entry.shape), file->bytes().data() + offset,
-                           entry.offsets[1] - entry.offsets[0], file_index, offset};
+        TensorEntry tensor{entry.name,
+                           formats[i],
+                           std::move(entry.shape),
+                           file->bytes().data() + offset,
+                           entry.offsets[1] - entry.offsets[0],
+                           file_index,
+                           offset};
         const auto [place, added] = directory.tensors.emplace(entry.name, std::move(tensor));
         if (added) continue;
         const int other = place->second.file;

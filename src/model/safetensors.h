@@ -13,7 +13,8 @@
 namespace thermocline::model {
 
 /// Reads the header of one file and adds its tensors (and the file) to `directory`. Throws Error naming file and tensor
-/// when the header is cut off or malformed, a name is there twice, or ranges overlap, leave holes or miss the file size.
+/// when the header is cut off or malformed, a name is there twice, or ranges overlap, leave holes or miss the file
+/// size.
 void read_safetensors(const std::shared_ptr<const MappedFile>& file, WeightDirectory& directory);
 
 /// The names of all files that `model.safetensors.index.json` (its text) mentions, sorted, each once.

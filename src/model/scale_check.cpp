@@ -35,11 +35,16 @@ const char* fault_of_float(float value) {
 const char* fault(Format format, const std::byte* at) {
     const auto byte = static_cast<uint8_t>(*at);
     switch (format) {
-        case Format::kE8M0: return byte == 0xff ? "NaN" : nullptr;
-        case Format::kE4M3: return byte == 0x7f || byte == 0xff ? "NaN" : byte >= 0x80 ? "a negative scale" : nullptr;
-        case Format::kBF16: return fault_of_float(quant::bf16_to_float(load<uint16_t>(at)));
-        case Format::kF16: return fault_of_float(quant::f16_to_float(load<uint16_t>(at)));
-        default: return fault_of_float(load<float>(at));
+        case Format::kE8M0:
+            return byte == 0xff ? "NaN" : nullptr;
+        case Format::kE4M3:
+            return byte == 0x7f || byte == 0xff ? "NaN" : byte >= 0x80 ? "a negative scale" : nullptr;
+        case Format::kBF16:
+            return fault_of_float(quant::bf16_to_float(load<uint16_t>(at)));
+        case Format::kF16:
+            return fault_of_float(quant::f16_to_float(load<uint16_t>(at)));
+        default:
+            return fault_of_float(load<float>(at));
     }
 }
 

@@ -24,8 +24,8 @@ struct TensorEntry {
     Shape shape;                      // row-major, slowest first (GGUF's ne reversed), in elements of `format`
     const std::byte* data = nullptr;  // into a mapped file; no alignment promised
     int64_t bytes = 0;
-    int file = 0;                     // index into WeightDirectory::files
-    int64_t offset = 0;               // of the first byte in that file
+    int file = 0;        // index into WeightDirectory::files
+    int64_t offset = 0;  // of the first byte in that file
 };
 
 struct WeightDirectory {
@@ -43,11 +43,11 @@ using Metadata = std::map<std::string, Json>;
 
 /// Everything the files of a model say, before an architecture looks at it.
 struct Checkpoint {
-    std::string path;           // as given
-    std::string container;      // "safetensors" or "gguf"
+    std::string path;       // as given
+    std::string container;  // "safetensors" or "gguf"
     WeightDirectory weights;
-    Json config;                // config.json, or the same keys derived from GGUF metadata (see gguf.h)
-    Metadata metadata;          // GGUF only
+    Json config;        // config.json, or the same keys derived from GGUF metadata (see gguf.h)
+    Metadata metadata;  // GGUF only
 
     // Entries point into `weights.files`; a copy would be right but is never meant.
     Checkpoint() = default;

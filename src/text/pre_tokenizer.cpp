@@ -9,7 +9,7 @@ namespace thermocline::text {
 
 namespace {
 
-/// As the patterns stand in tokenizer.json after JSON unescaping.
+/// As the published tokenizer.json has them, after JSON unescaping: newlines stand in them raw.
 constexpr std::array<std::string_view, 3> kDeepSeekV3Regexes = {
     R"(\p{N}{1,3})",
     "[\u4E00-\u9FA5\u3040-\u309F\u30A0-\u30FF]+",
@@ -28,12 +28,36 @@ constexpr std::array<std::string_view, 3> kDeepSeekV3GgufNames = {"deepseek-v3",
 constexpr uint8_t kWord = kLetter | kMark;
 constexpr uint8_t kSign = kPunctuation | kSymbol;
 
+/// The regex with its escapes \r and \n as the characters themselves: files write either.
+std::string with_raw_newlines(std::string_view regex) {
+    std::string out;
+    for (size_t i = 0; i < regex.size(); ++i) {
+        if (regex[i] != '\\' || i + 1 == regex.size()) {
+            out += regex[i];
+            continue;
+        }
+        const char escaped = regex[++i];
+        if (escaped == 'r')
+            out += '\r';
+        else if (escaped == 'n')
+            out += '\n';
+        else
+            out.append({'\\', escaped});
+    }
+    return out;
+}
+
 bool is_ascii_letter(char c) { return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z'); }
 
 }  // namespace
 
 std::optional<PreTokenizer> pre_tokenizer_by_regexes(std::span<const std::string> regexes) {
-    if (!std::equal(regexes.begin(), regexes.end(), kDeepSeekV3Regexes.begin(), kDeepSeekV3Regexes.end())) return {};
+    const auto same = [](const std::string& regex, std::string_view known) {
+        return with_raw_newlines(regex) == known;
+    };
+    if (!std::equal(regexes.begin(), regexes.end(), kDeepSeekV3Regexes.begin(), kDeepSeekV3Regexes.end(), same)) {
+        return {};
+    }
     return PreTokenizer::kDeepSeekV3;
 }
 

@@ -14,7 +14,7 @@ namespace thermocline::text {
 /// The known sets of split regexes. DeepSeek V3 and V4 share one.
 enum class PreTokenizer { kDeepSeekV3 };
 
-/// The set whose regexes are exactly these, in order, if it is known.
+/// The set whose regexes are exactly these, in order (\r and \n raw or escaped), if it is known.
 std::optional<PreTokenizer> pre_tokenizer_by_regexes(std::span<const std::string> regexes);
 
 /// The set that a GGUF file calls by this `tokenizer.ggml.pre`, if it is known.

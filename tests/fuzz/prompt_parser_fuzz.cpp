@@ -1,5 +1,8 @@
 // Output parser and python JSON: the first bytes of the input choose the options and the places where the rest is cut.
 // Parsing the text whole and in these pieces must give the same; no markup may come out; arguments must be JSON.
+// Text that is JSON is taken as a chat request too: it renders in every revision or is refused with an Error.
+#include "src/base/error.h"
+#include "src/text/chat_request.h"
 #include "src/text/output_parser.h"
 #include "src/text/prompt_deepseek_v4.h"
 #include "src/text/python_json.h"
@@ -68,6 +71,16 @@ void append(std::vector<OutputEvent>& to, std::vector<OutputEvent> from) {
     for (OutputEvent& event : from) to.push_back(std::move(event));
 }
 
+void check_request(const std::string& text) {
+    for (const auto revision : {PromptRevision::kV4, PromptRevision::kV4_0731, PromptRevision::kV4_1}) {
+        try {
+            const Chat chat = chat_from_openai(parse_json(text, "request"), revision, {});
+            require(render_deepseek_v4(chat.messages, chat.options).text.starts_with("<｜begin▁of▁sentence｜>"));
+        } catch (const Error&) {
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -97,6 +110,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     require(at_once.stopped_by() == in_pieces.stopped_by());
     for (const ToolCall& call : output.tool_calls) require(Json::accept(as_ascii(call.arguments)));
 
+    check_request(text);
     if (const auto spelled = python_json_text(text)) require(python_json_text(*spelled) == spelled);
     return 0;
 }

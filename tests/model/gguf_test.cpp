@@ -4,7 +4,6 @@
 #include "tests/model/model_files.h"
 
 #include <cstring>
-
 #include <gtest/gtest.h>
 
 namespace thermocline::model {
@@ -161,7 +160,8 @@ TEST(Gguf, RefusesOffsetsThatLeaveHolesOrOverlap) {
     file.tensor(raw("b", 24, {64}, 64));
     std::string bytes = file.bytes();
     const size_t at = bytes.find('b') + 1 + 4 + 8 + 4;
-    for (const auto& [offset, word] : {std::pair<uint64_t, const char*>{0, "overlap"}, {64, "hole"}, {33, "misaligned"}}) {
+    for (const auto& [offset, word] :
+         {std::pair<uint64_t, const char*>{0, "overlap"}, {64, "hole"}, {33, "misaligned"}}) {
         put<uint64_t>(bytes, at, offset);
         expect_refusal(bytes, {"tensor b", "expected 32", word});
     }
@@ -247,14 +247,29 @@ GgufFile deepseek4(int layers) {
     const std::string p = "deepseek4.";
     file.text("general.architecture", "deepseek4");
     file.u32(p + "block_count", static_cast<uint32_t>(layers));
-    for (const auto& [key, value] : std::vector<std::pair<std::string, uint32_t>>{
-             {"context_length", 1024}, {"embedding_length", 64}, {"vocab_size", 96}, {"attention.head_count", 4},
-             {"attention.head_count_kv", 1}, {"attention.key_length", 32}, {"attention.q_lora_rank", 16},
-             {"attention.output_lora_rank", 8}, {"attention.output_group_count", 2}, {"attention.sliding_window", 16},
-             {"attention.indexer.head_count", 2}, {"attention.indexer.key_length", 8}, {"attention.indexer.top_k", 3},
-             {"rope.dimension_count", 8}, {"rope.scaling.original_context_length", 64}, {"expert_used_count", 2},
-             {"expert_shared_count", 1}, {"expert_feed_forward_length", 32}, {"expert_gating_func", 4},
-             {"hash_layer_count", 1}, {"hyper_connection.count", 4}, {"hyper_connection.sinkhorn_iterations", 20}})
+    for (const auto& [key, value] :
+         std::vector<std::pair<std::string, uint32_t>>{{"context_length", 1024},
+                                                       {"embedding_length", 64},
+                                                       {"vocab_size", 96},
+                                                       {"attention.head_count", 4},
+                                                       {"attention.head_count_kv", 1},
+                                                       {"attention.key_length", 32},
+                                                       {"attention.q_lora_rank", 16},
+                                                       {"attention.output_lora_rank", 8},
+                                                       {"attention.output_group_count", 2},
+                                                       {"attention.sliding_window", 16},
+                                                       {"attention.indexer.head_count", 2},
+                                                       {"attention.indexer.key_length", 8},
+                                                       {"attention.indexer.top_k", 3},
+                                                       {"rope.dimension_count", 8},
+                                                       {"rope.scaling.original_context_length", 64},
+                                                       {"expert_used_count", 2},
+                                                       {"expert_shared_count", 1},
+                                                       {"expert_feed_forward_length", 32},
+                                                       {"expert_gating_func", 4},
+                                                       {"hash_layer_count", 1},
+                                                       {"hyper_connection.count", 4},
+                                                       {"hyper_connection.sinkhorn_iterations", 20}})
         file.u32(p + key, value);
     file.f32(p + "attention.layer_norm_rms_epsilon", 1e-6f);
     file.f32(p + "hyper_connection.epsilon", 1e-6f);

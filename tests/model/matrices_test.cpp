@@ -9,9 +9,8 @@
 
 #include <cmath>
 #include <cstring>
-#include <regex>
-
 #include <gtest/gtest.h>
+#include <regex>
 
 namespace thermocline::model {
 namespace {
@@ -41,7 +40,10 @@ Checkpoint checkpoint_of(const GgufFile& file, const std::string& config = "{}")
 }
 
 const char* dtype_of(Format format) {
-    return format == Format::kE8M0 ? "F8_E8M0" : format == Format::kE4M3 ? "F8_E4M3" : format == Format::kBF16 ? "BF16" : "F32";
+    return format == Format::kE8M0   ? "F8_E8M0"
+           : format == Format::kE4M3 ? "F8_E4M3"
+           : format == Format::kBF16 ? "BF16"
+                                     : "F32";
 }
 
 /// One linear in a checkpoint of its own, and what its numbers should be.
@@ -83,10 +85,14 @@ OneLinear encoded(const quant::Recipe& recipe, int64_t rows, int64_t cols, const
     const EncodedMatrix matrix = quant::encode_matrix(recipe, random_matrix(rows, cols, 5).data(), rows, cols);
     linear.expected = quant::decode_matrix(matrix.view());
     linear[weight] = {"layers.0.attn.wq_a" + weight, dtype, 0, std::move(shape), text(matrix.codes)};
-    linear[scale] = {"layers.0.attn.wq_a" + scale, dtype_of(recipe.scale_format), 0, std::move(scale_shape), text(matrix.scales)};
+    linear[scale] = {"layers.0.attn.wq_a" + scale, dtype_of(recipe.scale_format), 0, std::move(scale_shape),
+                     text(matrix.scales)};
     if (!matrix.zero_points.empty())
-        linear[".weight_zero_point"] = {"layers.0.attn.wq_a.weight_zero_point", "I32", 0,
-                                        {(rows + 7) / 8, linear[scale].shape[1]}, text(matrix.zero_points)};
+        linear[".weight_zero_point"] = {"layers.0.attn.wq_a.weight_zero_point",
+                                        "I32",
+                                        0,
+                                        {(rows + 7) / 8, linear[scale].shape[1]},
+                                        text(matrix.zero_points)};
     if (recipe.scale_format == Format::kE4M3) {
         const float multiplier = matrix.shape.multiplier;
         linear[".weight_scale_2"] = {"layers.0.attn.wq_a.weight_scale_2", "F32", 0, {}, bytes_of_floats({multiplier})};
@@ -97,18 +103,15 @@ OneLinear encoded(const quant::Recipe& recipe, int64_t rows, int64_t cols, const
 OneLinear fp8(const std::string& suffix = ".scale") {
     return encoded(quant::kFp8Blocks, 200, 320, ".weight", "F8_E4M3", {200, 320}, suffix, {2, 3});
 }
-OneLinear mxfp4() {
-    return encoded(quant::kMxfp4, 24, 96, ".weight", "I8", {24, 48}, ".scale", {24, 3});
-}
-OneLinear nvfp4() {
-    return encoded(quant::kNvfp4, 24, 96, ".weight", "U8", {24, 48}, ".weight_scale", {24, 6});
-}
+OneLinear mxfp4() { return encoded(quant::kMxfp4, 24, 96, ".weight", "I8", {24, 48}, ".scale", {24, 3}); }
+OneLinear nvfp4() { return encoded(quant::kNvfp4, 24, 96, ".weight", "U8", {24, 48}, ".weight_scale", {24, 6}); }
 OneLinear int4(bool zero_points = false) {
     quant::Recipe recipe = quant::kInt4Group128;
     recipe.zero_points = zero_points;
     OneLinear linear = encoded(recipe, 20, 256, ".weight_packed", "I32", {20, 32}, ".weight_scale", {20, 2});
     const int64_t shape[2] = {20, 256};
-    linear[".weight_shape"] = {"layers.0.attn.wq_a.weight_shape", "I64", 0, {2}, std::string(reinterpret_cast<const char*>(shape), 16)};
+    linear[".weight_shape"] = {
+        "layers.0.attn.wq_a.weight_shape", "I64", 0, {2}, std::string(reinterpret_cast<const char*>(shape), 16)};
     return linear;
 }
 
@@ -124,7 +127,8 @@ TEST(Linear, PlainFormats) {
         linear.expected = random_matrix(3, 5, 1);
         if (dtype == std::string("BF16"))
             for (float& value : linear.expected) value = quant::round_bf16(value);
-        const std::string bytes = dtype == std::string("BF16") ? bytes_of_bf16(linear.expected) : bytes_of_floats(linear.expected);
+        const std::string bytes =
+            dtype == std::string("BF16") ? bytes_of_bf16(linear.expected) : bytes_of_floats(linear.expected);
         linear[".weight"] = {"layers.0.attn.wq_a.weight", dtype, 0, {3, 5}, bytes};
         EXPECT_EQ(linear.read(), linear.expected);
         linear.cols = 6;
@@ -142,11 +146,12 @@ TEST(Linear, Fp8UnderEverySuffixAndGranularity) {
     const quant::Recipe per_row = {Format::kE4M3, Format::kBF16, 1, kWhole, false};
     const quant::Recipe mxfp8 = {Format::kE4M3, Format::kE8M0, 1, 32, false};
     const quant::Recipe blocks = {Format::kE4M3, Format::kBF16, 128, 128, false};
-    for (const OneLinear& linear : {encoded(per_tensor, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {1}),
-                                    encoded(per_tensor, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {}),
-                                    encoded(per_row, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {150, 1}),
-                                    encoded(mxfp8, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {150, 5}),
-                                    encoded(blocks, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {2, 2})})
+    for (const OneLinear& linear :
+         {encoded(per_tensor, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {1}),
+          encoded(per_tensor, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {}),
+          encoded(per_row, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {150, 1}),
+          encoded(mxfp8, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {150, 5}),
+          encoded(blocks, 150, 160, ".weight", "F8_E4M3", {150, 160}, ".weight_scale", {2, 2})})
         EXPECT_EQ(linear.read(), linear.expected) << to_string(linear.tensors[1].shape);
 }
 
@@ -161,8 +166,9 @@ TEST(Linear, Fp8Refusals) {
     linear.drop(".scale");
     expect_mentions(linear.refusal(), {"layers.0.attn.wq_a", "no known quantisation", ".weight F8_E4M3"});
     linear = fp8();
-    linear[".weight_scale"] = linear[".scale"];
-    linear.tensors.back().name = "layers.0.attn.wq_a.weight_scale";
+    FileTensor second = linear[".scale"];
+    second.name = "layers.0.attn.wq_a.weight_scale";
+    linear.tensors.push_back(second);
     expect_mentions(linear.refusal(), {"no known quantisation", ".scale", ".weight_scale"});
     linear = fp8();
     linear[".scale"].shape = {3, 2};
@@ -176,7 +182,8 @@ TEST(Linear, Fp8Refusals) {
     linear.drop(".weight");
     expect_mentions(linear.refusal(), {"layers.0.attn.wq_a.weight is missing", "[200, 320]"});
     for (const float bad : {0.0f, -1.0f, INFINITY, NAN}) {
-        linear = encoded({Format::kE4M3, Format::kF32, 128, 128, false}, 200, 320, ".weight", "F8_E4M3", {200, 320}, ".scale", {2, 3});
+        linear = encoded({Format::kE4M3, Format::kF32, 128, 128, false}, 200, 320, ".weight", "F8_E4M3", {200, 320},
+                         ".scale", {2, 3});
         std::memcpy(linear[".scale"].bytes.data() + 8, &bad, 4);
         expect_mentions(linear.refusal(), {"layers.0.attn.wq_a.scale", "[0, 2]"});
     }
@@ -284,12 +291,14 @@ TEST(Linear, UnknownSchemesAreRefusedWithWhatWasFound) {
 
 // ---- whole models ---------------------------------------------------------------------------------------------
 
-constexpr const char* kTinyConfig = R"({"model_type":"deepseek_v4","vocab_size":40,"hidden_size":64,"num_hidden_layers":3,
+constexpr const char* kTinyConfig =
+    R"({"model_type":"deepseek_v4","vocab_size":40,"hidden_size":64,"num_hidden_layers":3,
     "num_attention_heads":2,"head_dim":32,"q_lora_rank":32,"o_groups":2,"o_lora_rank":32,"compress_ratios":[0,4,128,0],
     "index_n_heads":2,"index_head_dim":16,"hc_mult":4,"moe_intermediate_size":32,"num_experts_per_tok":2,
     "num_hash_layers":1,"num_nextn_predict_layers":1})";
 
-/// Local official name, HF name, GGUF name and shape of the tensors of a layer, as deepseek-v4.md 4.3 and 5.2 list them.
+/// Local official name, HF name, GGUF name and shape of the tensors of a layer, as deepseek-v4.md 4.3 and 5.2 list
+/// them.
 struct Row {
     std::string official, hf, gguf;
     Shape shape;
@@ -321,18 +330,30 @@ std::vector<Row> layer_rows(int64_t ratio, bool hashed) {
     };
     if (!hashed) rows.push_back({"ffn.gate.bias", "mlp.gate.e_score_correction_bias", "exp_probs_b.bias", {3}});
     if (ratio == 0) return rows;
-    rows.push_back({"attn.compressor.ape", "self_attn.compressor.position_bias", "attn_compressor_ape.weight", {ratio, o * 32}});
-    rows.push_back({"attn.compressor.wkv.weight", "self_attn.compressor.kv_proj.weight", "attn_compressor_kv.weight", {o * 32, 64}});
-    rows.push_back({"attn.compressor.wgate.weight", "self_attn.compressor.gate_proj.weight", "attn_compressor_gate.weight", {o * 32, 64}});
-    rows.push_back({"attn.compressor.norm.weight", "self_attn.compressor.kv_norm.weight", "attn_compressor_norm.weight", {32}});
+    rows.push_back(
+        {"attn.compressor.ape", "self_attn.compressor.position_bias", "attn_compressor_ape.weight", {ratio, o * 32}});
+    rows.push_back({"attn.compressor.wkv.weight",
+                    "self_attn.compressor.kv_proj.weight",
+                    "attn_compressor_kv.weight",
+                    {o * 32, 64}});
+    rows.push_back({"attn.compressor.wgate.weight",
+                    "self_attn.compressor.gate_proj.weight",
+                    "attn_compressor_gate.weight",
+                    {o * 32, 64}});
+    rows.push_back(
+        {"attn.compressor.norm.weight", "self_attn.compressor.kv_norm.weight", "attn_compressor_norm.weight", {32}});
     if (ratio != 4) return rows;
     const std::string hf = "self_attn.compressor.indexer.";
     rows.push_back({"attn.indexer.wq_b.weight", hf + "q_b_proj.weight", "indexer.attn_q_b.weight", {32, 32}});
-    rows.push_back({"attn.indexer.weights_proj.weight", hf + "scorer.weights_proj.weight", "indexer.proj.weight", {2, 64}});
+    rows.push_back(
+        {"attn.indexer.weights_proj.weight", hf + "scorer.weights_proj.weight", "indexer.proj.weight", {2, 64}});
     rows.push_back({"attn.indexer.compressor.ape", hf + "position_bias", "indexer_compressor_ape.weight", {4, 32}});
-    rows.push_back({"attn.indexer.compressor.wkv.weight", hf + "kv_proj.weight", "indexer_compressor_kv.weight", {32, 64}});
-    rows.push_back({"attn.indexer.compressor.wgate.weight", hf + "gate_proj.weight", "indexer_compressor_gate.weight", {32, 64}});
-    rows.push_back({"attn.indexer.compressor.norm.weight", hf + "kv_norm.weight", "indexer_compressor_norm.weight", {16}});
+    rows.push_back(
+        {"attn.indexer.compressor.wkv.weight", hf + "kv_proj.weight", "indexer_compressor_kv.weight", {32, 64}});
+    rows.push_back(
+        {"attn.indexer.compressor.wgate.weight", hf + "gate_proj.weight", "indexer_compressor_gate.weight", {32, 64}});
+    rows.push_back(
+        {"attn.indexer.compressor.norm.weight", hf + "kv_norm.weight", "indexer_compressor_norm.weight", {16}});
     return rows;
 }
 
@@ -361,7 +382,9 @@ enum class Experts { kEach, kStacked };
 /// All tensors in F32 under one naming. HF keeps the official names for MTP.
 std::vector<FileTensor> tiny_model(Naming naming, Experts experts) {
     std::vector<FileTensor> tensors;
-    const auto add = [&](const std::string& name, const Shape& shape) { tensors.push_back(f32_tensor(name, shape, 0.5f)); };
+    const auto add = [&](const std::string& name, const Shape& shape) {
+        tensors.push_back(f32_tensor(name, shape, 0.5f));
+    };
     const auto name = [&](const Row& row) {
         return naming == Naming::kOfficial ? row.official : naming == Naming::kHf ? row.hf : row.gguf;
     };
@@ -369,11 +392,17 @@ std::vector<FileTensor> tiny_model(Naming naming, Experts experts) {
     for (int layer = 0; layer < 4; ++layer) {
         const bool mtp = layer == 3, official = naming == Naming::kOfficial || (mtp && naming == Naming::kHf);
         const std::string number = std::to_string(layer) + ".";
-        const std::string prefix = naming == Naming::kGguf ? "blk." + number : mtp ? "mtp.0." : official ? "layers." + number : "model.layers." + number;
+        const std::string prefix = naming == Naming::kGguf ? "blk." + number
+                                   : mtp                   ? "mtp.0."
+                                   : official              ? "layers." + number
+                                                           : "model.layers." + number;
         const int64_t ratio = layer == 1 ? 4 : layer == 2 ? 128 : 0;
-        for (const Row& row : layer_rows(ratio, layer == 0)) add(prefix + (official ? row.official : name(row)), row.shape);
+        for (const Row& row : layer_rows(ratio, layer == 0))
+            add(prefix + (official ? row.official : name(row)), row.shape);
         if (layer == 0)
-            tensors.push_back(hash_table(prefix + (official ? "ffn.gate.tid2eid" : naming == Naming::kHf ? "mlp.gate.tid2eid" : "ffn_gate_tid2eid.weight")));
+            tensors.push_back(hash_table(prefix + (official                ? "ffn.gate.tid2eid"
+                                                   : naming == Naming::kHf ? "mlp.gate.tid2eid"
+                                                                           : "ffn_gate_tid2eid.weight")));
         if (naming == Naming::kGguf) {
             add(prefix + "ffn_gate_exps.weight", {3, 32, 64});
             add(prefix + "ffn_up_exps.weight", {3, 32, 64});
@@ -383,7 +412,8 @@ std::vector<FileTensor> tiny_model(Naming naming, Experts experts) {
             add(prefix + "mlp.experts.down_proj", {3, 64, 32});
         } else {
             for (int e = 0; e < 3; ++e) {
-                const std::string expert = prefix + (official ? "ffn.experts." : "mlp.experts.") + std::to_string(e) + ".";
+                const std::string expert =
+                    prefix + (official ? "ffn.experts." : "mlp.experts.") + std::to_string(e) + ".";
                 add(expert + (official ? "w1" : "gate_proj") + ".weight", {32, 64});
                 add(expert + (official ? "w3" : "up_proj") + ".weight", {32, 64});
                 add(expert + (official ? "w2" : "down_proj") + ".weight", {64, 32});
@@ -411,7 +441,8 @@ GgufFile gguf_of(std::vector<FileTensor> tensors) {
 void expect_resolves(const Checkpoint& checkpoint, Naming naming) {
     MatrixFinder finder(checkpoint);
     EXPECT_EQ(finder.naming(), naming);
-    EXPECT_EQ(resolve_all(finder, parse_config(kTinyConfig)), 2 + (5 + 9 + 4) + (11 + 9 + 4) + (7 + 9 + 4) + (5 + 9 + 4) + 2);
+    EXPECT_EQ(resolve_all(finder, parse_config(kTinyConfig)),
+              2 + (5 + 9 + 4) + (11 + 9 + 4) + (7 + 9 + 4) + (5 + 9 + 4) + 2);
     for (const std::string& name : finder.unused()) ADD_FAILURE() << "unused: " << name;
     EXPECT_EQ(finder.unused_bytes(), 0);
     EXPECT_TRUE(finder.has("layers.1.attn.indexer.wq_b"));
@@ -436,17 +467,22 @@ TEST(WholeModel, GgufNames) {
 }
 
 TEST(WholeModel, GgufNamesOfOlderConversions) {
-    const std::vector<std::pair<std::string, std::string>> renamed = {
-        {"output_hc_", "hc_head_"},           {"attn_compressor_", "attn_compress_"}, {"indexer_compressor_", "indexer.compress_"},
-        {"attn_kv.weight", "attn_kv_latent.weight"}, {"exp_probs_b.bias", "exp_probs_b.weight"}, {"blk.3.nextn.", "mtp.0."},
-        {"blk.3.", "mtp.0."},                 {"mtp.0.shared_head_norm", "mtp.0.norm"}};
+    const std::vector<std::pair<std::string, std::string>> renamed = {{"output_hc_", "hc_head_"},
+                                                                      {"attn_compressor_", "attn_compress_"},
+                                                                      {"indexer_compressor_", "indexer.compress_"},
+                                                                      {"attn_kv.weight", "attn_kv_latent.weight"},
+                                                                      {"exp_probs_b.bias", "exp_probs_b.weight"},
+                                                                      {"blk.3.nextn.", "mtp.0."},
+                                                                      {"blk.3.", "mtp.0."},
+                                                                      {"mtp.0.shared_head_norm", "mtp.0.norm"}};
     std::vector<FileTensor> tensors = tiny_model(Naming::kGguf, Experts::kStacked);
     std::erase_if(tensors, [](const FileTensor& tensor) { return tensor.name.ends_with("eh_proj.weight"); });
     tensors.push_back(f32_tensor("mtp.0.e_proj.weight", {64, 64}, 1.0f));
     tensors.push_back(f32_tensor("mtp.0.h_proj.weight", {64, 64}, 2.0f));
     for (FileTensor& tensor : tensors)
         for (const auto& [from, to] : renamed)
-            if (const size_t at = tensor.name.find(from); at != std::string::npos) tensor.name.replace(at, from.size(), to);
+            if (const size_t at = tensor.name.find(from); at != std::string::npos)
+                tensor.name.replace(at, from.size(), to);
     expect_resolves(checkpoint_of(gguf_of(std::move(tensors)), kTinyConfig), Naming::kGguf);
 }
 
@@ -479,9 +515,9 @@ TEST(Experts, StacksAreSlicedWhereTheyLie) {
     std::vector<float> gate_up, down;
     for (int i = 0; i < 3 * 64 * 64; ++i) gate_up.push_back(static_cast<float>(i));
     for (int i = 0; i < 3 * 64 * 32; ++i) down.push_back(static_cast<float>(-i));
-    const Checkpoint checkpoint = checkpoint_of(
-        {{"model.layers.0.mlp.experts.gate_up_proj", "F32", 0, {3, 64, 64}, bytes_of_floats(gate_up)},
-         {"model.layers.0.mlp.experts.down_proj", "F32", 0, {3, 64, 32}, bytes_of_floats(down)}});
+    const Checkpoint checkpoint =
+        checkpoint_of({{"model.layers.0.mlp.experts.gate_up_proj", "F32", 0, {3, 64, 64}, bytes_of_floats(gate_up)},
+                       {"model.layers.0.mlp.experts.down_proj", "F32", 0, {3, 64, 32}, bytes_of_floats(down)}});
     MatrixFinder finder(checkpoint);
     const auto w1 = finder.experts("layers.0.ffn.experts", "w1", 3, 32, 64);
     const auto w3 = finder.experts("layers.0.ffn.experts", "w3", 3, 32, 64);
@@ -489,7 +525,8 @@ TEST(Experts, StacksAreSlicedWhereTheyLie) {
     EXPECT_EQ(quant::decode_matrix(w1[2])[5], static_cast<float>(2 * 64 * 64 + 5));
     EXPECT_EQ(quant::decode_matrix(w3[1])[0], static_cast<float>(64 * 64 + 32 * 64)) << "w1 rows come first";
     EXPECT_EQ(quant::decode_matrix(w2[2])[33], -static_cast<float>(2 * 64 * 32 + 33));
-    EXPECT_NE(error_of([&] { finder.experts("layers.0.ffn.experts", "w1", 4, 32, 64); }).find("[4, 64, 64]"), std::string::npos);
+    EXPECT_NE(error_of([&] { finder.experts("layers.0.ffn.experts", "w1", 4, 32, 64); }).find("[4, 64, 64]"),
+              std::string::npos);
 }
 
 TEST(Experts, StackedFp8HasItsScalesSliced) {
@@ -522,7 +559,8 @@ TEST(Experts, GgufNvfp4TakesItsFactorsFromTheScaleTensor) {
         GgufFile gguf;
         gguf.tensor({"blk.0.ffn_down_exps.weight", "", 40, {2, 2, 64}, blocks});
         if (!factors.empty())
-            gguf.tensor({"blk.0.ffn_down_exps.scale", "", 0, {static_cast<int64_t>(factors.size())}, bytes_of_floats(factors)});
+            gguf.tensor(
+                {"blk.0.ffn_down_exps.scale", "", 0, {static_cast<int64_t>(factors.size())}, bytes_of_floats(factors)});
         return checkpoint_of(gguf);
     };
     const auto multipliers = [](const Checkpoint& checkpoint) {
@@ -534,11 +572,15 @@ TEST(Experts, GgufNvfp4TakesItsFactorsFromTheScaleTensor) {
     EXPECT_EQ(multipliers(file({0.25f, 0.5f})), std::pair(0.25f, 0.5f));
     EXPECT_EQ(multipliers(file({0.25f})), std::pair(0.25f, 0.25f));
     EXPECT_EQ(multipliers(file({})), std::pair(1.0f, 1.0f));
-    EXPECT_NE(error_of([&] { multipliers(file({1.0f, NAN})); }).find("ffn_down_exps.scale holds nan"), std::string::npos);
+    EXPECT_NE(error_of([&] {
+                  multipliers(file({1.0f, NAN}));
+              }).find("ffn_down_exps.scale holds nan"),
+              std::string::npos);
     EXPECT_NE(error_of([&] { multipliers(file({1, 2, 3})); }).find("1 or 2 elements"), std::string::npos);
     GgufFile absurd;
     absurd.tensor({"blk.0.ffn_down_exps.weight", "", 40, {2, 2, 64}, std::string(2 * 2 * 36, '\x7e')});
-    EXPECT_NE(error_of([&] { multipliers(checkpoint_of(absurd)); }).find("ffn_down_exps.weight implies"), std::string::npos);
+    EXPECT_NE(error_of([&] { multipliers(checkpoint_of(absurd)); }).find("ffn_down_exps.weight implies"),
+              std::string::npos);
 }
 
 TEST(Experts, CountsComeFromTheRouterOfEachLayer) {
@@ -592,7 +634,8 @@ TEST(Vector, ReadsAnyFloatFormatAndRefusesTheRest) {
     const Checkpoint checkpoint = checkpoint_of(file);
     MatrixFinder finder(checkpoint);
     for (const int layer : {0, 1, 2})
-        EXPECT_EQ(finder.vector("layers." + std::to_string(layer) + ".attn.attn_sink", {2}), (std::vector<float>{1.5f, -2.0f}));
+        EXPECT_EQ(finder.vector("layers." + std::to_string(layer) + ".attn.attn_sink", {2}),
+                  (std::vector<float>{1.5f, -2.0f}));
     const auto error = [&](int layer, const Shape& shape) {
         return error_of([&] { finder.vector("layers." + std::to_string(layer) + ".attn.attn_sink", shape); });
     };
@@ -621,7 +664,8 @@ TEST(Table, ReadsAnyIntegerFormatAndChecksTheRange) {
 TEST(Finder, SpeaksUpAboutModelsItDoesNotRead) {
     const Checkpoint later = checkpoint_of(std::vector<FileTensor>{}, R"({"model_type":"deepseek_v41"})");
     expect_mentions(error_of([&] { MatrixFinder finder(later); }), {"deepseek_v41", "not supported"});
-    const Checkpoint dspark = checkpoint_of({f32_tensor("mtp.0.main_norm.weight", {4}, 1)}, R"({"dspark_block_size":5})");
+    const Checkpoint dspark =
+        checkpoint_of({f32_tensor("mtp.0.main_norm.weight", {4}, 1)}, R"({"dspark_block_size":5})");
     MatrixFinder finder(dspark);
     ASSERT_EQ(finder.warnings().size(), 1u);
     EXPECT_NE(finder.warnings()[0].find("DSpark"), std::string::npos);

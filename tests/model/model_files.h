@@ -28,7 +28,7 @@ private:
 /// A tensor to be written: raw bytes and what the header shall say about them.
 struct FileTensor {
     std::string name;
-    std::string dtype;      // safetensors
+    std::string dtype;       // safetensors
     uint32_t gguf_type = 0;  // GGUF
     Shape shape;             // slowest first
     std::string bytes;

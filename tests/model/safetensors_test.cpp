@@ -6,9 +6,8 @@
 #include <chrono>
 #include <cstring>
 #include <fstream>
-#include <regex>
-
 #include <gtest/gtest.h>
+#include <regex>
 
 namespace thermocline::model {
 namespace {
@@ -77,17 +76,22 @@ TEST(Safetensors, RefusesBadHeaders) {
     expect_mentions(refusal(R"({"a":5})", 0), {"tensor a", "the number 5", "expected an object"});
     expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":[1]}})", 4), {"tensor a", "data_offsets", "expected 2"});
     expect_mentions(refusal(R"({"a":{"dtype":"F32","data_offsets":[0,4]}})", 4), {"tensor a has no shape"});
-    expect_mentions(refusal(R"({"a":{"dtype":1,"shape":[1],"data_offsets":[0,4]}})", 4), {"dtype", "expected a string"});
+    expect_mentions(refusal(R"({"a":{"dtype":1,"shape":[1],"data_offsets":[0,4]}})", 4),
+                    {"dtype", "expected a string"});
     expect_mentions(refusal(R"({"a":{"dtype":"F31","shape":[1],"data_offsets":[0,4]}})", 4), {"tensor a", "F31"});
-    expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4), {"tensor a", "shape", "-1"});
+    expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}})", 4),
+                    {"tensor a", "shape", "-1"});
     expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":[1.5],"data_offsets":[0,4]}})", 4), {"tensor a", "1.5"});
     expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":"x","data_offsets":[0,4]}})", 4), {"tensor a", "shape"});
-    expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":[[1]],"data_offsets":[0,4]}})", 4), {"tensor a", "an array"});
+    expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":[[1]],"data_offsets":[0,4]}})", 4),
+                    {"tensor a", "an array"});
     expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":{},"data_offsets":[0,4]}})", 4), {"tensor a", "an object"});
     expect_mentions(refusal(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}})", 4), {"unknown field x"});
     expect_mentions(refusal(R"({"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4), {"twice"});
     expect_mentions(refusal(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
-                            R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})", 2), {"tensor a is there twice"});
+                            R"("a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+                            2),
+                    {"tensor a is there twice"});
     expect_mentions(refusal(R"({"a":{"dtype":"F4","shape":[2,3],"data_offsets":[0,3]}})", 3), {"multiple of 2"});
 }
 
@@ -104,7 +108,9 @@ TEST(Safetensors, RefusesBadSizes) {
     expect_mentions(sized("[2]", "[18446744073709551608,18446744073709551616]"), {"tensor a", "out of range"});
     expect_mentions(sized("[1,1,1,1,1,1,1,1,2]", "[0,8]"), {"tensor a", "more than 8"});
     expect_mentions(refusal(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},)"
-                            R"("b":{"dtype":"U8","shape":[4],"data_offsets":[3,7]}})", 7), {"b", "overlaps", "tensor a"});
+                            R"("b":{"dtype":"U8","shape":[4],"data_offsets":[3,7]}})",
+                            7),
+                    {"b", "overlaps", "tensor a"});
 }
 
 TEST(Safetensors, ManyTensorsAreReadQuickly) {
@@ -128,7 +134,8 @@ TEST(Safetensors, RefusesMoreTensorsThanAnyModelHas) {
 }
 
 TEST(SafetensorsIndex, NamesFiles) {
-    const auto files = files_of_index(R"({"metadata":{"total_size":5},"weight_map":{"a":"2.st","b":"1.st","c":"2.st"}})", "i");
+    const auto files =
+        files_of_index(R"({"metadata":{"total_size":5},"weight_map":{"a":"2.st","b":"1.st","c":"2.st"}})", "i");
     EXPECT_EQ(files, (std::vector<std::string>{"1.st", "2.st"}));
     expect_mentions(error_of([] { files_of_index(R"({"weight_map":{"a":"../x"}})", "i"); }), {"i:", "../x"});
     expect_mentions(error_of([] { files_of_index(R"({"weight_map":{"a":5}})", "i"); }), {"i:", "the number 5"});

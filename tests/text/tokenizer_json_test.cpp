@@ -55,6 +55,24 @@ TEST(TokenizerJson, MergesMayBeStringsOrPairs) {
     EXPECT_EQ(a.tokens, b.tokens);
 }
 
+TEST(TokenizerJson, NewlinesInTheRegexMayBeEscaped) {
+    const std::string escaped = changed([](Json& root) {
+        Json& regex = root["pre_tokenizer"]["pretokenizers"][2]["pattern"]["Regex"];
+        std::string text;
+        for (const char c : regex.get<std::string>()) {
+            if (c == '\r')
+                text += "\\r";
+            else if (c == '\n')
+                text += "\\n";
+            else
+                text += c;
+        }
+        ASSERT_NE(regex, text);
+        regex = text;
+    });
+    EXPECT_EQ(error_of(escaped), "no error");
+}
+
 TEST(TokenizerJson, ConfigGivesBosAndEos) {
     const std::string small = golden_text("tokenizer-small.json");
     TokenizerData data = parse_tokenizer_json(small, {}, "T");

@@ -1,0 +1,14 @@
+// The subcommands: each declares its flags on the parser and registers what to run. main.cpp lists them.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace thermocline::app {
+
+void add_run(CLI::App& root);
+void add_serve(CLI::App& root);
+void add_score(CLI::App& root);
+void add_perplexity(CLI::App& root);
+void add_inspect(CLI::App& root);
+
+}  // namespace thermocline::app

@@ -1,0 +1,103 @@
+#include "src/app/settings.h"
+
+#include "src/base/error.h"
+#include "src/base/file.h"
+#include "src/base/json.h"
+
+#include <algorithm>
+#include <filesystem>
+
+namespace thermocline::app {
+
+namespace {
+
+constexpr int64_t kDefaultContext = 32768;  // what a sequence may have unless --max-model-len says more
+
+std::string flag_value(const std::string& path, const std::string& key, const Json& value) {
+    if (value.is_string()) return value.get<std::string>();
+    if (value.is_number() || value.is_boolean()) return dump_json(value);
+    fail(path, ": ", printable(key), " is ", value.type_name(), ", expected a string, a number or a truth value");
+}
+
+}  // namespace
+
+void ModelFlags::declare(CLI::App& command, Positional positional) {
+    auto* model_option = command.add_option("MODEL", model,
+        "directory with config.json and safetensors, or a .gguf file (first split); default: the bundled demo model");
+    if (positional == Positional::kRequired) model_option->required();
+    const char* group = "Model";
+    command.add_option("--layers", layers, "keep the first N layers (for benchmarks); 0: all")
+        ->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
+    command.add_option("--max-model-len", max_model_len,
+        "longest sequence in tokens, prompt and output together; 0: the model's limit, at most 32768")
+        ->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
+    command.add_option("--kv-cache-dtype", kv_cache_dtype,
+        "auto (= bf16), f32 (no rounding anywhere, to compare with oracles), bf16, or fp8 (the trained form)")
+        ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8"}))->group(group)->capture_default_str();
+    command.add_option("--activations", activations,
+        "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not")
+        ->check(CLI::IsMember({"model", "bf16"}))->group(group)->capture_default_str();
+    command.add_option("--seed", seed, "key of the random numbers")->group(group)->capture_default_str();
+    group = "Machine";
+    command.add_option("--threads", threads, "CPU workers, pinned, one per physical core; 0: all cores (also: auto)")
+        ->transform(CLI::Transformer({{"auto", "0"}}))->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
+    command.add_option("--isa", isa, "CPU kernels")
+        ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16"}))->group(group)->capture_default_str();
+    group = "Output";
+    command.add_option("--log-level", log_level, "trace, debug, info, warn, error or off; logs go to stderr")
+        ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))->group(group)->capture_default_str();
+    // Consumed by with_config_file before CLI11 sees the command line; declared for --help.
+    command.add_option("--config", "JSON file whose keys are flag names; the command line wins")->group(group);
+}
+
+std::string ModelFlags::path() const {
+    if (!model.empty()) return model;
+    // Beside the binary in a checkout (build/<preset>/src/app/thermocline) or installed next to it.
+    std::error_code ignored;
+    const auto binary = std::filesystem::read_symlink("/proc/self/exe", ignored);
+    for (auto folder = binary.parent_path(); !folder.empty() && folder != folder.root_path(); folder = folder.parent_path())
+        if (const auto demo = folder / "models" / "demo"; std::filesystem::exists(demo / "config.json", ignored))
+            return demo.string();
+    fail("no MODEL given, and the bundled demo model (models/demo) is not above ", binary.string());
+}
+
+model::LoadOptions ModelFlags::load_options() const {
+    model::LoadOptions options;
+    options.kv_cache = kv_cache_dtype == "f32"   ? model::KvCacheDtype::kF32
+                       : kv_cache_dtype == "fp8" ? model::KvCacheDtype::kFp8
+                                                 : model::KvCacheDtype::kBf16;
+    options.activations = activations == "bf16" ? model::Activations::kBf16 : model::Activations::kModel;
+    options.layers = layers;
+    return options;
+}
+
+int64_t ModelFlags::context(int64_t max_context) const {
+    if (max_model_len > max_context)
+        fail("--max-model-len is ", max_model_len, ", expected at most ", max_context, " (max_position_embeddings)");
+    return max_model_len > 0 ? max_model_len : std::min(max_context, kDefaultContext);
+}
+
+std::vector<std::string> with_config_file(const std::vector<std::string>& arguments) {
+    std::vector<std::string> command_line, from_file;
+    for (size_t i = 0; i < arguments.size(); ++i) {
+        std::string path;
+        if (arguments[i].rfind("--config=", 0) == 0) path = arguments[i].substr(9);
+        else if (arguments[i] == "--config" && i + 1 < arguments.size()) path = arguments[++i];
+        else {
+            command_line.push_back(arguments[i]);
+            continue;
+        }
+        const Json config = parse_json(read_text(path), path);
+        if (!config.is_object()) fail(path, ": is ", config.type_name(), ", expected an object");
+        for (const auto& [key, value] : config.items()) {
+            if (value.is_boolean() && !value.get<bool>()) continue;
+            from_file.push_back("--" + key);
+            if (!value.is_boolean()) from_file.back() += "=" + flag_value(path, key, value);
+        }
+    }
+    if (command_line.empty()) return command_line;
+    command_line.insert(command_line.begin() + 1, from_file.begin(), from_file.end());  // after the command's name
+    return command_line;
+}
+
+}  // namespace thermocline::app

@@ -1,0 +1,40 @@
+// The flags that every command which loads a model shares, and how --config FILE joins the command line.
+#pragma once
+
+#include "src/model/registry.h"
+
+#include <CLI/CLI.hpp>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace thermocline::app {
+
+struct ModelFlags {
+    std::string model;  // directory, .gguf file, or empty: the bundled demo model
+    int32_t layers = 0;
+    int64_t max_model_len = 0;  // 0: the model's own, at most 32768
+    std::string kv_cache_dtype = "auto";
+    std::string activations = "model";
+    std::string isa = "auto";
+    int threads = 0;
+    uint64_t seed = 0;
+    std::string log_level = "info";
+
+    /// Declares the flags on a command. `positional`: MODEL may be given, or must be.
+    enum class Positional { kOptional, kRequired };
+    void declare(CLI::App& command, Positional positional);
+
+    /// MODEL, or where the bundled demo model lies. Throws Error if that cannot be found.
+    std::string path() const;
+    model::LoadOptions load_options() const;
+    /// Tokens of one sequence for a model whose own limit is `max_context`. Throws Error if the flag is over that.
+    int64_t context(int64_t max_context) const;
+};
+
+/// The command line with the keys of `--config FILE` (JSON, flag names as keys) put in front of the other flags, so
+/// that the command line wins. Throws Error naming file and key.
+std::vector<std::string> with_config_file(const std::vector<std::string>& arguments);
+
+}  // namespace thermocline::app

@@ -1,0 +1,306 @@
+#include "src/server/http.h"
+
+#include "src/base/error.h"
+#include "src/base/log.h"
+
+#include <httplib.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <cstdlib>
+#include <dirent.h>
+#include <map>
+#include <optional>
+#include <random>
+#include <set>
+
+namespace thermocline::server {
+namespace {
+
+std::string random_id() {
+    std::random_device device;
+    char text[33];
+    std::snprintf(text, sizeof text, "%08x%08x%08x%08x", device(), device(), device(), device());
+    return text;
+}
+
+/// The socket of a connection, which httplib 0.11 does not tell: the one of this process with that peer. -1 if none.
+int find_socket(const std::string& peer_address, int peer_port) {
+    DIR* folder = opendir("/proc/self/fd");
+    if (folder == nullptr) return -1;
+    int found = -1;
+    while (const dirent* entry = readdir(folder)) {
+        const int fd = std::atoi(entry->d_name);
+        sockaddr_storage peer{};
+        socklen_t size = sizeof peer;
+        char host[NI_MAXHOST], port[NI_MAXSERV];
+        if (entry->d_name[0] == '.' || getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) != 0) continue;
+        if (getnameinfo(reinterpret_cast<sockaddr*>(&peer), size, host, sizeof host, port, sizeof port,
+                        NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+            continue;
+        if (peer_address == host && peer_port == std::atoi(port)) found = fd;
+    }
+    closedir(folder);
+    return found;
+}
+
+bool peer_closed(int fd) {
+    char byte;
+    const ssize_t got = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    return got == 0 || (got < 0 && errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR);
+}
+
+/// The client's id if it is short and printable (it goes into a header and the log), else a new one.
+std::string request_id(const httplib::Request& request) {
+    const std::string given = request.get_header_value("x-request-id");
+    const bool is_usable = !given.empty() && given.size() <= 128 &&
+                           std::all_of(given.begin(), given.end(), [](char c) { return c > 32 && c < 127; });
+    return is_usable ? given : random_id();
+}
+
+class SinkWriter : public StreamWriter {
+public:
+    explicit SinkWriter(httplib::DataSink& sink) : sink_(sink) {}
+    bool write(std::string_view bytes) override { return sink_.write(bytes.data(), bytes.size()); }
+    bool alive() override { return sink_.is_writable(); }
+
+private:
+    httplib::DataSink& sink_;
+};
+
+std::string without_trailing_slash(std::string path) {
+    while (path.size() > 1 && path.back() == '/') path.pop_back();
+    return path;
+}
+
+}  // namespace
+
+struct HttpServer::State {
+    struct Route {
+        std::string method, path;
+        HttpHandler handler;
+    };
+
+    HttpOptions options;
+    RefusalBody refusal_body;
+    HttpGate gate;
+    std::vector<Route> routes;
+    httplib::Server server;
+    std::atomic<bool> bound = false;
+
+    const Route* find(const std::string& method, const std::string& path) const {
+        for (const Route& route : routes) {
+            if (route.method != method) continue;
+            const bool is_tree = route.path.ends_with("/*");
+            const auto stem = std::string_view(route.path).substr(0, route.path.size() - (is_tree ? 1 : 0));
+            if (is_tree ? path.starts_with(stem) && path.size() > stem.size() : path == stem) return &route;
+        }
+        return nullptr;
+    }
+
+    HttpReply refusal(int status, const std::string& message) const {
+        HttpReply reply;
+        reply.status = status;
+        reply.body = refusal_body(status, message);
+        return reply;
+    }
+
+    HttpReply no_route(const std::string& method, const std::string& path) const {
+        std::set<std::string> allowed;
+        for (const Route& route : routes)
+            if (find(route.method, path) != nullptr) allowed.insert(route.method);
+        const bool is_doubled = path.starts_with("/v1/v1/");
+        if (allowed.empty()) {
+            return refusal(404, printable(method + " " + path, 200) + " does not exist" +
+                                    (is_doubled ? "; the base URL of the client seems to end in /v1 twice" : ""));
+        }
+        HttpReply reply = refusal(405, printable(method, 20) + " is not allowed for " + printable(path, 200));
+        std::string list;
+        for (const std::string& name : allowed) list += (list.empty() ? "" : ", ") + name;
+        reply.headers.emplace_back("Allow", list);
+        return reply;
+    }
+
+    /// Reads the body; a status and reason if it is refused. Form bodies arrive raw here: curl -d sends JSON as a form.
+    std::optional<HttpReply> read_body(const httplib::Request& request, const httplib::ContentReader& reader,
+                                       std::string& body) const {
+        const std::string length = request.get_header_value("Content-Length");
+        const bool is_chunked = request.has_header("Transfer-Encoding");
+        HttpReply refused;
+        if (length.empty() && !is_chunked) {
+            refused = refusal(411, "the request has neither Content-Length nor a chunked body");
+        } else if (!is_chunked && !std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+            refused = refusal(400, "Content-Length is not a number");
+        } else if (request.is_multipart_form_data()) {
+            refused = refusal(400, "multipart bodies are not supported, expected JSON");
+        } else {
+            size_t seen = 0;
+            const bool complete = reader([&](const char* data, size_t size) {
+                seen += size;
+                if (seen <= options.max_body) body.append(data, size);
+                // A body that is a little too long is read to its end, so that the client sees the answer.
+                return seen <= 2 * options.max_body;
+            });
+            if (complete && seen <= options.max_body) return std::nullopt;
+            refused = seen > options.max_body
+                          ? refusal(413, "the request body is larger than " + std::to_string(options.max_body) + " bytes")
+                          : refusal(400, "the request body is incomplete");
+        }
+        refused.close = true;
+        return refused;
+    }
+
+    void answer(const httplib::Request& request, httplib::Response& response, const httplib::ContentReader* reader);
+    void send(const HttpRequest& request, HttpReply reply, httplib::Response& response) const;
+    void set_up();
+};
+
+/// The whole way of one request; never throws.
+void HttpServer::State::answer(const httplib::Request& request, httplib::Response& response,
+                               const httplib::ContentReader* reader) {
+    HttpRequest out;
+    out.method = request.method;
+    out.path = without_trailing_slash(request.path);
+    out.id = request_id(request);
+    out.header = [&request](const std::string& name) { return request.get_header_value(name.c_str()); };
+    const int fd = find_socket(request.remote_addr, request.remote_port);
+    out.client_gone = [fd] { return fd >= 0 && peer_closed(fd); };
+    HttpReply reply;
+    try {
+        const Route* route = find(out.method == "HEAD" ? "GET" : out.method, out.path);
+        std::optional<HttpReply> refused;
+        if (reader != nullptr) refused = read_body(request, *reader, out.body);
+        if (refused) {
+            reply = std::move(*refused);
+        } else if (HttpReply gated = gate ? gate(out) : HttpReply{0}; gated.status != 0) {
+            reply = std::move(gated);
+        } else {
+            reply = route != nullptr ? route->handler(out) : no_route(out.method, out.path);
+        }
+    } catch (const std::exception& error) {
+        log::error("{} {} failed: {}", out.method, printable(out.path), error.what());
+        reply = refusal(500, "internal error");
+    }
+    // Without a reader the body, if there is one, was not read: what follows on the connection would be taken for requests.
+    if (reader == nullptr && out.method != "GET" && out.method != "HEAD") reply.close = true;
+    send(out, std::move(reply), response);
+}
+
+void HttpServer::State::send(const HttpRequest& request, HttpReply reply, httplib::Response& response) const {
+    response.status = reply.status;
+    response.set_header("x-request-id", request.id);
+    for (const auto& [name, value] : reply.headers) response.set_header(name.c_str(), value.c_str());
+    if (reply.close) response.set_header("Connection", "close");
+    if (reply.stream) {
+        response.set_header("Cache-Control", "no-cache");
+        response.set_header("X-Accel-Buffering", "no");
+        response.set_chunked_content_provider(
+            reply.content_type.c_str(), [stream = std::move(reply.stream)](size_t, httplib::DataSink& sink) {
+                SinkWriter writer(sink);
+                try {
+                    stream(writer);
+                } catch (const std::exception& error) {
+                    log::error("a stream failed: {}", error.what());
+                }
+                sink.done();
+                return true;
+            });
+    } else if (reply.close && !reply.body.empty()) {
+        // A provider that ends with false makes httplib 0.11 close the connection: the body was not read to its end.
+        const size_t size = reply.body.size();
+        response.set_content_provider(size, reply.content_type.c_str(),
+                                      [body = std::move(reply.body)](size_t offset, size_t length, httplib::DataSink& sink) {
+                                          sink.write(body.data() + offset, length);
+                                          return false;
+                                      });
+    } else {
+        response.set_content(reply.body, reply.content_type.c_str());
+    }
+}
+
+void HttpServer::State::set_up() {
+    server.set_tcp_nodelay(true);
+    server.set_read_timeout(60);
+    server.set_write_timeout(600);
+    server.set_keep_alive_timeout(75);
+    server.set_keep_alive_max_count(10000);
+    server.new_task_queue = [this] { return new httplib::ThreadPool(static_cast<size_t>(options.threads)); };
+    server.set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
+        // Ranges make no sense here, and httplib would cut a JSON body by them; it would also compress event streams
+        // ("text/event-stream; charset=..." is not the name it looks for). The object itself is not const.
+        auto& changed = const_cast<httplib::Request&>(request);
+        changed.ranges.clear();
+        changed.headers.erase("Accept-Encoding");
+        response.set_header("Server", options.server_name);
+        if (!options.cors_origin.empty()) {
+            response.set_header("Access-Control-Allow-Origin", options.cors_origin);
+            response.set_header("Access-Control-Expose-Headers", "x-request-id");
+        }
+        if (request.method == "OPTIONS") {
+            response.status = 200;
+            response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
+            response.set_header("Access-Control-Allow-Headers", "*");
+            response.set_header("Access-Control-Max-Age", "86400");
+            return httplib::Server::HandlerResponse::Handled;
+        }
+        if (request.method == "POST" && find("POST", without_trailing_slash(request.path)) != nullptr)
+            return httplib::Server::HandlerResponse::Unhandled;
+        answer(request, response, nullptr);
+        return httplib::Server::HandlerResponse::Handled;
+    });
+    server.set_post_routing_handler([](const httplib::Request&, httplib::Response& response) {
+        if (response.get_header_value("Connection") == "close") response.headers.erase("Keep-Alive");
+    });
+    server.set_error_handler([this](const httplib::Request&, httplib::Response& response) {
+        // Only what httplib refused by itself has no body yet: a broken request line, headers over the limit.
+        if (response.body.empty() && !response.content_provider_)
+            response.set_content(refusal_body(response.status, "the HTTP request is malformed"), "application/json");
+    });
+}
+
+HttpServer::HttpServer(HttpOptions options, RefusalBody refusal_body) : state_(std::make_unique<State>()) {
+    state_->options = std::move(options);
+    state_->refusal_body = std::move(refusal_body);
+    state_->set_up();
+}
+
+HttpServer::~HttpServer() { stop(); }
+
+void HttpServer::route(const std::string& method, const std::string& path, HttpHandler handler) {
+    state_->routes.push_back({method, path, std::move(handler)});
+}
+
+void HttpServer::gate(HttpGate gate) { state_->gate = std::move(gate); }
+
+int HttpServer::bind() {
+    HttpOptions& options = state_->options;
+    // Routes that take a body are matched by httplib with a regular expression; ours are plain text and short.
+    for (const State::Route& route : state_->routes) {
+        if (route.method != "POST") continue;
+        std::string pattern;
+        for (const char c : route.path) pattern += (std::isalnum(static_cast<unsigned char>(c)) || c == '/' || c == '_')
+                                                       ? std::string(1, c)
+                                                       : std::string("\\") + c;
+        state_->server.Post(pattern + "/*", [this](const httplib::Request& request, httplib::Response& response,
+                                                   const httplib::ContentReader& reader) {
+            state_->answer(request, response, &reader);
+        });
+    }
+    if (options.port == 0) {
+        options.port = state_->server.bind_to_any_port(options.host);
+        state_->bound = options.port > 0;
+    } else {
+        state_->bound = state_->server.bind_to_port(options.host, options.port);
+    }
+    if (!state_->bound) fail("cannot listen on ", options.host, " port ", options.port, ": ", std::strerror(errno));
+    return options.port;
+}
+
+void HttpServer::listen() {
+    if (!state_->server.listen_after_bind()) fail("accepting connections failed: ", std::strerror(errno));
+}
+
+void HttpServer::stop() { state_->server.stop(); }
+
+}  // namespace thermocline::server

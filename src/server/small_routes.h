@@ -1,0 +1,22 @@
+// The routes that generate nothing (serving-api.md section 5): tokenizer, template, facts. Pure functions from body to
+// reply; a wrong body is a RequestError or Error.
+#pragma once
+
+#include "src/server/openai.h"
+#include "src/text/tokenizer.h"
+
+#include <string>
+#include <vector>
+
+namespace thermocline::server {
+
+/// The prompt of a chat as token ids, `truncate` as in Call::truncate_prompt.
+std::vector<int32_t> truncated(std::vector<int32_t> ids, const Call& call, int64_t max_model_len);
+
+Json tokenize_reply(const Json& body, const ServedModel& model, const text::Tokenizer& tokenizer);
+Json detokenize_reply(const Json& body, const text::Tokenizer& tokenizer);
+Json template_reply(const Json& body, const ServedModel& model);
+Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer);
+Json server_facts(const ServedModel& model, const std::string& version);
+
+}  // namespace thermocline::server

@@ -1,0 +1,482 @@
+// Every tier that this processor runs, and the AVX-512 tiers emulated instruction by instruction (tests/cpu/simde),
+// against the reference decoders and double precision.
+#include "cpu/kernels.h"
+#include "src/base/error.h"
+#include "src/quant/activation.h"
+#include "src/quant/kv_row.h"
+#include "src/quant/reference.h"
+#include "src/quant/scalar.h"
+#include "tests/cpu/random_matrix.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace thermocline::cpu {
+
+// cpu/isa/avx512*.cpp compiled against the emulated instructions.
+extern const KernelTable kEmulatedAvx512Kernels;
+extern const KernelTable kEmulatedAvx512Bf16Kernels;
+
+namespace {
+
+using quant::Format;
+using quant::Matrix;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct Tier {
+    std::string name;
+    const KernelTable* kernels;
+};
+
+std::vector<Tier> tiers() {
+    std::vector<Tier> all;
+    for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
+        if (const KernelTable* kernels = find_kernels(name)) all.push_back({name, kernels});
+    }
+    all.push_back({"emulated_avx512", &kEmulatedAvx512Kernels});
+    all.push_back({"emulated_avx512_bf16", &kEmulatedAvx512Bf16Kernels});
+    return all;
+}
+
+class Kernels : public testing::TestWithParam<Tier> {
+protected:
+    const KernelTable& kernels = *GetParam().kernels;
+
+    std::vector<float> multiply(const Matrix& w, int64_t first, int64_t count, const std::vector<float>& x, int64_t m) {
+        std::vector<float> y(static_cast<size_t>(m * count), std::nanf(""));
+        kernels.matmul(w, first, count, x.data(), w.cols, m, y.data(), count);
+        return y;
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(, Kernels, testing::ValuesIn(tiers()), [](const auto& tier) { return tier.param.name; });
+
+/// |a - b| / |b| over all numbers, b in double.
+double relative_error(const std::vector<float>& a, const std::vector<double>& b) {
+    double difference = 0.0, norm = 0.0;
+    for (size_t i = 0; i < b.size(); ++i) {
+        difference += (a[i] - b[i]) * (a[i] - b[i]);
+        norm += b[i] * b[i];
+    }
+    return std::sqrt(difference / norm);
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+/// Formats, scales of every type and granularity, and columns that no vector or group divides.
+std::vector<MatrixShape> all_shapes() {
+    std::vector<MatrixShape> shapes = every_format(21, 768);
+    for (const MatrixShape& shape : every_format(6, 2 * 128 + 64)) shapes.push_back(shape);
+    for (const Format format : {Format::kF32, Format::kF16, Format::kBF16}) {
+        for (const int64_t cols : {1, 7, 33, 300}) shapes.push_back({.format = format, .rows = 5, .cols = cols});
+    }
+    for (const Format scales : {Format::kF32, Format::kBF16, Format::kF16, Format::kE8M0}) {
+        for (const int64_t cols : {1000, 34}) {
+            shapes.push_back({Format::kE4M3, 13, cols, scales, 128, 128});
+            shapes.push_back({Format::kE4M3, 13, cols, scales, 1, cols});
+            shapes.push_back({Format::kE4M3, 13, cols, scales, 13, 1 << 20});
+            shapes.push_back({Format::kE4M3, 13, cols, scales, 5, 48});
+            shapes.push_back({Format::kE4M3, 13, cols, scales, 1, 32});
+            shapes.push_back({Format::kE2M1Pair, 13, cols, scales, 1, 32});
+            shapes.push_back({Format::kE2M1Pair, 13, cols, scales, 1, 24});
+            shapes.push_back({Format::kInt4Pair, 19, cols, scales, 1, 128});
+            shapes.push_back({Format::kInt4Pair, 19, cols, scales, 1, 128, true});
+            shapes.push_back({Format::kInt4Pair, 19, cols, scales, 1, 32, true});
+            shapes.push_back({Format::kInt4Pair, 19, cols, scales, 1, cols, true});
+            shapes.push_back({Format::kInt4Pair, 19, cols, scales, 1, 8, true});
+        }
+    }
+    shapes.push_back({Format::kE2M1Pair, 9, 272, Format::kE4M3, 1, 16, false, 1.7e-4f});
+    shapes.push_back({Format::kBF16, 9, 100, Format::kF32, 3, 10, false, 0.5f});
+    return shapes;
+}
+
+// ---- weights ----------------------------------------------------------------------------------------------------
+
+TEST_P(Kernels, DecodeRowEqualsTheReference) {
+    for (const MatrixShape& shape : all_shapes()) {
+        const RandomMatrix random(shape, 1);
+        const Matrix w = random.view();
+        std::vector<float> row(static_cast<size_t>(w.cols));
+        const std::vector<float> expected = quant::decode_matrix(w);
+        for (int64_t n = 0; n < w.rows; ++n) {
+            kernels.decode_row(w, n, row.data());
+            for (int64_t k = 0; k < w.cols; ++k) {
+                ASSERT_EQ(row[static_cast<size_t>(k)], expected[static_cast<size_t>(n * w.cols + k)])
+                    << to_string(shape) << " row " << n << " column " << k;
+            }
+        }
+    }
+}
+
+TEST_P(Kernels, MatmulEqualsTheReferenceInDouble) {
+    constexpr int64_t kTokens = 5;
+    for (const MatrixShape& shape : all_shapes()) {
+        const RandomMatrix random(shape, 2);
+        const Matrix w = random.view();
+        const std::vector<float> x = random_floats(kTokens * w.cols, 3), weights = quant::decode_matrix(w);
+        std::vector<double> expected;
+        for (int64_t t = 0; t < kTokens; ++t) {
+            for (int64_t n = 0; n < w.rows; ++n) {
+                double sum = 0.0;
+                for (int64_t k = 0; k < w.cols; ++k) {
+                    sum += double{weights[static_cast<size_t>(n * w.cols + k)]} * x[static_cast<size_t>(t * w.cols + k)];
+                }
+                expected.push_back(sum);
+            }
+        }
+        EXPECT_LT(relative_error(multiply(w, 0, w.rows, x, kTokens), expected), 2e-6) << to_string(shape);
+    }
+}
+
+TEST_P(Kernels, MatmulDoesNotDependOnTheNumberOfVectors) {
+    constexpr int64_t kMost = 64;
+    for (const MatrixShape& shape : all_shapes()) {
+        const RandomMatrix random(shape, 4);
+        const Matrix w = random.view();
+        const std::vector<float> x = random_floats(kMost * w.cols, 5);
+        std::vector<float> one_by_one;
+        for (int64_t t = 0; t < kMost; ++t) {
+            const auto row = x.begin() + t * w.cols;
+            const std::vector<float> y = multiply(w, 0, w.rows, {row, row + w.cols}, 1);
+            one_by_one.insert(one_by_one.end(), y.begin(), y.end());
+        }
+        for (const int64_t m : {2, 3, 7, 8, 17, 64}) {
+            const std::vector<float> y = multiply(w, 0, w.rows, x, m);
+            ASSERT_TRUE(same_bits(y, {one_by_one.begin(), one_by_one.begin() + m * w.rows})) << to_string(shape) << m;
+        }
+    }
+}
+
+TEST_P(Kernels, MatmulDoesNotDependOnTheSplitOfTheRows) {
+    for (const MatrixShape& shape : every_format(37, 512)) {
+        const RandomMatrix random(shape, 6);
+        const Matrix w = random.view();
+        for (const int64_t m : {1, 4}) {
+            const std::vector<float> x = random_floats(m * w.cols, 7), whole = multiply(w, 0, w.rows, x, m);
+            for (const int64_t part : {1, 2, 5, 16, 30}) {
+                for (int64_t first = 0; first < w.rows; first += part) {
+                    const int64_t count = std::min(part, w.rows - first);
+                    const std::vector<float> y = multiply(w, first, count, x, m);
+                    for (int64_t t = 0; t < m; ++t) {
+                        ASSERT_EQ(std::memcmp(&y[static_cast<size_t>(t * count)],
+                                              &whole[static_cast<size_t>(t * w.rows + first)],
+                                              static_cast<size_t>(count) * sizeof(float)), 0)
+                            << to_string(shape) << " rows from " << first << " by " << part;
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST_P(Kernels, MatmulTakesStridesAndUnalignedVectors) {
+    const RandomMatrix random({Format::kE2M1Pair, 11, 320, Format::kE8M0, 1, 32}, 8);
+    const Matrix w = random.view();
+    const std::vector<float> x = random_floats(3 * w.cols, 9), expected = multiply(w, 0, w.rows, x, 3);
+    std::vector<float> wide(static_cast<size_t>(3 * (w.cols + 5) + 1)), y(3 * 20 + 1, 0.0f);
+    for (int64_t t = 0; t < 3; ++t) std::copy_n(&x[static_cast<size_t>(t * w.cols)], w.cols, &wide[static_cast<size_t>(t * (w.cols + 5) + 1)]);
+    kernels.matmul(w, 0, w.rows, wide.data() + 1, w.cols + 5, 3, y.data() + 1, 20);
+    for (size_t t = 0; t < 3; ++t) {
+        for (size_t n = 0; n < 11; ++n) EXPECT_EQ(y[t * 20 + n + 1], expected[t * 11 + n]);
+        for (size_t n = 11; n < 20; ++n) EXPECT_EQ(y[t * 20 + n + 1], 0.0f);
+    }
+}
+
+// ---- vectors ------------------------------------------------------------------------------------------------------
+
+constexpr int64_t kSizes[] = {0, 1, 3, 8, 15, 16, 31, 64, 100, 129, 517};
+
+TEST_P(Kernels, DotAndSumSquares) {
+    for (const int64_t n : kSizes) {
+        const std::vector<float> a = random_floats(n + 1, 10), b = random_floats(n, 11);
+        double dot = 0.0, squares = 0.0, magnitude = 0.0;
+        for (int64_t i = 0; i < n; ++i) {
+            const double x = a[static_cast<size_t>(i + 1)], y = b[static_cast<size_t>(i)];
+            dot += x * y, squares += x * x, magnitude += std::abs(x * y);
+        }
+        EXPECT_NEAR(kernels.dot(a.data() + 1, b.data(), n), dot, 2e-7 * magnitude);
+        EXPECT_NEAR(kernels.sum_squares(a.data() + 1, n), squares, 4e-7 * squares);
+    }
+}
+
+TEST_P(Kernels, AxpyAndScaleTouchExactlyTheirNumbers) {
+    for (const int64_t n : kSizes) {
+        const std::vector<float> x = random_floats(n, 12), w = random_floats(n, 13), y0 = random_floats(n + 1, 14);
+        std::vector<float> y = y0, scaled = y0, weighted = y0;
+        kernels.axpy(0.7f, x.data(), y.data(), n);
+        kernels.scale(0.7f, x.data(), nullptr, scaled.data(), n);
+        kernels.scale(0.7f, x.data(), w.data(), weighted.data(), n);
+        for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+            EXPECT_NEAR(y[i], y0[i] + 0.7 * x[i], 1e-6);
+            EXPECT_EQ(scaled[i], 0.7f * x[i]);
+            EXPECT_NEAR(weighted[i], 0.7 * x[i] * w[i], 1e-6);
+        }
+        EXPECT_EQ(y.back(), y0.back());
+        EXPECT_EQ(scaled.back(), y0.back());
+        EXPECT_EQ(weighted.back(), y0.back());
+    }
+}
+
+TEST_P(Kernels, RoundBf16EqualsTheScalarRule) {
+    std::vector<float> x = random_floats(1000, 15);
+    for (uint32_t i = 0; i < 70000; ++i) x.push_back(std::bit_cast<float>(i * 61357u));
+    for (const float special : {kInfinity, -kInfinity, 3.4e38f, -0.0f, std::nanf(""), 1e-45f}) x.push_back(special);
+    std::vector<float> rounded = x;
+    kernels.round_bf16(rounded.data(), static_cast<int64_t>(x.size()));
+    for (size_t i = 0; i < x.size(); ++i) {
+        ASSERT_EQ(std::bit_cast<uint32_t>(rounded[i]), std::bit_cast<uint32_t>(quant::round_bf16(x[i]))) << x[i];
+    }
+}
+
+TEST_P(Kernels, RoundE4M3EqualsTheReference) {
+    for (const float size : {1.0f, 1e-6f, 1e-3f, 3000.0f, 1e30f}) {
+        for (const int64_t n : {1, 100, 128, 333, 2048}) {
+            std::vector<float> x = random_floats(n, 16);
+            for (float& value : x) value *= size;
+            x[0] = -0.0f;
+            std::vector<float> expected = x, rounded(x.size()), in_place = x;
+            quant::round_e4m3_blocks128(expected.data(), n);
+            kernels.round_e4m3(x.data(), rounded.data(), n);
+            kernels.round_e4m3(in_place.data(), in_place.data(), n);
+            EXPECT_TRUE(same_bits(rounded, expected)) << size << " " << n;
+            EXPECT_TRUE(same_bits(in_place, expected));
+        }
+    }
+    // ties, the ends of the range, and what a bad activation may hold
+    std::vector<float> x;
+    for (int i = 0; i < 128; ++i) x.push_back(static_cast<float>(i) * 0x1p-10f);
+    for (int i = 0; i < 128; ++i) x.push_back(static_cast<float>(i % 2 ? -i : i) * 3.5f);
+    for (const float special : {448.0f, 17.0f, 18.0f, 19.0f, std::nanf(""), 0.3f}) x.push_back(special);
+    std::vector<float> expected = x, rounded = x;
+    quant::round_e4m3_blocks128(expected.data(), static_cast<int64_t>(x.size()));
+    kernels.round_e4m3(x.data(), rounded.data(), static_cast<int64_t>(x.size()));
+    for (size_t i = 0; i < x.size(); ++i) {
+        EXPECT_TRUE(rounded[i] == expected[i] || (std::isnan(rounded[i]) && std::isnan(expected[i]))) << x[i];
+    }
+}
+
+TEST_P(Kernels, SwigluClampsAndIsAccurate) {
+    std::vector<float> gate = random_floats(203, 17), up = random_floats(203, 18);
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] *= 12.0f, up[i] *= 12.0f;
+    gate[0] = -300.0f, gate[1] = 300.0f, gate[2] = 0.0f;
+    for (const float limit : {10.0f, kInfinity}) {
+        std::vector<float> out(gate.size());
+        kernels.swiglu(gate.data(), up.data(), limit, 0.37f, out.data(), static_cast<int64_t>(out.size()));
+        for (size_t i = 0; i < out.size(); ++i) {
+            const double a = std::min(gate[i], limit), b = std::clamp(up[i], -limit, limit);
+            const double expected = a / (1.0 + std::exp(-a)) * b * 0.37f;
+            EXPECT_NEAR(out[i], expected, 5e-7 * std::abs(expected) + 1e-30) << gate[i];
+        }
+    }
+}
+
+// ---- attention ----------------------------------------------------------------------------------------------------
+
+TEST_P(Kernels, DecodeKvEqualsTheReference) {
+    struct Case {
+        quant::KvFormat format;
+        int64_t width, rope;
+    };
+    using enum quant::KvFormat;
+    for (const Case& c : {Case{kF32, 512, 64}, Case{kBF16, 512, 64}, Case{kFp8, 512, 64}, Case{kFp4, 128, 0},
+                          Case{kF32, 24, 8}, Case{kBF16, 23, 8}, Case{kFp8, 40, 8}, Case{kFp8, 101, 3},
+                          Case{kFp4, 36, 0}, Case{kFp8, 16, 16}}) {
+        constexpr int64_t kRows = 5;
+        const std::vector<float> x = random_floats(kRows * c.width, 19);
+        const int64_t size = quant::kv_row_bytes(c.format, c.width, c.rope);
+        std::vector<std::byte> store(static_cast<size_t>(kRows * (size + 1)));
+        std::vector<const std::byte*> rows;
+        std::vector<float> expected(x.size()), decoded(x.size());
+        for (int64_t i = 0; i < kRows; ++i) {
+            std::byte* row = store.data() + i * (size + 1);
+            quant::encode_kv_row(c.format, x.data() + i * c.width, c.width, c.rope, row);
+            quant::decode_kv_row(c.format, row, c.width, c.rope, expected.data() + i * c.width);
+            rows.push_back(row);
+        }
+        kernels.decode_kv(c.format, rows.data(), kRows, c.width, c.rope, decoded.data());
+        EXPECT_TRUE(same_bits(decoded, expected)) << static_cast<int>(c.format) << " " << c.width;
+    }
+}
+
+struct Attention {
+    int64_t heads, count, width;
+};
+
+constexpr Attention kAttention[] = {{64, 130, 512}, {1, 1, 8}, {5, 7, 24}, {3, 9, 33}, {8, 4, 128}, {7, 6, 300}};
+
+TEST_P(Kernels, AttentionScores) {
+    for (const auto& [heads, count, width] : kAttention) {
+        const std::vector<float> q = random_floats(heads * width, 20), keys = random_floats(count * width, 21);
+        const int64_t stride = count + 3;
+        std::vector<float> logits(static_cast<size_t>(heads * stride), 1.0f);
+        kernels.attention_scores(q.data(), heads, keys.data(), count, width, 0.25f, logits.data(), stride);
+        for (int64_t h = 0; h < heads; ++h) {
+            for (int64_t j = 0; j < stride; ++j) {
+                double expected = 0.0;
+                for (int64_t c = 0; c < width && j < count; ++c) {
+                    expected += double{q[static_cast<size_t>(h * width + c)]} * keys[static_cast<size_t>(j * width + c)];
+                }
+                const float found = logits[static_cast<size_t>(h * stride + j)];
+                EXPECT_NEAR(found, j < count ? 0.25 * expected : 1.0, 1e-5);
+            }
+        }
+    }
+}
+
+TEST_P(Kernels, AttentionValues) {
+    for (const auto& [heads, count, width] : kAttention) {
+        const int64_t stride = count + 1;
+        const std::vector<float> p = random_floats(heads * stride, 22), keys = random_floats(count * width, 23);
+        const std::vector<float> before = random_floats(heads * width, 24);
+        std::vector<float> out = before;
+        kernels.attention_values(p.data(), stride, heads, keys.data(), count, width, out.data());
+        for (int64_t h = 0; h < heads; ++h) {
+            for (int64_t c = 0; c < width; ++c) {
+                double expected = before[static_cast<size_t>(h * width + c)], magnitude = std::abs(expected);
+                for (int64_t j = 0; j < count; ++j) {
+                    const double term = double{p[static_cast<size_t>(h * stride + j)]} * keys[static_cast<size_t>(j * width + c)];
+                    expected += term, magnitude += std::abs(term);
+                }
+                ASSERT_NEAR(out[static_cast<size_t>(h * width + c)], expected, 1e-6 * magnitude);
+            }
+        }
+    }
+}
+
+TEST_P(Kernels, IndexScores) {
+    for (const auto& [heads, count, width] : kAttention) {
+        const std::vector<float> q = random_floats(heads * width, 25), keys = random_floats(count * width, 26);
+        const std::vector<float> gates = random_floats(heads, 27);
+        std::vector<float> scores(static_cast<size_t>(count));
+        kernels.index_scores(q.data(), gates.data(), heads, keys.data(), count, width, scores.data());
+        for (int64_t j = 0; j < count; ++j) {
+            double expected = 0.0;
+            for (int64_t h = 0; h < heads; ++h) {
+                double dot = 0.0;
+                for (int64_t c = 0; c < width; ++c) {
+                    dot += double{q[static_cast<size_t>(h * width + c)]} * keys[static_cast<size_t>(j * width + c)];
+                }
+                expected += gates[static_cast<size_t>(h)] * std::max(0.0, dot);
+            }
+            EXPECT_NEAR(scores[static_cast<size_t>(j)], expected, 1e-5 * std::sqrt(static_cast<double>(heads * width)));
+        }
+    }
+}
+
+TEST_P(Kernels, ExponentialIsAccurate) {
+    std::vector<float> x;
+    for (int i = 0; i < 20000; ++i) x.push_back(-87.3f * static_cast<float>(i) / 20000.0f);
+    for (int i = 0; i < 1000; ++i) x.push_back(-1e-3f * static_cast<float>(i) / 1000.0f);
+    std::vector<float> e = x;
+    const float sum = kernels.exp_sum(e.data(), static_cast<int64_t>(e.size()), 0.0f);
+    double expected_sum = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) {
+        const double expected = std::exp(static_cast<double>(x[i]));
+        ASSERT_NEAR(e[i], expected, 2e-7 * expected) << x[i];
+        expected_sum += expected;
+    }
+    EXPECT_NEAR(sum, expected_sum, 1e-5 * expected_sum);
+    EXPECT_EQ(e[0], 1.0f);
+}
+
+TEST_P(Kernels, ExponentialOfVeryNegativeNumbersIsZero) {
+    for (const int64_t n : {5, 8, 40}) {
+        std::vector<float> x(static_cast<size_t>(n), -kInfinity);
+        x[1] = 2.0f, x[2] = -3.4e38f, x[3] = -200.0f;
+        EXPECT_EQ(kernels.exp_sum(x.data(), n, 2.0f), 1.0f);
+        EXPECT_EQ(x[0], 0.0f);
+        EXPECT_EQ(x[1], 1.0f);
+        EXPECT_EQ(x[2], 0.0f);
+        EXPECT_EQ(x[3], 0.0f);
+        std::vector<float> far = {-3e38f, 3e38f, 0.0f};
+        EXPECT_EQ(kernels.exp_sum(far.data(), 3, 3e38f), 1.0f);
+    }
+    EXPECT_EQ(kernels.exp_sum(nullptr, 0, 1.0f), 0.0f);
+}
+
+TEST_P(Kernels, PoolIsASoftmaxPerChannel) {
+    for (const int64_t width : {7, 32, 45, 512}) {
+        for (const int64_t count : {1, 2, 8, 128}) {
+            const std::vector<float> values = random_floats(count * width, 28);
+            std::vector<float> scores = random_floats(count * width, 29);
+            for (float& score : scores) score *= 20.0f;
+            if (count > 2) scores[static_cast<size_t>(width)] = -kInfinity;
+            std::vector<const float*> value_rows, score_rows;
+            for (int64_t i = 0; i < count; ++i) {
+                value_rows.push_back(values.data() + i * width);
+                score_rows.push_back(i % 3 == 2 ? nullptr : scores.data() + i * width);
+            }
+            std::vector<float> out(static_cast<size_t>(width));
+            kernels.pool(value_rows.data(), score_rows.data(), count, width, out.data());
+            for (int64_t c = 0; c < width; ++c) {
+                double total = 0.0, sum = 0.0, maximum = -1e300;
+                for (int64_t i = 0; i < count; ++i) {
+                    if (score_rows[static_cast<size_t>(i)]) maximum = std::max<double>(maximum, scores[static_cast<size_t>(i * width + c)]);
+                }
+                for (int64_t i = 0; i < count; ++i) {
+                    if (!score_rows[static_cast<size_t>(i)]) continue;
+                    const double weight = std::exp(scores[static_cast<size_t>(i * width + c)] - maximum);
+                    total += weight;
+                    sum += weight * values[static_cast<size_t>(i * width + c)];
+                }
+                EXPECT_NEAR(out[static_cast<size_t>(c)], sum / total, 3e-6);
+            }
+        }
+    }
+}
+
+// ---- choice of a tier ---------------------------------------------------------------------------------------------
+
+TEST(Dispatch, FindsTheTiersOfThisProcessor) {
+    ASSERT_NE(find_kernels("scalar"), nullptr);
+    EXPECT_STREQ(find_kernels("scalar")->name, "scalar");
+    EXPECT_EQ(find_kernels("avx2") != nullptr, __builtin_cpu_supports("avx2") != 0);
+    EXPECT_EQ(find_kernels("avx512") != nullptr, __builtin_cpu_supports("avx512vl") != 0);
+    EXPECT_EQ(find_kernels("auto"), nullptr);
+    EXPECT_EQ(find_kernels("neon"), nullptr);
+}
+
+TEST(Dispatch, AutoTakesTheBest) {
+    unsetenv("THERMOCLINE_ISA");
+    const KernelTable* best = nullptr;
+    for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
+        if (const KernelTable* kernels = find_kernels(name)) best = kernels;
+    }
+    EXPECT_EQ(&select_kernels("auto"), best);
+    EXPECT_EQ(&select_kernels("scalar"), find_kernels("scalar"));
+}
+
+TEST(Dispatch, TheEnvironmentOverridesAutoOnly) {
+    setenv("THERMOCLINE_ISA", "scalar", 1);
+    EXPECT_STREQ(select_kernels("auto").name, "scalar");
+    setenv("THERMOCLINE_ISA", "sse9", 1);
+    EXPECT_THROW(select_kernels("auto"), Error);
+    EXPECT_STREQ(select_kernels("scalar").name, "scalar");
+    unsetenv("THERMOCLINE_ISA");
+}
+
+TEST(Dispatch, NamesUnknownAndUnsupportedTiers) {
+    try {
+        select_kernels("sse9");
+        FAIL();
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("sse9"), std::string::npos);
+        EXPECT_NE(std::string(error.what()).find("avx2"), std::string::npos);
+    }
+    for (const char* name : {"avx512", "avx512_bf16"}) {
+        if (find_kernels(name)) continue;
+        EXPECT_THROW(select_kernels(name), Error);
+    }
+}
+
+}  // namespace
+}  // namespace thermocline::cpu

@@ -1,0 +1,127 @@
+#include "cpu/workers.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+namespace thermocline::cpu {
+namespace {
+
+/// More workers than this machine has CPUs is legal: CPU ids that do not exist are not pinned.
+std::vector<int> cpus(int count) {
+    std::vector<int> list(static_cast<size_t>(count));
+    std::iota(list.begin(), list.end(), 0);
+    return list;
+}
+
+TEST(Workers, EachRunsEveryWorkerOnce) {
+    for (const int count : {1, 2, 5, 16}) {
+        Workers workers(cpus(count));
+        ASSERT_EQ(workers.count(), count);
+        std::vector<int> calls(static_cast<size_t>(count));  // no atomics: each() must order the writes
+        for (int job = 0; job < 100; ++job) {
+            workers.each([&](int worker) { ++calls[static_cast<size_t>(worker)]; });
+        }
+        EXPECT_EQ(calls, std::vector<int>(static_cast<size_t>(count), 100));
+    }
+}
+
+TEST(Workers, AnEmptyListIsOneWorker) {
+    Workers workers({});
+    EXPECT_EQ(workers.count(), 1);
+    int calls = 0;
+    workers.each([&](int worker) { calls += 1 + worker; });
+    EXPECT_EQ(calls, 1);
+}
+
+TEST(Workers, TheCallerIsWorkerZero) {
+    Workers workers(cpus(3));
+    std::thread::id ids[3];
+    workers.each([&](int worker) { ids[worker] = std::this_thread::get_id(); });
+    EXPECT_EQ(ids[0], std::this_thread::get_id());
+    EXPECT_NE(ids[1], ids[0]);
+    EXPECT_NE(ids[2], ids[1]);
+}
+
+TEST(Workers, ParallelSum) {
+    std::vector<int64_t> numbers(100001);
+    std::iota(numbers.begin(), numbers.end(), 0);
+    for (const int count : {1, 2, 3, 8}) {
+        Workers workers(cpus(count));
+        std::vector<int64_t> sums(static_cast<size_t>(count));
+        workers.split(static_cast<int64_t>(numbers.size()), 1, [&](int64_t begin, int64_t end, int worker) {
+            sums[static_cast<size_t>(worker)] = std::accumulate(numbers.begin() + begin, numbers.begin() + end, int64_t{0});
+        });
+        EXPECT_EQ(std::accumulate(sums.begin(), sums.end(), int64_t{0}), int64_t{100000} * 100001 / 2);
+    }
+}
+
+TEST(Workers, SplitCoversEveryItemOnceAndRespectsTheGrain) {
+    Workers workers(cpus(4));
+    for (const int64_t items : {0, 1, 3, 4, 5, 63, 64, 65, 1000}) {
+        for (const int64_t grain : {1, 16, 2000}) {
+            std::vector<int> seen(static_cast<size_t>(items));
+            std::atomic<int> parts = 0;
+            workers.split(items, grain, [&](int64_t begin, int64_t end, int) {
+                ++parts;
+                for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
+            });
+            EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), items);
+            EXPECT_LE(parts, std::max<int64_t>(1, (items + grain - 1) / grain));
+        }
+    }
+}
+
+TEST(Workers, SeveralGroupsNestedInOneProcess) {
+    Workers outer(cpus(3));
+    std::vector<std::unique_ptr<Workers>> inner;
+    for (int i = 0; i < 3; ++i) inner.push_back(std::make_unique<Workers>(cpus(2)));
+    std::atomic<int> total = 0;
+    for (int round = 0; round < 50; ++round) {
+        outer.each([&](int worker) { inner[static_cast<size_t>(worker)]->each([&](int) { ++total; }); });
+    }
+    EXPECT_EQ(total, 50 * 3 * 2);
+}
+
+TEST(Workers, AJobAfterParkingStillRuns) {
+    Workers workers(cpus(3));
+    for (int round = 0; round < 5; ++round) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));  // long enough for every worker to park
+        int calls[3] = {};
+        workers.each([&](int worker) {
+            if (worker == 2) std::this_thread::sleep_for(std::chrono::milliseconds(20));  // and for the caller
+            ++calls[worker];
+        });
+        EXPECT_EQ(calls[0] + calls[1] + calls[2], 3);
+    }
+}
+
+TEST(Workers, RapidCreationAndDestruction) {
+    std::atomic<int> calls = 0;
+    for (int i = 0; i < 300; ++i) {
+        Workers workers(cpus(1 + i % 4));
+        if (i % 3 != 0) workers.each([&](int) { ++calls; });
+    }
+    EXPECT_GT(calls, 300);
+}
+
+TEST(Workers, ManyTinyJobs) {
+    constexpr int kJobs = 100000;
+    const int count = std::max(2, std::min(4, static_cast<int>(std::thread::hardware_concurrency())));
+    Workers workers(cpus(count));
+    std::vector<int64_t> sums(static_cast<size_t>(count) * 16);
+    for (int job = 0; job < kJobs; ++job) {
+        workers.each([&](int worker) { sums[static_cast<size_t>(worker) * 16] += job; });
+    }
+    for (int worker = 0; worker < count; ++worker) {
+        EXPECT_EQ(sums[static_cast<size_t>(worker) * 16], int64_t{kJobs} * (kJobs - 1) / 2);
+    }
+}
+
+}  // namespace
+}  // namespace thermocline::cpu
