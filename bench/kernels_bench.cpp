@@ -5,7 +5,6 @@
 #include "tests/cpu/random_matrix.h"
 
 #include <benchmark/benchmark.h>
-
 #include <cstring>
 
 namespace thermocline::cpu {
@@ -24,7 +23,8 @@ void read_memory(benchmark::State& state) {
         }
         for (uint64_t& sum : sums) benchmark::DoNotOptimize(sum);
     }
-    state.counters["GB/s"] = benchmark::Counter(static_cast<double>(kBytes) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+    state.counters["GB/s"] =
+        benchmark::Counter(static_cast<double>(kBytes) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m) {
@@ -82,7 +82,9 @@ int main(int argc, char** argv) {
             const std::string name = std::string(kernels.name) + "/m" + std::to_string(m) + "/" +
                                      std::string(thermocline::quant::traits(shape.format).name) +
                                      (shape.multiplier != 1.0f ? "_NV" : "");
-            benchmark::RegisterBenchmark(name.c_str(), [&kernels, shape, m](benchmark::State& state) { matmul(state, kernels, shape, m); })->Unit(benchmark::kMillisecond);
+            benchmark::RegisterBenchmark(name.c_str(), [&kernels, shape, m](benchmark::State& state) {
+                matmul(state, kernels, shape, m);
+            })->Unit(benchmark::kMillisecond);
         }
     }
     benchmark::Initialize(&argc, argv);

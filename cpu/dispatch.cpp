@@ -63,7 +63,8 @@ const KernelTable& select_kernels(const char* isa) {
     }
     if (name == "auto") return *best;
     for (const Tier& tier : kTiers) {
-        if (name == tier.table->name) fail("--isa ", name, ": this processor does not have it, the best here is ", best->name);
+        if (name == tier.table->name)
+            fail("--isa ", name, ": this processor does not have it, the best here is ", best->name);
     }
     fail("--isa ", printable(name), ": unknown, expected auto, ", known);
 }

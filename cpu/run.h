@@ -17,10 +17,10 @@ namespace thermocline::cpu {
 struct Frame {
     const ops::Plan& plan;
     const ops::Batch& batch;
-    float* const* slots;             // [plan.slots], each [rows, cols]
-    const float* const* rotations;   // [plan.ropes], each [batch rows, dims]: cos, sin of pair i at 2i, 2i + 1
-    std::span<float> shared;         // scratch of the whole step
-    std::span<float> per_worker;     // scratch of each worker, workers.count() parts of equal size
+    float* const* slots;            // [plan.slots], each [rows, cols]
+    const float* const* rotations;  // [plan.ropes], each [batch rows, dims]: cos, sin of pair i at 2i, 2i + 1
+    std::span<float> shared;        // scratch of the whole step
+    std::span<float> per_worker;    // scratch of each worker, workers.count() parts of equal size
     Workers& workers;
     const KernelTable& kernels;
 

@@ -3,10 +3,9 @@
 #include "src/base/check.h"
 #include "src/base/error.h"
 
+#include <atomic>
 #include <pthread.h>
 #include <sched.h>
-
-#include <atomic>
 #include <system_error>
 #include <thread>
 #include <vector>

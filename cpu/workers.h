@@ -30,7 +30,9 @@ public:
     /// Splits [0, items) into contiguous parts of at least `grain` and runs body(begin, end, worker).
     template <typename Body>
     void split(int64_t items, int64_t grain, Body&& body) {
-        const int64_t parts = items <= grain ? 1 : (items + grain - 1) / grain < count_ ? (items + grain - 1) / grain : count_;
+        const int64_t parts = items <= grain                         ? 1
+                              : (items + grain - 1) / grain < count_ ? (items + grain - 1) / grain
+                                                                     : count_;
         if (parts <= 1) {
             if (items > 0) body(int64_t{0}, items, 0);
             return;

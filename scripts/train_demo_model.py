@@ -778,9 +778,9 @@ def fp4_codes(v):
 
 def fmt_of(name):
     """Final storage format of a parameter, by transformers name."""
-    if "experts.gate_up_proj" in name or "experts.down_proj" in name:
+    if re.search(r"mlp\.experts\.(gate_up|down)_proj$", name):
         return "fp4"
-    if re.search(r"(q_a_proj|q_b_proj|self_attn\.kv_proj|o_a_proj|o_b_proj|shared_experts\.\w+|[eh]_proj)\.weight$", name):
+    if re.search(r"(q_a_proj|q_b_proj|self_attn\.kv_proj|o_a_proj|o_b_proj|shared_experts\.\w+|(^|\.)[eh]_proj)\.weight$", name):
         return "fp8"
     if re.search(r"(_hc\.|hc_head\.|sinks|position_bias|e_score)", name):
         return "f32"

@@ -23,11 +23,35 @@ constexpr int kTileTokens = 3;  // 4 rows x 3 tokens fill 12 of the 16 registers
 [[gnu::always_inline]] inline I load_u16(const void* p) {
     return (I)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i_u*>(p)));
 }
+[[gnu::always_inline]] inline float f16_number(const void* p) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(read_u16(p))));
+}
 [[gnu::always_inline]] inline F load_f16(const void* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i_u*>(p)));
 }
 [[gnu::always_inline]] inline F to_float(I x) { return _mm256_cvtepi32_ps((__m256i)x); }
 [[gnu::always_inline]] inline I round_to_int(F x) { return (I)_mm256_cvtps_epi32(x); }
+
+[[gnu::always_inline]] inline F eight_to_float(__m128i bytes) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+}
+[[gnu::always_inline]] inline Group load_words(Words words) {
+    const __m128i first = _mm256_castsi256_si128((__m256i)words), second = _mm256_extracti128_si256((__m256i)words, 1);
+    return {{eight_to_float(first), eight_to_float(_mm_srli_si128(first, 8)), eight_to_float(second),
+             eight_to_float(_mm_srli_si128(second, 8))}};
+}
+
+/// 32 e4m3 numbers times 2^-8: sign and fields moved to those of f16. The NaN codes come out as 480.
+[[gnu::always_inline]] inline Group e4m3_group(const uint8_t* p) {
+    Group out;
+    for (int i = 0; i < 2; ++i) {
+        const __m256i x = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(p + 16 * i)));
+        const __m256i f16 = _mm256_and_si256(_mm256_slli_epi16(x, 7), _mm256_set1_epi16(static_cast<int16_t>(0xbfff)));
+        out.v[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(f16));
+        out.v[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(f16, 1));
+    }
+    return out;
+}
 
 /// out[i] = sum of the lanes of a[i], all by the same tree.
 [[gnu::always_inline]] inline void sum_lanes(const F a[4], float out[4]) {
@@ -90,9 +114,7 @@ using Codes = __m256i;
 
 /// 32 codes from the low (high) nibbles of 32 bytes.
 [[gnu::always_inline]] inline Codes low_codes(const uint8_t* p) { return nibbles(gather_32(p)); }
-[[gnu::always_inline]] inline Codes high_codes(const uint8_t* p) {
-    return nibbles(_mm256_srli_epi16(gather_32(p), 4));
-}
+[[gnu::always_inline]] inline Codes high_codes(const uint8_t* p) { return nibbles(_mm256_srli_epi16(gather_32(p), 4)); }
 
 [[gnu::always_inline]] inline Group look_up(const Table& table, Codes codes) {
     const __m256i high = _mm256_shuffle_epi8(table.high, codes), low = _mm256_shuffle_epi8(table.low, codes);

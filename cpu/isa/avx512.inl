@@ -19,9 +19,25 @@ constexpr int kTileTokens = 6;  // 4 rows x 6 tokens fill 24 of the 32 registers
 
 [[gnu::always_inline]] inline I load_i8(const void* p) { return (I)_mm512_cvtepi8_epi32(load_16_bytes(p)); }
 [[gnu::always_inline]] inline I load_u16(const void* p) { return (I)_mm512_cvtepu16_epi32(load_32_bytes(p)); }
+[[gnu::always_inline]] inline float f16_number(const void* p) {
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(read_u16(p))));
+}
 [[gnu::always_inline]] inline F load_f16(const void* p) { return (F)_mm512_cvtph_ps(load_32_bytes(p)); }
 [[gnu::always_inline]] inline F to_float(I x) { return (F)_mm512_cvtepi32_ps((__m512i)x); }
 [[gnu::always_inline]] inline I round_to_int(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
+
+[[gnu::always_inline]] inline Group load_words(Words words) {
+    const __m256i bytes_ = (__m256i)words;
+    return {{to_float((I)_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes_))),
+             to_float((I)_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes_, 1)))}};
+}
+
+/// 32 e4m3 numbers times 2^-8: sign and fields moved to those of f16. The NaN codes come out as 480.
+[[gnu::always_inline]] inline Group e4m3_group(const uint8_t* p) {
+    const __m512i x = _mm512_cvtepi8_epi16(load_32_bytes(p));
+    const __m512i f16 = _mm512_and_si512(_mm512_slli_epi16(x, 7), _mm512_set1_epi16(static_cast<int16_t>(0xbfff)));
+    return {{(F)_mm512_cvtph_ps(_mm512_castsi512_si256(f16)), (F)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(f16, 1))}};
+}
 
 [[gnu::always_inline]] inline __m256 fold(F x) {
     const __m512d wide = _mm512_castps_pd((__m512)x);
@@ -31,8 +47,7 @@ constexpr int kTileTokens = 6;  // 4 rows x 6 tokens fill 24 of the 32 registers
 
 /// out[i] = sum of the lanes of a[i], all by the same tree.
 [[gnu::always_inline]] inline void sum_lanes(const F a[4], float out[4]) {
-    const __m256 pairs =
-        _mm256_hadd_ps(_mm256_hadd_ps(fold(a[0]), fold(a[1])), _mm256_hadd_ps(fold(a[2]), fold(a[3])));
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(fold(a[0]), fold(a[1])), _mm256_hadd_ps(fold(a[2]), fold(a[3])));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
 
@@ -71,6 +86,6 @@ struct Codes {
 }
 
 [[gnu::always_inline]] inline Group look_up(const Table& table, Codes codes) {
-    return {{(F)_mm512_permutexvar_ps(codes.first, (__m512)table),
-             (F)_mm512_permutexvar_ps(codes.second, (__m512)table)}};
+    return {
+        {(F)_mm512_permutexvar_ps(codes.first, (__m512)table), (F)_mm512_permutexvar_ps(codes.second, (__m512)table)}};
 }

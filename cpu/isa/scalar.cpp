@@ -25,6 +25,13 @@ constexpr int kTileTokens = 2;
     __builtin_memcpy(x, p, sizeof x);
     return I{x[0], x[1], x[2], x[3]};
 }
+[[gnu::always_inline]] inline float f16_number(const void* p) {
+    const uint32_t code = read_u16(p), magnitude = code & 0x7fff;
+    const uint32_t finite = bits_as<uint32_t>(bits_as<float>(magnitude << 13) * 0x1p112f);
+    const uint32_t special = 0x7f800000 | (magnitude << 13);
+    return bits_as<float>((code & 0x8000) << 16 | (magnitude < 0x7c00 ? finite : special));
+}
+
 [[gnu::always_inline]] inline F load_f16(const void* p) {
     const uint8_t* bytes = static_cast<const uint8_t*>(p);
     return F{f16_number(bytes), f16_number(bytes + 2), f16_number(bytes + 4), f16_number(bytes + 6)};
@@ -34,6 +41,21 @@ constexpr int kTileTokens = 2;
 [[gnu::always_inline]] inline I round_to_int(F x) {
     const F anchor = broadcast(12582912.0f);
     return as_int(x + anchor) - as_int(anchor);
+}
+
+[[gnu::always_inline]] inline Group load_words(const Words& words) {
+    int8_t codes[32];
+    __builtin_memcpy(codes, &words, sizeof codes);
+    Group group;
+    for (int i = 0; i < 32; ++i) group.v[i / kLanes][i % kLanes] = codes[i];
+    return group;
+}
+
+/// 32 e4m3 numbers times 2^-8.
+[[gnu::always_inline]] inline Group e4m3_group(const uint8_t* p) {
+    Group group;
+    for (int i = 0; i < 32; ++i) group.v[i / kLanes][i % kLanes] = e4m3_number(p[i]) * 0x1p-8f;
+    return group;
 }
 
 /// out[i] = sum of the lanes of a[i], all by the same tree.

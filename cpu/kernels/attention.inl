@@ -12,13 +12,12 @@
 inline void decode_fp8_row(const uint8_t* in, int64_t width, int64_t rope, float* out) {
     const int64_t plain = width - rope;
     const uint8_t* scales = in + plain + 2 * rope;
-    for (int64_t k = 0; k < plain; k += 64) {
-        const float scale = e8m0_number(scales[k / 64]);
-        const int64_t end = smaller(k + 64, plain);
-        int64_t i = k;
-        for (; i + kLanes <= end; i += kLanes) store(out + i, load_e4m3(in + i) * broadcast(scale));
-        for (; i < end; ++i) out[i] = e4m3_number(in[i]) * scale;
+    int64_t i = 0;
+    for (; i + kGroup <= plain; i += kGroup) {
+        const Group group = scaled(e4m3_group(in + i), e8m0_number(scales[i / 64]) * E4M3Codes::kUnit);
+        for (int v = 0; v < kGroupVectors; ++v) store(out + i + v * kLanes, group.v[v]);
     }
+    for (; i < plain; ++i) out[i] = e4m3_number(in[i]) * e8m0_number(scales[i / 64]);
     decode_bf16_numbers(in + plain, rope, out + plain);
 }
 

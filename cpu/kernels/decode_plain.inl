@@ -43,10 +43,16 @@ inline Row make_row(const quant::Matrix& w, int64_t n) {
     return row;
 }
 
+[[gnu::always_inline]] inline Group scaled(Group group, float scale) {
+    for (F& v : group.v) v = v * broadcast(scale);
+    return group;
+}
+
 // ---- numbers ------------------------------------------------------------------------------------------------------
 
 struct F32Codes {
     static constexpr int kBits = 32;
+    static constexpr float kUnit = 1.0f;
     [[gnu::always_inline]] Group group(const uint8_t* p) const {
         Group out;
         for (int i = 0; i < kGroupVectors; ++i) __builtin_memcpy(&out.v[i], p + 4 * kLanes * i, sizeof(F));
@@ -56,6 +62,7 @@ struct F32Codes {
 
 struct F16Codes {
     static constexpr int kBits = 16;
+    static constexpr float kUnit = 1.0f;
     [[gnu::always_inline]] Group group(const uint8_t* p) const {
         Group out;
         for (int i = 0; i < kGroupVectors; ++i) out.v[i] = load_f16(p + 2 * kLanes * i);
@@ -67,6 +74,7 @@ struct F16Codes {
 
 struct BF16Codes {
     static constexpr int kBits = 16;
+    static constexpr float kUnit = 1.0f;
     [[gnu::always_inline]] Group group(const uint8_t* p) const {
         Group out;
         for (int i = 0; i < kGroupVectors; ++i) out.v[i] = load_bf16(p + 2 * kLanes * i);
@@ -74,19 +82,12 @@ struct BF16Codes {
     }
 };
 
-/// e4m3 with its fields moved to those of float32, whose bias is larger by 120; subnormals come out right, the NaN
-/// codes as 480.
-[[gnu::always_inline]] inline F load_e4m3(const void* p) {
-    return as_float((load_i8(p) << 20) & static_cast<int32_t>(0x87f00000)) * broadcast(0x1p120f);
-}
-
+/// In units of 2^-8: e4m3_group() moves the fields of the codes to those of f16, whose bias is larger by 8. The unit
+/// goes into the scales, which must be below 2^119.
 struct E4M3Codes {
     static constexpr int kBits = 8;
-    [[gnu::always_inline]] Group group(const uint8_t* p) const {
-        Group out;
-        for (int i = 0; i < kGroupVectors; ++i) out.v[i] = load_e4m3(p + kLanes * i);
-        return out;
-    }
+    static constexpr float kUnit = 256.0f;
+    [[gnu::always_inline]] Group group(const uint8_t* p) const { return e4m3_group(p); }
 };
 
 constexpr float kE2M1[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
@@ -97,6 +98,7 @@ constexpr float kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25,
 
 struct PairCodes {
     static constexpr int kBits = 4;
+    static constexpr float kUnit = 1.0f;
     Table table;
     [[gnu::always_inline]] Group group(const uint8_t* p) const { return look_up(table, pair_codes(p)); }
 };
@@ -139,25 +141,32 @@ template <int kStep>
     }
 }
 
-/// The scales of a row over a span, one for every kStep columns. The trained form of MXFP4 has a short cut.
+/// The scales of a row over a span, one for every kStep columns. The trained forms of MXFP4 and FP8 have short cuts.
 template <int kStep>
 [[gnu::always_inline]] inline void fill_scales(const quant::Matrix& w, const uint8_t* p, const Span& span, float* out) {
-    if (w.scale_format == quant::Format::kE8M0 && w.scale_cols == kStep && span.count == kChunk) {
+    const bool full_e8m0 = w.scale_format == quant::Format::kE8M0 && span.count == kChunk;
+    if (full_e8m0 && w.scale_cols == kStep) {
         for (int i = 0; i < kChunk / kStep; ++i) out[i] = e8m0_number(p[span.scale_index + i]);
+    } else if (full_e8m0 && w.scale_cols == 128) {
+        for (int i = 0; i < kChunk / kStep; ++i) out[i] = e8m0_number(p[span.scale_index + i * kStep / 128]);
     } else {
         fill_any_scales<kStep>(w, p, span, out);
     }
 }
 
+/// What vector i of group g needs of an array with one number for every kStep columns.
+template <int kStep>
+[[gnu::always_inline]] inline F step_values(const float* numbers, int g, int i) {
+    if constexpr (kStep == 1) {
+        return load(numbers + kGroup * g + kLanes * i);
+    } else {
+        return broadcast(numbers[kGroup / kStep * g + kLanes * i / kStep]);
+    }
+}
+
 template <int kStep>
 [[gnu::always_inline]] inline void apply_scales(Group& group, const float* scales, int g) {
-    for (int i = 0; i < kGroupVectors; ++i) {
-        if constexpr (kStep == 1) {
-            group.v[i] = group.v[i] * load(scales + kGroup * g + kLanes * i);
-        } else {
-            group.v[i] = group.v[i] * broadcast(scales[(kGroup * g + kLanes * i) / kStep]);
-        }
-    }
+    for (int i = 0; i < kGroupVectors; ++i) group.v[i] = group.v[i] * step_values<kStep>(scales, g, i);
 }
 
 // ---- decoders -----------------------------------------------------------------------------------------------------
@@ -175,7 +184,9 @@ struct Unscaled {
         chunk.data = data;
     }
     [[gnu::always_inline]] Group group(const Chunk& chunk, int g) const {
-        return codes.group(chunk.data + offset(kGroup * g));
+        Group out = codes.group(chunk.data + offset(kGroup * g));
+        if constexpr (PlainCodes::kUnit != 1.0f) out = scaled(out, PlainCodes::kUnit);
+        return out;
     }
 };
 
@@ -193,6 +204,9 @@ struct Scaled {
                                       const uint8_t* data) const {
         chunk.data = data;
         fill_scales<kStep>(w, row.scales, span, chunk.scales);
+        if constexpr (PlainCodes::kUnit != 1.0f) {
+            for (int i = 0; i < (span.count + kStep - 1) / kStep; ++i) chunk.scales[i] *= PlainCodes::kUnit;
+        }
     }
     [[gnu::always_inline]] Group group(const Chunk& chunk, int g) const {
         Group out = codes.group(chunk.data + offset(kGroup * g));
@@ -222,13 +236,7 @@ struct ScaledZero {
     }
     [[gnu::always_inline]] Group group(const Chunk& chunk, int g) const {
         Group out = codes.group(chunk.data + offset(kGroup * g));
-        for (int i = 0; i < kGroupVectors; ++i) {
-            if constexpr (kStep == 1) {
-                out.v[i] = out.v[i] - load(chunk.zeros + kGroup * g + kLanes * i);
-            } else {
-                out.v[i] = out.v[i] - broadcast(chunk.zeros[(kGroup * g + kLanes * i) / kStep]);
-            }
-        }
+        for (int i = 0; i < kGroupVectors; ++i) out.v[i] = out.v[i] - step_values<kStep>(chunk.zeros, g, i);
         apply_scales<kStep>(out, chunk.scales, g);
         return out;
     }

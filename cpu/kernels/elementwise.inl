@@ -70,9 +70,7 @@ struct PowerScale {
 /// NaN never wins a comparison, so it does not disturb the scale of its group.
 inline float largest_magnitude(const float* x, int64_t n) {
     F largest = {};
-    for_vectors(n, [&](auto get, auto, int64_t) {
-        largest = max(as_float(as_int(get(x)) & 0x7fffffff), largest);
-    });
+    for_vectors(n, [&](auto get, auto, int64_t) { largest = max(as_float(as_int(get(x)) & 0x7fffffff), largest); });
     float result = 0.0f;
     for (int i = 0; i < kLanes; ++i) result = largest[i] > result ? largest[i] : result;
     return result;

@@ -1,4 +1,5 @@
-// e^x, relative error below 2e-7 for -87.3 <= x <= 88; smaller arguments (and -inf) give 0, larger ones e^88. NaN stays.
+// e^x, relative error below 2e-7 for -87.3 <= x <= 88; smaller arguments (and -inf) give 0, larger ones e^88. NaN
+// stays.
 
 [[gnu::always_inline]] inline F exponential(F x) {
     const F lowest = broadcast(-87.33654f), highest = broadcast(88.0f);

@@ -2,12 +2,12 @@
 
 #include "cpu/kernels/exp.inl"
 // In the order of use.
-#include "cpu/kernels/decode_plain.inl"
+#include "cpu/kernels/attention.inl"
 #include "cpu/kernels/decode_blocks.inl"
 #include "cpu/kernels/decode_codebooks.inl"
-#include "cpu/kernels/matmul.inl"
+#include "cpu/kernels/decode_plain.inl"
 #include "cpu/kernels/elementwise.inl"
-#include "cpu/kernels/attention.inl"
+#include "cpu/kernels/matmul.inl"
 
 constexpr KernelTable make_kernels(const char* name) {
     return {

@@ -124,12 +124,12 @@ inline void multiply_one(const Decoder& decoder, const quant::Matrix& w, int64_t
         }
         F sum[kRows] = {};
         for (int g = 0; g * kGroup < span.count; ++g) {
-            for (int r = 0; r < kRows; ++r) {
+            unrolled<kRows>([&](int r) __attribute__((always_inline)) {
                 const Group group = decoder.group(chunks[r], g);
-                for (int i = 0; i < kGroupVectors; ++i) {
+                unrolled<kGroupVectors>([&](int i) __attribute__((always_inline)) {
                     sum[r] = fma(group.v[i], load(part + g * kGroup + i * kLanes), sum[r]);
-                }
-            }
+                });
+            });
         }
         float sums[kRows];
         sum_lanes(sum, sums);

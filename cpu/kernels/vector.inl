@@ -4,13 +4,23 @@
 typedef float F __attribute__((vector_size(kLanes * 4)));
 typedef int32_t I __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t U __attribute__((vector_size(kLanes * 4)));
+typedef uint64_t Words __attribute__((vector_size(32)));  // 32 integers of a byte each, eight to a word
 
-constexpr int kGroup = 32;                     // columns that are decoded together
+constexpr int kGroup = 32;  // columns that are decoded together
 constexpr int kGroupVectors = kGroup / kLanes;
 
 struct Group {
     F v[kGroupVectors];
 };
+
+/// body(0), ..., body(n - 1) written out, so that arrays indexed by it stay in registers.
+template <int n, typename Body>
+[[gnu::always_inline]] inline void unrolled(const Body& body) {
+    if constexpr (n > 0) {
+        unrolled<n - 1>(body);
+        body(n - 1);
+    }
+}
 
 // ---- single numbers (own copies: an inline function of a header would leave the unit as a weak symbol) ----------
 
@@ -32,13 +42,6 @@ template <typename To, typename From>
     uint32_t value;
     __builtin_memcpy(&value, p, sizeof value);
     return value;
-}
-
-[[gnu::always_inline]] inline float f16_number(const void* p) {
-    const uint32_t code = read_u16(p), magnitude = code & 0x7fff;
-    const uint32_t finite = bits_as<uint32_t>(bits_as<float>(magnitude << 13) * 0x1p112f);
-    const uint32_t special = 0x7f800000 | (magnitude << 13);
-    return bits_as<float>((code & 0x8000) << 16 | (magnitude < 0x7c00 ? finite : special));
 }
 
 [[gnu::always_inline]] inline float bf16_number(const void* p) {
@@ -93,8 +96,9 @@ template <typename Body>
 [[gnu::always_inline]] inline void for_vectors(int64_t n, Body body) {
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-        body([i](const float* p) __attribute__((always_inline)) { return load(p + i); },
-             [i](float* p, F x) __attribute__((always_inline)) { store(p + i, x); }, int64_t{kLanes});
+        body(
+            [i](const float* p) __attribute__((always_inline)) { return load(p + i); },
+            [i](float* p, F x) __attribute__((always_inline)) { store(p + i, x); }, int64_t{kLanes});
     }
     if (i < n) {
         body([i, n](const float* p) { return load_first(p + i, n - i); },

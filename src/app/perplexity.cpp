@@ -6,8 +6,9 @@
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/json.h"
-#include "src/engine/assemble.h"
+#include "src/engine/vocabulary.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -61,8 +62,8 @@ void add_chunk(Session& session, std::span<const int32_t> tokens, Losses& losses
 void perplexity(const PerplexityFlags& flags) {
     Session session = open_session(flags.model, kRows);
     const auto tokenizer = engine::load_tokenizer(session.model->checkpoint);
-    const std::vector<int32_t> text = tokenizer->encode(read_text(flags.file), false);
-    const int32_t bos = tokenizer->bos_id().value_or(session.model->bos_id);
+    const std::vector<int32_t> text = tokenizer.encode(read_text(flags.file), false);
+    const int32_t bos = tokenizer.bos_id().value_or(session.model->bos_id);
     const size_t opening = bos >= 0 ? 1 : 0;
     if (text.size() + opening < 2) fail(flags.file, ": ", text.size(), " tokens, expected enough to predict one");
     const auto length = static_cast<size_t>(session.max_tokens) - opening;

@@ -11,8 +11,6 @@ namespace thermocline::app {
 
 namespace {
 
-constexpr int64_t kDefaultContext = 32768;  // what a sequence may have unless --max-model-len says more
-
 std::string flag_value(const std::string& path, const std::string& key, const Json& value) {
     if (value.is_string()) return value.get<std::string>();
     if (value.is_number() || value.is_boolean()) return dump_json(value);
@@ -71,10 +69,21 @@ model::LoadOptions ModelFlags::load_options() const {
     return options;
 }
 
+engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encoding) const {
+    engine::EngineOptions options;
+    options.model = path();
+    options.load = load_options();
+    options.max_model_len = max_model_len;
+    options.threads = threads;
+    options.isa = isa;
+    options.chat_encoding = chat_encoding;
+    return options;
+}
+
 int64_t ModelFlags::context(int64_t max_context) const {
     if (max_model_len > max_context)
         fail("--max-model-len is ", max_model_len, ", expected at most ", max_context, " (max_position_embeddings)");
-    return max_model_len > 0 ? max_model_len : std::min(max_context, kDefaultContext);
+    return max_model_len > 0 ? max_model_len : std::min(max_context, engine::kDefaultMaxModelLen);
 }
 
 std::vector<std::string> with_config_file(const std::vector<std::string>& arguments) {

@@ -1,6 +1,7 @@
 // The flags that every command which loads a model shares, and how --config FILE joins the command line.
 #pragma once
 
+#include "src/engine/assemble.h"
 #include "src/model/registry.h"
 
 #include <CLI/CLI.hpp>
@@ -29,6 +30,7 @@ struct ModelFlags {
     /// MODEL, or where the bundled demo model lies. Throws Error if that cannot be found.
     std::string path() const;
     model::LoadOptions load_options() const;
+    engine::EngineOptions engine_options(const std::string& chat_encoding) const;
     /// Tokens of one sequence for a model whose own limit is `max_context`. Throws Error if the flag is over that.
     int64_t context(int64_t max_context) const;
 };

@@ -15,7 +15,9 @@ double seconds_between(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
 }
 
-bool contains(const std::vector<int32_t>& ids, int32_t id) { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
+bool contains(const std::vector<int32_t>& ids, int32_t id) {
+    return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
 
 }  // namespace
 
@@ -29,9 +31,10 @@ Engine::Engine(std::unique_ptr<Forward> model, EngineLimits limits)
     : model_(std::move(model)),
       limits_(std::move(limits)),
       vocab_(model_->vocab()),
+      max_model_len_(model_->limits().max_tokens),
       sampler_(vocab_),
       history_(vocab_),
-      cache_(model_->new_sequence(limits_.max_model_len)),
+      cache_(model_->new_sequence()),
       thread_([this] { run(); }) {}
 
 Engine::~Engine() {
@@ -46,14 +49,12 @@ Engine::~Engine() {
 
 void Engine::check(const Request& request) const {
     const auto check_id = [&](int32_t id, const char* what) {
-        if (id < 0 || id >= vocab_)
-            fail(what, " ", id, " is out of vocabulary, expected an id from 0 to ", vocab_ - 1);
+        if (id < 0 || id >= vocab_) fail(what, " ", id, " is out of vocabulary, expected an id from 0 to ", vocab_ - 1);
     };
     if (request.prompt.empty()) fail("the prompt is empty, expected at least one token");
     const auto size = static_cast<int64_t>(request.prompt.size());
     const bool only_prompt = request.max_tokens == 0;
-    if (size > limits_.max_model_len || (size == limits_.max_model_len && !only_prompt))
-        throw ContextOverflow(size, limits_.max_model_len);
+    if (size > max_model_len_ || (size == max_model_len_ && !only_prompt)) throw ContextOverflow(size, max_model_len_);
     for (const int32_t id : request.prompt) check_id(id, "prompt token");
     for (const int32_t id : request.stop_tokens) check_id(id, "stop token");
     for (const auto& bias : request.sampling.logit_bias) check_id(bias.first, "logit_bias token");
@@ -161,7 +162,7 @@ void Engine::begin(Sequence& sequence) {
     sequence.started = sequence.first_token = Clock::now();
     sequence.statistics.queue_seconds = seconds_between(sequence.submitted, sequence.started);
     sequence.statistics.prompt_tokens = static_cast<int64_t>(request.prompt.size());
-    const int64_t room = limits_.max_model_len - sequence.statistics.prompt_tokens;
+    const int64_t room = max_model_len_ - sequence.statistics.prompt_tokens;
     sequence.max_output = request.max_tokens < 0 ? room : std::min(request.max_tokens, room);
     sequence.stop_tokens = request.stop_tokens;
     if (!request.ignore_eos)
@@ -179,10 +180,11 @@ int64_t Engine::reuse_prefix(const Request& request) {
     cached_salt_ = request.cache_salt;
     // The last token of the prompt is always computed: its logits are needed.
     const auto limit = std::min(cached_tokens_.size(), request.prompt.size() - 1);
-    auto common = static_cast<int64_t>(
-        std::mismatch(request.prompt.begin(), request.prompt.begin() + static_cast<int64_t>(limit), cached_tokens_.begin())
-            .first -
-        request.prompt.begin());
+    auto common =
+        static_cast<int64_t>(std::mismatch(request.prompt.begin(), request.prompt.begin() + static_cast<int64_t>(limit),
+                                           cached_tokens_.begin())
+                                 .first -
+                             request.prompt.begin());
     if (!usable) common = 0;
     while (common > 0 && common < cache_->position() && !cache_->can_roll_back(common)) --common;
     if (common == 0) {

@@ -25,9 +25,8 @@
 namespace thermocline::engine {
 
 struct EngineLimits {
-    int64_t max_model_len = 0;      ///< tokens of prompt and output together
-    int64_t max_queue = 256;        ///< waiting requests; 0: no limit
-    std::vector<int32_t> eos_ids;   ///< end every sequence
+    int64_t max_queue = 256;       ///< waiting requests; 0: no limit
+    std::vector<int32_t> eos_ids;  ///< end every sequence
 };
 
 /// The prompt leaves no room for a token of output.
@@ -51,7 +50,8 @@ public:
     Engine& operator=(const Engine&) = delete;
 
     int64_t vocab() const { return vocab_; }
-    const EngineLimits& limits() const { return limits_; }
+    /// Tokens of prompt and output together.
+    int64_t max_model_len() const { return max_model_len_; }
 
     /// Throws Error naming what is wrong with the request. submit() does it too.
     void check(const Request& request) const;
@@ -85,6 +85,7 @@ private:
     const std::unique_ptr<Forward> model_;
     const EngineLimits limits_;
     const int64_t vocab_;
+    const int64_t max_model_len_;
 
     // Owned by the engine thread.
     Sampler sampler_;

@@ -1,5 +1,5 @@
 // What the engine asks of a model: the face of scheduler::Executor, so that a test can play the model with a table.
-// One implementation runs models (ExecutorForward in assemble.cpp). Used by the engine thread alone.
+// One implementation runs models, in assemble.cpp. Used by the engine thread alone.
 #pragma once
 
 #include "memory/sequence_cache.h"
@@ -16,7 +16,7 @@ public:
     virtual ~Forward() = default;
     virtual int64_t vocab() const = 0;
     virtual scheduler::ExecutorLimits limits() const = 0;
-    virtual std::unique_ptr<memory::SequenceCache> new_sequence(int64_t max_tokens) const = 0;
+    virtual std::unique_ptr<memory::SequenceCache> new_sequence() const = 0;
     /// One pass; the sequences are advanced. Same rules as Executor::forward.
     virtual void forward(std::span<const scheduler::Part> parts) = 0;
     /// Logits of output i of the last pass: [vocab].

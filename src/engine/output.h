@@ -1,5 +1,5 @@
-// From the tokens of one sequence to what a reader sees: reasoning, content, tool calls, cut at stop strings. One object
-// per sequence, one thread (a listener uses it on the engine thread); the tokenizer must outlive it.
+// From the tokens of one sequence to what a reader sees: reasoning, content, tool calls, cut at stop strings. One
+// object per sequence, one thread (a listener uses it on the engine thread); the tokenizer must outlive it.
 #pragma once
 
 #include "src/engine/request.h"
@@ -46,7 +46,7 @@ private:
     text::Detokenizer detokenizer_;
     text::OutputParser parser_;
     bool skip_special_;
-    std::vector<int32_t> marks_;         // tokens that the parser must see
+    std::vector<int32_t> marks_;  // tokens that the parser must see
     std::optional<int32_t> think_end_;
     bool in_reasoning_;
     int64_t reasoning_tokens_ = 0;

@@ -21,7 +21,7 @@ struct SamplingParams {
     float frequency_penalty = 0.0f;   ///< for every time an id is in the output
     float repetition_penalty = 1.0f;  ///< factor for every id in prompt or output
     std::vector<std::pair<int32_t, float>> logit_bias;
-    uint64_t seed = 0;                ///< key of the random stream; draw number = index of the output token
+    uint64_t seed = 0;  ///< key of the random stream; draw number = index of the output token
 };
 
 inline constexpr float kGreedyTemperature = 1e-5f;
@@ -64,7 +64,7 @@ struct Statistics {
     int64_t prompt_tokens = 0;
     int64_t cached_tokens = 0;  // of the prompt: taken from the caches, not computed
     int64_t output_tokens = 0;
-    int64_t decode_steps = 0;   // forward passes after the prompt
+    int64_t decode_steps = 0;  // forward passes after the prompt
     double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
     int64_t prefill_bytes = 0, decode_bytes = 0;  // weights and caches read, by the cost formula
 

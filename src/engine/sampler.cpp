@@ -79,7 +79,8 @@ void Sampler::keep_top_p(double p) {
     for (const Weighted& item : kept_) total += std::exp(static_cast<double>(item.logit) - largest);
     // What is below this share belongs to the removed tail in any case: all such together weigh less than 1 - p.
     const double least = total * (1.0 - p) / static_cast<double>(kept_.size());
-    std::erase_if(kept_, [&](const Weighted& item) { return std::exp(static_cast<double>(item.logit) - largest) < least; });
+    std::erase_if(kept_,
+                  [&](const Weighted& item) { return std::exp(static_cast<double>(item.logit) - largest) < least; });
     std::sort(kept_.begin(), kept_.end(), better<Weighted>);
     double reached = 0;
     size_t count = 0;

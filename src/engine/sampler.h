@@ -35,8 +35,8 @@ class Sampler {
 public:
     explicit Sampler(int64_t vocab) { work_.reserve(static_cast<size_t>(vocab)); }
 
-    /// Draws output token number `step`. `forbidden` ids cannot come out. Throws Error if a logit is NaN or +infinity, or
-    /// nothing is left to draw.
+    /// Draws output token number `step`. `forbidden` ids cannot come out. Throws Error if a logit is NaN or +infinity,
+    /// or nothing is left to draw.
     int32_t sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
                    std::span<const int32_t> forbidden, uint64_t step);
 
@@ -52,15 +52,15 @@ private:
     void keep_top_p(double p);
     int32_t draw(double uniform) const;
 
-    std::vector<float> work_;       // [vocab] adjusted logits
-    std::vector<Weighted> kept_;    // candidates that are left
+    std::vector<float> work_;     // [vocab] adjusted logits
+    std::vector<Weighted> kept_;  // candidates that are left
 };
 
 /// The id with the largest logit, the lowest of equals.
 int32_t argmax(std::span<const float> logits);
 
-/// `id` with its log-probability and the `top` best, best first (equal ones: lower id first), over the whole vocabulary.
-/// Throws Error if a logit is NaN.
+/// `id` with its log-probability and the `top` best, best first (equal ones: lower id first), over the whole
+/// vocabulary. Throws Error if a logit is NaN.
 Token with_logprobs(std::span<const float> logits, int32_t id, int32_t top);
 
 }  // namespace thermocline::engine

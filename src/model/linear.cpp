@@ -177,7 +177,7 @@ const char* scheme_text(Scheme scheme) {
         case Scheme::kPlain:
             return "plain";
         case Scheme::kFp8:
-            return "FP8 e4m3 with scales";
+            return "FP8 e4m3";
         case Scheme::kMxfp4:
             return "MXFP4";
         case Scheme::kNvfp4Multiplier:

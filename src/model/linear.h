@@ -12,7 +12,7 @@ namespace thermocline::model {
 
 enum class Scheme { kUnknown, kPlain, kFp8, kMxfp4, kNvfp4Multiplier, kNvfp4Divisor, kInt4 };
 
-/// "plain", "FP8", "MXFP4", "NVFP4 (global scale: multiplier)", ...
+/// "plain", "FP8 e4m3", "MXFP4", ...
 const char* scheme_text(Scheme scheme);
 
 /// The tensors named X.<suffix>; absent ones are null.

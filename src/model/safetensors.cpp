@@ -15,6 +15,7 @@ constexpr uint64_t kMaxHeaderBytes = 100'000'000;
 constexpr size_t kMaxTensors = size_t{1} << 19;
 constexpr size_t kMaxDimensions = 8;
 constexpr size_t kMaxNameBytes = 1024;
+constexpr size_t kMaxTokenBytes = size_t{1} << 20;  // of one JSON string or number: the parser copies it several times
 constexpr size_t kMaxIndexBytes = 100'000'000;
 constexpr size_t kMaxFiles = 10'000;
 
@@ -188,6 +189,23 @@ private:
     std::string section_;
 };
 
+/// Refuses JSON with a string or number of absurd length before the parser copies it.
+void check_tokens(std::string_view text, const std::string& what) {
+    size_t length = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        const bool escape = in_string && c == '\\';
+        const bool quote = c == '"';
+        const bool between =
+            !in_string && (c == ',' || c == ':' || c == '[' || c == ']' || c == '{' || c == '}' || c == ' ');
+        length = quote || between ? 0 : length + 1;
+        if (length > kMaxTokenBytes) fail(what, ": a string or number of more than ", kMaxTokenBytes, " bytes");
+        if (quote) in_string = !in_string;
+        if (escape) ++i;
+    }
+}
+
 /// Format and byte count of one entry; throws if they do not fit together.
 quant::Format checked_format(const HeaderEntry& entry, const std::string& file) {
     const std::string tensor = file + ": tensor " + printable(entry.name);
@@ -249,6 +267,7 @@ void read_safetensors(const std::shared_ptr<const MappedFile>& file, WeightDirec
     const std::string name = printable(file->path().filename().string());
     const uint64_t length = header_bytes(file->bytes(), name);
     const char* text = file->text().data() + 8;
+    check_tokens({text, length}, name);
     HeaderReader reader;
     if (!Json::sax_parse(text, text + length, &reader)) fail(name, ": header: ", reader.problem);
 
@@ -286,6 +305,7 @@ void read_safetensors(const std::shared_ptr<const MappedFile>& file, WeightDirec
 
 std::vector<std::string> files_of_index(std::string_view text, const std::string& what) {
     if (text.size() > kMaxIndexBytes) fail(what, ": ", text.size(), " bytes, expected at most ", kMaxIndexBytes);
+    check_tokens(text, what);
     IndexReader reader;
     if (!Json::sax_parse(text.data(), text.data() + text.size(), &reader) || !reader.complete())
         fail(what, ": ", reader.problem);

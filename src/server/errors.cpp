@@ -5,22 +5,28 @@
 namespace thermocline::server {
 
 ContextSizeError::ContextSizeError(int64_t prompt_tokens, int64_t max_model_len)
-    : RequestError(400,
-                   "This model's maximum context length is " + std::to_string(max_model_len) +
-                       " tokens. However, your request has " + std::to_string(prompt_tokens) +
-                       " input tokens. Please reduce the length of the input messages."),
+    : RequestError(400, "This model's maximum context length is " + std::to_string(max_model_len) +
+                            " tokens. However, your request has " + std::to_string(prompt_tokens) +
+                            " input tokens. Please reduce the length of the input messages."),
       prompt_tokens_(prompt_tokens),
       max_model_len_(max_model_len) {}
 
 std::string error_type(int status) {
     switch (status) {
-        case 401: return "authentication_error";
-        case 404: return "not_found_error";
-        case 429: return "rate_limit_error";
-        case 500: return "server_error";
-        case 501: return "not_supported_error";
-        case 503: return "unavailable_error";
-        default: return "invalid_request_error";
+        case 401:
+            return "authentication_error";
+        case 404:
+            return "not_found_error";
+        case 429:
+            return "rate_limit_error";
+        case 500:
+            return "server_error";
+        case 501:
+            return "not_supported_error";
+        case 503:
+            return "unavailable_error";
+        default:
+            return "invalid_request_error";
     }
 }
 

@@ -119,9 +119,8 @@ Generation::~Generation() {
 /// Submits the next choice; false when the engine takes none now.
 bool Generation::submit() {
     const ChoicePlan& choice = choices_[submitted_];
-    ticket_ = engine_.submit(choice.request,
-                             std::make_shared<ChoiceListener>(static_cast<int32_t>(submitted_), queue_,
-                                                              choice.make_output(), wants_progress_));
+    ticket_ = engine_.submit(choice.request, std::make_shared<ChoiceListener>(static_cast<int32_t>(submitted_), queue_,
+                                                                              choice.make_output(), wants_progress_));
     if (ticket_) ++submitted_;
     return ticket_ != nullptr;
 }

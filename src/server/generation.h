@@ -35,7 +35,7 @@ struct Delta {
     int64_t prefilled = -1, prompt_size = 0;   // progress of the prompt, when asked for; -1: none
     int64_t prefill_start = 0;                 // tokens that the caches had
     double prefill_ms = 0;
-    std::optional<Ending> ending;              // the choice's last delta
+    std::optional<Ending> ending;  // the choice's last delta
 };
 
 using DeltaQueue = BoundedQueue<Delta>;

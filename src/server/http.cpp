@@ -3,17 +3,17 @@
 #include "src/base/error.h"
 #include "src/base/log.h"
 
-#include <httplib.h>
-
 #include <algorithm>
-#include <atomic>
+#include <chrono>
 #include <charconv>
 #include <cstdlib>
 #include <dirent.h>
-#include <map>
+#include <httplib.h>
+#include <mutex>
 #include <optional>
 #include <random>
 #include <set>
+#include <thread>
 
 namespace thermocline::server {
 namespace {
@@ -87,7 +87,8 @@ struct HttpServer::State {
     HttpGate gate;
     std::vector<Route> routes;
     httplib::Server server;
-    std::atomic<bool> bound = false;
+    std::mutex mutex;  // guards what follows
+    bool listening = false, stopping = false;
 
     const Route* find(const std::string& method, const std::string& path) const {
         for (const Route& route : routes) {
@@ -130,7 +131,8 @@ struct HttpServer::State {
         HttpReply refused;
         if (length.empty() && !is_chunked) {
             refused = refusal(411, "the request has neither Content-Length nor a chunked body");
-        } else if (!is_chunked && !std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; })) {
+        } else if (!is_chunked &&
+                   !std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; })) {
             refused = refusal(400, "Content-Length is not a number");
         } else if (request.is_multipart_form_data()) {
             refused = refusal(400, "multipart bodies are not supported, expected JSON");
@@ -143,9 +145,10 @@ struct HttpServer::State {
                 return seen <= 2 * options.max_body;
             });
             if (complete && seen <= options.max_body) return std::nullopt;
-            refused = seen > options.max_body
-                          ? refusal(413, "the request body is larger than " + std::to_string(options.max_body) + " bytes")
-                          : refusal(400, "the request body is incomplete");
+            refused =
+                seen > options.max_body
+                    ? refusal(413, "the request body is larger than " + std::to_string(options.max_body) + " bytes")
+                    : refusal(400, "the request body is incomplete");
         }
         refused.close = true;
         return refused;
@@ -171,10 +174,9 @@ void HttpServer::State::answer(const httplib::Request& request, httplib::Respons
         const Route* route = find(out.method == "HEAD" ? "GET" : out.method, out.path);
         std::optional<HttpReply> refused;
         if (reader != nullptr) refused = read_body(request, *reader, out.body);
+        if (!refused && gate) refused = gate(out);
         if (refused) {
             reply = std::move(*refused);
-        } else if (HttpReply gated = gate ? gate(out) : HttpReply{0}; gated.status != 0) {
-            reply = std::move(gated);
         } else {
             reply = route != nullptr ? route->handler(out) : no_route(out.method, out.path);
         }
@@ -182,7 +184,8 @@ void HttpServer::State::answer(const httplib::Request& request, httplib::Respons
         log::error("{} {} failed: {}", out.method, printable(out.path), error.what());
         reply = refusal(500, "internal error");
     }
-    // Without a reader the body, if there is one, was not read: what follows on the connection would be taken for requests.
+    // Without a reader the body, if there is one, was not read: what follows on the connection would be taken for
+    // requests.
     if (reader == nullptr && out.method != "GET" && out.method != "HEAD") reply.close = true;
     send(out, std::move(reply), response);
 }
@@ -195,25 +198,26 @@ void HttpServer::State::send(const HttpRequest& request, HttpReply reply, httpli
     if (reply.stream) {
         response.set_header("Cache-Control", "no-cache");
         response.set_header("X-Accel-Buffering", "no");
-        response.set_chunked_content_provider(
-            reply.content_type.c_str(), [stream = std::move(reply.stream)](size_t, httplib::DataSink& sink) {
-                SinkWriter writer(sink);
-                try {
-                    stream(writer);
-                } catch (const std::exception& error) {
-                    log::error("a stream failed: {}", error.what());
-                }
-                sink.done();
-                return true;
-            });
+        response.set_chunked_content_provider(reply.content_type.c_str(),
+                                              [stream = std::move(reply.stream)](size_t, httplib::DataSink& sink) {
+                                                  SinkWriter writer(sink);
+                                                  try {
+                                                      stream(writer);
+                                                  } catch (const std::exception& error) {
+                                                      log::error("a stream failed: {}", error.what());
+                                                  }
+                                                  sink.done();
+                                                  return true;
+                                              });
     } else if (reply.close && !reply.body.empty()) {
         // A provider that ends with false makes httplib 0.11 close the connection: the body was not read to its end.
         const size_t size = reply.body.size();
-        response.set_content_provider(size, reply.content_type.c_str(),
-                                      [body = std::move(reply.body)](size_t offset, size_t length, httplib::DataSink& sink) {
-                                          sink.write(body.data() + offset, length);
-                                          return false;
-                                      });
+        response.set_content_provider(
+            size, reply.content_type.c_str(),
+            [body = std::move(reply.body)](size_t offset, size_t length, httplib::DataSink& sink) {
+                sink.write(body.data() + offset, length);
+                return false;
+            });
     } else {
         response.set_content(reply.body, reply.content_type.c_str());
     }
@@ -279,28 +283,47 @@ int HttpServer::bind() {
     for (const State::Route& route : state_->routes) {
         if (route.method != "POST") continue;
         std::string pattern;
-        for (const char c : route.path) pattern += (std::isalnum(static_cast<unsigned char>(c)) || c == '/' || c == '_')
-                                                       ? std::string(1, c)
-                                                       : std::string("\\") + c;
+        for (const char c : route.path)
+            pattern += (std::isalnum(static_cast<unsigned char>(c)) || c == '/' || c == '_') ? std::string(1, c)
+                                                                                             : std::string("\\") + c;
         state_->server.Post(pattern + "/*", [this](const httplib::Request& request, httplib::Response& response,
                                                    const httplib::ContentReader& reader) {
             state_->answer(request, response, &reader);
         });
     }
+    bool bound;
     if (options.port == 0) {
         options.port = state_->server.bind_to_any_port(options.host);
-        state_->bound = options.port > 0;
+        bound = options.port > 0;
     } else {
-        state_->bound = state_->server.bind_to_port(options.host, options.port);
+        bound = state_->server.bind_to_port(options.host, options.port);
     }
-    if (!state_->bound) fail("cannot listen on ", options.host, " port ", options.port, ": ", std::strerror(errno));
+    if (!bound) fail("cannot listen on ", options.host, " port ", options.port, ": ", std::strerror(errno));
     return options.port;
 }
 
 void HttpServer::listen() {
-    if (!state_->server.listen_after_bind()) fail("accepting connections failed: ", std::strerror(errno));
+    {
+        const std::lock_guard lock(state_->mutex);
+        if (state_->stopping) return;
+        state_->listening = true;
+    }
+    const bool ended_well = state_->server.listen_after_bind();
+    const std::lock_guard lock(state_->mutex);
+    state_->listening = false;
+    if (!ended_well && !state_->stopping) fail("accepting connections failed: ", std::strerror(errno));
 }
 
-void HttpServer::stop() { state_->server.stop(); }
+void HttpServer::stop() {
+    bool listening;
+    {
+        const std::lock_guard lock(state_->mutex);
+        if (std::exchange(state_->stopping, true)) return;
+        listening = state_->listening;
+    }
+    // httplib ignores a stop that comes before its loop runs.
+    while (listening && !state_->server.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (listening) state_->server.stop();
+}
 
 }  // namespace thermocline::server

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -18,7 +19,7 @@ struct HttpRequest {
     std::string method;
     std::string path;  // decoded, without query and trailing slash
     std::string body;
-    std::string id;    // x-request-id: the client's or ours
+    std::string id;  // x-request-id: the client's or ours
     /// Value of a header, "" if it is not there.
     std::function<std::string(const std::string& name)> header;
     /// The client closed the connection.
@@ -48,7 +49,7 @@ struct HttpOptions {
     std::string host = "127.0.0.1";
     int port = 8000;  // 0: any free one
     size_t max_body = size_t{128} << 20;
-    int threads = 128;  // connections served at the same time
+    int threads = 128;              // connections served at the same time
     std::string cors_origin = "*";  // "" for none
     std::string server_name = "thermocline";
 };
@@ -56,8 +57,8 @@ struct HttpOptions {
 /// Makes the body of a reply that the HTTP layer refuses by itself (404, 405, 411, 413, ...).
 using RefusalBody = std::function<std::string(int status, const std::string& message)>;
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;
-/// Looks at every request but preflights before its route; a reply with status != 0 is the answer.
-using HttpGate = std::function<HttpReply(const HttpRequest&)>;
+/// Looks at every request but preflights before its route; a reply is the answer then.
+using HttpGate = std::function<std::optional<HttpReply>(const HttpRequest&)>;
 
 class HttpServer {
 public:

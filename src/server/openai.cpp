@@ -20,8 +20,10 @@ void check_members(std::string_view text) {
     for (size_t i = 0; i < text.size(); ++i) {
         const char c = text[i];
         if (in_string) {
-            if (c == '\\') ++i;
-            else if (c == '"') in_string = false;
+            if (c == '\\')
+                ++i;
+            else if (c == '"')
+                in_string = false;
         } else if (c == '"') {
             in_string = true;
         } else if (c == '{' || c == '[') {
@@ -32,7 +34,8 @@ void check_members(std::string_view text) {
         } else if (c == '}' || c == ']') {
             if (!allowed.empty()) allowed.pop_back();
         } else if (c == ',' && !allowed.empty() && --allowed.back() == 0) {
-            throw RequestError(400, "request body has an object with more than " + std::to_string(kMaxMembers) + " members");
+            throw RequestError(400,
+                               "request body has an object with more than " + std::to_string(kMaxMembers) + " members");
         }
     }
 }
@@ -93,7 +96,8 @@ bool read_seed(const Fields& fields, engine::SamplingParams& params) {
 }
 
 void read_stops(const Fields& fields, int64_t vocab, Call& call) {
-    const std::string expected = "a string or an array of at most " + std::to_string(kMaxStops) + " strings, none empty";
+    const std::string expected =
+        "a string or an array of at most " + std::to_string(kMaxStops) + " strings, none empty";
     if (const Json* stop = fields.find("stop")) {
         if (stop->is_string()) {
             call.stop.push_back(stop->get<std::string>());
@@ -179,7 +183,8 @@ void refuse_old_functions(const Fields& fields) {
         throw RequestError(400, "functions is not supported, expected tools", "functions");
     if (const Json* modalities = fields.find("modalities"); modalities != nullptr && modalities->is_array()) {
         for (const Json& item : *modalities)
-            if (item == "audio") throw RequestError(400, "modalities has audio, not supported by this model", "modalities");
+            if (item == "audio")
+                throw RequestError(400, "modalities has audio, not supported by this model", "modalities");
     }
 }
 
@@ -187,7 +192,8 @@ PromptInput token_prompt(const Json& ids, int64_t vocab) {
     std::vector<int32_t> out;
     for (const Json& item : ids) {
         const auto id = as_integer(item);
-        if (!id) throw RequestError(400, "prompt has " + printable(dump_json(item), 40) + ", expected a token id", "prompt");
+        if (!id)
+            throw RequestError(400, "prompt has " + printable(dump_json(item), 40) + ", expected a token id", "prompt");
         if (*id < 0 || *id >= vocab) {
             throw RequestError(400,
                                "prompt token " + std::to_string(*id) + " is out of vocabulary, expected 0 to " +
@@ -285,7 +291,8 @@ CompletionCall completion_call(const Json& body, const ServedModel& model) {
     call.echo = fields.boolean("echo", false);
     call.add_special_tokens = fields.boolean("add_special_tokens", true);
     call.request.max_tokens = fields.integer("max_tokens", -1).value_or(16);
-    if (call.request.max_tokens == 0 && !call.echo) fields.refuse("max_tokens", "an integer >= 1, or echo: true with 0");
+    if (call.request.max_tokens == 0 && !call.echo)
+        fields.refuse("max_tokens", "an integer >= 1, or echo: true with 0");
     check_min_tokens(fields, call);
     if (const auto best = fields.integer("best_of", 1); best && *best != call.choices)
         fields.refuse("best_of", "the same as n, " + std::to_string(call.choices));

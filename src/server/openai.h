@@ -30,7 +30,7 @@ struct ServedModel {
     engine::SamplingParams sampling;  // defaults (generation_config.json)
     text::PromptRevision revision = text::PromptRevision::kV4;
     text::ChatDefaults chat;
-    std::string fingerprint;          // system_fingerprint, "b..."
+    std::string fingerprint;  // system_fingerprint, "b..."
 };
 
 constexpr int kMaxChoices = 128;
@@ -51,9 +51,9 @@ struct Call {
     bool continuous_usage = false;
     bool return_progress = false;
     bool return_token_ids = false;
-    bool tokens_as_ids = false;               // logprob tokens are "token_id:N"
-    std::optional<int64_t> ping_seconds;      // overrides the server's; -1: never
-    std::optional<int64_t> truncate_prompt;   // keep the last N; -1: what fits
+    bool tokens_as_ids = false;              // logprob tokens are "token_id:N"
+    std::optional<int64_t> ping_seconds;     // overrides the server's; -1: never
+    std::optional<int64_t> truncate_prompt;  // keep the last N; -1: what fits
 };
 
 struct ChatCall : Call {

@@ -19,7 +19,8 @@ Json bytes_json(const std::string& bytes) {
 }
 
 int64_t code_points(std::string_view bytes) {
-    return std::count_if(bytes.begin(), bytes.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
+    return std::count_if(bytes.begin(), bytes.end(),
+                         [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; });
 }
 
 Json token_ids_json(const std::vector<engine::Token>& tokens) {
@@ -129,9 +130,12 @@ void ReasoningView::apply(Delta& delta) {
 
 std::string finish_reason_json(const Ending& ending) {
     switch (ending.reason) {
-        case text::FinishReason::kLength: return "length";
-        case text::FinishReason::kToolCalls: return "tool_calls";
-        default: return "stop";
+        case text::FinishReason::kLength:
+            return "length";
+        case text::FinishReason::kToolCalls:
+            return "tool_calls";
+        default:
+            return "stop";
     }
 }
 
@@ -239,15 +243,21 @@ Json completion_reply(const ReplyHead& head, const CompletionCall& call, const s
 
 Json model_entry(const ServedModel& model, const std::string& id) {
     const bool is_known = id == model.name || (id != "*" && std::find(model.aliases.begin(), model.aliases.end(), id) !=
-                                                                 model.aliases.end());
+                                                                model.aliases.end());
     if (!is_known) return nullptr;
     Json meta = {{"n_vocab", model.vocab},
                  {"n_ctx_train", model.trained_context},
                  {"n_embd", model.hidden},
                  {"size", model.weight_bytes}};
-    return {{"id", id},           {"object", "model"}, {"created", model.created},
-            {"owned_by", "thermocline"}, {"root", model.root}, {"parent", nullptr},
-            {"max_model_len", model.max_model_len}, {"permission", Json::array()}, {"meta", meta}};
+    return {{"id", id},
+            {"object", "model"},
+            {"created", model.created},
+            {"owned_by", "thermocline"},
+            {"root", model.root},
+            {"parent", nullptr},
+            {"max_model_len", model.max_model_len},
+            {"permission", Json::array()},
+            {"meta", meta}};
 }
 
 Json model_list(const ServedModel& model) {

@@ -55,7 +55,8 @@ HttpReply guarded(const HttpHandler& handler, const HttpRequest& request) {
 
 bool equal_in_constant_time(const std::string& a, const std::string& b) {
     unsigned char difference = a.size() == b.size() ? 0 : 1;
-    for (size_t i = 0; i < a.size(); ++i) difference |= static_cast<unsigned char>(a[i] ^ (b.empty() ? 1 : b[i % b.size()]));
+    for (size_t i = 0; i < a.size(); ++i)
+        difference |= static_cast<unsigned char>(a[i] ^ (b.empty() ? 1 : b[i % b.size()]));
     return difference == 0;
 }
 
@@ -117,8 +118,9 @@ struct Server::CompletionJob : Server::Job {
 };
 
 Server::Server(ServerOptions options)
-    : options_(std::move(options)),
-      http_(options_.http, [](int status, const std::string& message) { return dump_json(error_json(status, message)); }) {
+    : options_(std::move(options)), http_(options_.http, [](int status, const std::string& message) {
+          return dump_json(error_json(status, message));
+      }) {
     http_.gate([this](const HttpRequest& request) { return check_access(request); });
     add_routes();
     add_small_routes();
@@ -136,17 +138,16 @@ const Backend& Server::backend() const {
 }
 
 /// API keys: everything but liveness needs one when there are any.
-HttpReply Server::check_access(const HttpRequest& request) const {
-    HttpReply pass;
-    pass.status = 0;
+std::optional<HttpReply> Server::check_access(const HttpRequest& request) const {
     for (const char* open : {"/health", "/v1/health", "/ping", "/version", "/load"})
-        if (request.path == open) return pass;
-    if (options_.api_keys.empty()) return pass;
+        if (request.path == open) return std::nullopt;
+    if (options_.api_keys.empty()) return std::nullopt;
     std::string key = request.header("Authorization");
     key = key.starts_with("Bearer ") ? key.substr(7) : request.header("x-api-key");
     bool is_known = false;
     for (const std::string& known : options_.api_keys) is_known |= equal_in_constant_time(key, known);
-    return is_known ? pass : error_reply(RequestError(401, "the API key is missing or wrong"));
+    if (is_known) return std::nullopt;
+    return error_reply(RequestError(401, "the API key is missing or wrong"));
 }
 
 void Server::add_routes() {
@@ -170,7 +171,8 @@ void Server::add_routes() {
         add("GET", std::string(base) + "/models/*", [this, skip = std::string(base).size() + 8](const HttpRequest& r) {
             const std::string id = r.path.substr(skip);
             const Json entry = model_entry(backend().model, id);
-            if (entry.is_null()) throw RequestError(404, "The model `" + printable(id, 200) + "` does not exist.", "model");
+            if (entry.is_null())
+                throw RequestError(404, "The model `" + printable(id, 200) + "` does not exist.", "model");
             return json_reply(entry);
         });
     }
@@ -321,7 +323,8 @@ void Server::pump(Job& job, StreamWriter& writer) const {
             std::string text;
             if (delta) text = events->on(std::move(*delta));
             if (!delta && !writer.alive()) return;
-            if (!delta && ping_seconds > 0 && now - last_sent >= std::chrono::seconds(ping_seconds)) text = ": ping\n\n";
+            if (!delta && ping_seconds > 0 && now - last_sent >= std::chrono::seconds(ping_seconds))
+                text = ": ping\n\n";
             if (!text.empty()) {
                 if (!writer.write(text)) return;
                 last_sent = now;
@@ -356,7 +359,8 @@ int signal_pipe[2] = {-1, -1};
 
 void on_signal(int) {
     static volatile std::sig_atomic_t seen = 0;
-    if (seen++ > 0) _exit(130);
+    if (seen > 0) _exit(130);
+    seen = 1;
     const char byte = 0;
     [[maybe_unused]] const ssize_t written = write(signal_pipe[1], &byte, 1);
 }

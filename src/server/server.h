@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -62,7 +63,7 @@ private:
 
     void add_routes();
     void add_small_routes();
-    HttpReply check_access(const HttpRequest& request) const;
+    std::optional<HttpReply> check_access(const HttpRequest& request) const;
     const Backend& backend() const;
     HttpReply health() const;
     HttpReply chat(const HttpRequest& request);

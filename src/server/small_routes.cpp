@@ -36,7 +36,8 @@ Json tokenize_content(const Fields& fields, const text::Tokenizer& tokenizer) {
 std::vector<int32_t> truncated(std::vector<int32_t> ids, const Call& call, int64_t max_model_len) {
     if (!call.truncate_prompt) return ids;
     const int64_t output = std::max<int64_t>(1, call.request.max_tokens);
-    const int64_t keep = *call.truncate_prompt > 0 ? *call.truncate_prompt : std::max<int64_t>(1, max_model_len - output);
+    const int64_t keep =
+        *call.truncate_prompt > 0 ? *call.truncate_prompt : std::max<int64_t>(1, max_model_len - output);
     if (static_cast<int64_t>(ids.size()) > keep) ids.erase(ids.begin(), ids.end() - keep);
     return ids;
 }
@@ -52,7 +53,8 @@ Json tokenize_reply(const Json& body, const ServedModel& model, const text::Toke
         if (!prompt) fields.refuse("prompt", "a string; or messages, or content");
         ids = tokenizer.encode(*prompt);
         const bool wants_bos = fields.boolean("add_special_tokens", true) && tokenizer.add_bos() && tokenizer.bos_id();
-        if (wants_bos && (ids.empty() || ids.front() != *tokenizer.bos_id())) ids.insert(ids.begin(), *tokenizer.bos_id());
+        if (wants_bos && (ids.empty() || ids.front() != *tokenizer.bos_id()))
+            ids.insert(ids.begin(), *tokenizer.bos_id());
     }
     Json strings = nullptr;
     if (fields.boolean("return_token_strs", false)) {
@@ -78,10 +80,15 @@ Json detokenize_reply(const Json& body, const text::Tokenizer& tokenizer) {
 Json template_reply(const Json& body, const ServedModel& model) { return {{"prompt", rendered(body, model).text}}; }
 
 Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer) {
-    const auto text_of = [&](std::optional<int32_t> id) { return id ? Json(tokenizer.token_bytes(*id)) : Json(nullptr); };
-    return {{"tokenizer_class", "PreTrainedTokenizerFast"}, {"bos_token", text_of(tokenizer.bos_id())},
-            {"eos_token", text_of(tokenizer.eos_id())},     {"pad_token", text_of(tokenizer.eos_id())},
-            {"chat_template", nullptr},                     {"model_max_length", model.max_model_len}};
+    const auto text_of = [&](std::optional<int32_t> id) {
+        return id ? Json(tokenizer.token_bytes(*id)) : Json(nullptr);
+    };
+    return {{"tokenizer_class", "PreTrainedTokenizerFast"},
+            {"bos_token", text_of(tokenizer.bos_id())},
+            {"eos_token", text_of(tokenizer.eos_id())},
+            {"pad_token", text_of(tokenizer.eos_id())},
+            {"chat_template", nullptr},
+            {"model_max_length", model.max_model_len}};
 }
 
 Json server_facts(const ServedModel& model, const std::string& version) {

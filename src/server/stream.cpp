@@ -47,7 +47,8 @@ std::string EventStream::end() {
 ChatStream::ChatStream(ReplyHead head, const ChatCall& call, Tally tally, bool starts_in_reasoning,
                        std::vector<int32_t> prompt)
     : EventStream(std::move(head), call, tally), chat_(call), prompt_(std::move(prompt)) {
-    for (int32_t i = 0; i < call.choices; ++i) choices_.push_back({ReasoningView(call, starts_in_reasoning), false, {}, {}});
+    for (int32_t i = 0; i < call.choices; ++i)
+        choices_.push_back({ReasoningView(call, starts_in_reasoning), false, {}, {}});
 }
 
 /// A chunk of one choice, with the logprobs and ids that wait for one.
@@ -86,10 +87,15 @@ std::string ChatStream::on(Delta delta) {
         if (chat_.request.logprobs >= 0 && !is_hidden && !token.ends) choice.unsent.push_back(std::move(token));
     }
     for (const text::OutputEvent& event : delta.events) {
+        if (event.text.empty()) continue;  // the ends of calls, and no empty pieces
         Json call = {{"index", event.call_index}};
         switch (event.kind) {
-            case Kind::kReasoning: out += piece(delta.choice, {{"reasoning_content", event.text}}); break;
-            case Kind::kContent: out += piece(delta.choice, {{"content", event.text}}); break;
+            case Kind::kReasoning:
+                out += piece(delta.choice, {{"reasoning_content", event.text}});
+                break;
+            case Kind::kContent:
+                out += piece(delta.choice, {{"content", event.text}});
+                break;
             case Kind::kCallBegin:
                 call["id"] = text::make_call_id();
                 call["type"] = "function";
@@ -100,7 +106,8 @@ std::string ChatStream::on(Delta delta) {
                 call["function"] = {{"arguments", event.text}};
                 out += piece(delta.choice, {{"tool_calls", Json::array({call})}});
                 break;
-            default: break;
+            default:
+                break;
         }
     }
     if (delta.ending) {
@@ -117,7 +124,8 @@ CompletionStream::CompletionStream(ReplyHead head, const CompletionCall& call, T
       echoes_(std::move(echoes)),
       prompts_(std::move(prompts)) {
     const size_t count = prompts_.size() * static_cast<size_t>(call.choices);
-    for (size_t i = 0; i < count; ++i) choices_.push_back({CompletionLogprobs(*head_.tokenizer, call)});
+    for (size_t i = 0; i < count; ++i)
+        choices_.push_back({CompletionLogprobs(*head_.tokenizer, call), false, CompletionLogprobs::empty(), {}});
 }
 
 std::string CompletionStream::on(Delta delta) {
@@ -145,7 +153,8 @@ std::string CompletionStream::on(Delta delta) {
     }
     choice.has_begun = true;
     if (delta.ending) ++ended_;
-    return out + chunk(Json::array({std::move(json)}), delta.ending && ended_ == choices_.size() && !call_.include_usage);
+    return out +
+           chunk(Json::array({std::move(json)}), delta.ending && ended_ == choices_.size() && !call_.include_usage);
 }
 
 }  // namespace thermocline::server

@@ -42,7 +42,8 @@ protected:
 
 class ChatStream : public EventStream {
 public:
-    ChatStream(ReplyHead head, const ChatCall& call, Tally tally, bool starts_in_reasoning, std::vector<int32_t> prompt);
+    ChatStream(ReplyHead head, const ChatCall& call, Tally tally, bool starts_in_reasoning,
+               std::vector<int32_t> prompt);
     std::string on(Delta delta) override;
 
 private:
@@ -75,7 +76,7 @@ private:
     struct Choice {
         CompletionLogprobs logprobs;
         bool has_begun = false;
-        Json unsent = CompletionLogprobs::empty();
+        Json unsent;  // arrays of tokens whose text is held back
         std::vector<int32_t> unsent_ids;
     };
 

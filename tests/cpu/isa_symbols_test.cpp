@@ -1,9 +1,8 @@
 // The ISA units are compiled for processors that may not be there. A weak symbol (an inline function, a template) that
 // such a unit emitted could be the copy that the linker picks for the whole program; so nothing but its table may
 // leave a unit.
-#include <gtest/gtest.h>
-
 #include <cstdio>
+#include <gtest/gtest.h>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,7 +14,8 @@ namespace {
 /// Defined symbols that other units can see, by object file of the library.
 std::map<std::string, std::vector<std::string>> exported_symbols(const std::string& library) {
     std::map<std::string, std::vector<std::string>> symbols;
-    const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(("nm -C --defined-only '" + library + "'").c_str(), "r"), pclose);
+    const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(("nm -C --defined-only '" + library + "'").c_str(), "r"),
+                                                     pclose);
     if (!pipe) return symbols;
     std::string object;
     char buffer[4096];

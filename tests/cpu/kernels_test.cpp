@@ -1,6 +1,7 @@
 // Every tier that this processor runs, and the AVX-512 tiers emulated instruction by instruction (tests/cpu/simde),
 // against the reference decoders and double precision.
 #include "cpu/kernels.h"
+
 #include "src/base/error.h"
 #include "src/quant/activation.h"
 #include "src/quant/kv_row.h"
@@ -8,12 +9,11 @@
 #include "src/quant/scalar.h"
 #include "tests/cpu/random_matrix.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <gtest/gtest.h>
 #include <limits>
 
 namespace thermocline::cpu {
@@ -128,7 +128,8 @@ TEST_P(Kernels, MatmulEqualsTheReferenceInDouble) {
             for (int64_t n = 0; n < w.rows; ++n) {
                 double sum = 0.0;
                 for (int64_t k = 0; k < w.cols; ++k) {
-                    sum += double{weights[static_cast<size_t>(n * w.cols + k)]} * x[static_cast<size_t>(t * w.cols + k)];
+                    sum +=
+                        double{weights[static_cast<size_t>(n * w.cols + k)]} * x[static_cast<size_t>(t * w.cols + k)];
                 }
                 expected.push_back(sum);
             }
@@ -169,7 +170,8 @@ TEST_P(Kernels, MatmulDoesNotDependOnTheSplitOfTheRows) {
                     for (int64_t t = 0; t < m; ++t) {
                         ASSERT_EQ(std::memcmp(&y[static_cast<size_t>(t * count)],
                                               &whole[static_cast<size_t>(t * w.rows + first)],
-                                              static_cast<size_t>(count) * sizeof(float)), 0)
+                                              static_cast<size_t>(count) * sizeof(float)),
+                                  0)
                             << to_string(shape) << " rows from " << first << " by " << part;
                     }
                 }
@@ -183,7 +185,8 @@ TEST_P(Kernels, MatmulTakesStridesAndUnalignedVectors) {
     const Matrix w = random.view();
     const std::vector<float> x = random_floats(3 * w.cols, 9), expected = multiply(w, 0, w.rows, x, 3);
     std::vector<float> wide(static_cast<size_t>(3 * (w.cols + 5) + 1)), y(3 * 20 + 1, 0.0f);
-    for (int64_t t = 0; t < 3; ++t) std::copy_n(&x[static_cast<size_t>(t * w.cols)], w.cols, &wide[static_cast<size_t>(t * (w.cols + 5) + 1)]);
+    for (int64_t t = 0; t < 3; ++t)
+        std::copy_n(&x[static_cast<size_t>(t * w.cols)], w.cols, &wide[static_cast<size_t>(t * (w.cols + 5) + 1)]);
     kernels.matmul(w, 0, w.rows, wide.data() + 1, w.cols + 5, 3, y.data() + 1, 20);
     for (size_t t = 0; t < 3; ++t) {
         for (size_t n = 0; n < 11; ++n) EXPECT_EQ(y[t * 20 + n + 1], expected[t * 11 + n]);
@@ -287,9 +290,9 @@ TEST_P(Kernels, DecodeKvEqualsTheReference) {
         int64_t width, rope;
     };
     using enum quant::KvFormat;
-    for (const Case& c : {Case{kF32, 512, 64}, Case{kBF16, 512, 64}, Case{kFp8, 512, 64}, Case{kFp4, 128, 0},
-                          Case{kF32, 24, 8}, Case{kBF16, 23, 8}, Case{kFp8, 40, 8}, Case{kFp8, 101, 3},
-                          Case{kFp4, 36, 0}, Case{kFp8, 16, 16}}) {
+    for (const Case& c :
+         {Case{kF32, 512, 64}, Case{kBF16, 512, 64}, Case{kFp8, 512, 64}, Case{kFp4, 128, 0}, Case{kF32, 24, 8},
+          Case{kBF16, 23, 8}, Case{kFp8, 40, 8}, Case{kFp8, 101, 3}, Case{kFp4, 36, 0}, Case{kFp8, 16, 16}}) {
         constexpr int64_t kRows = 5;
         const std::vector<float> x = random_floats(kRows * c.width, 19);
         const int64_t size = quant::kv_row_bytes(c.format, c.width, c.rope);
@@ -323,7 +326,8 @@ TEST_P(Kernels, AttentionScores) {
             for (int64_t j = 0; j < stride; ++j) {
                 double expected = 0.0;
                 for (int64_t c = 0; c < width && j < count; ++c) {
-                    expected += double{q[static_cast<size_t>(h * width + c)]} * keys[static_cast<size_t>(j * width + c)];
+                    expected +=
+                        double{q[static_cast<size_t>(h * width + c)]} * keys[static_cast<size_t>(j * width + c)];
                 }
                 const float found = logits[static_cast<size_t>(h * stride + j)];
                 EXPECT_NEAR(found, j < count ? 0.25 * expected : 1.0, 1e-5);
@@ -343,7 +347,8 @@ TEST_P(Kernels, AttentionValues) {
             for (int64_t c = 0; c < width; ++c) {
                 double expected = before[static_cast<size_t>(h * width + c)], magnitude = std::abs(expected);
                 for (int64_t j = 0; j < count; ++j) {
-                    const double term = double{p[static_cast<size_t>(h * stride + j)]} * keys[static_cast<size_t>(j * width + c)];
+                    const double term =
+                        double{p[static_cast<size_t>(h * stride + j)]} * keys[static_cast<size_t>(j * width + c)];
                     expected += term, magnitude += std::abs(term);
                 }
                 ASSERT_NEAR(out[static_cast<size_t>(h * width + c)], expected, 1e-6 * magnitude);
@@ -420,7 +425,8 @@ TEST_P(Kernels, PoolIsASoftmaxPerChannel) {
             for (int64_t c = 0; c < width; ++c) {
                 double total = 0.0, sum = 0.0, maximum = -1e300;
                 for (int64_t i = 0; i < count; ++i) {
-                    if (score_rows[static_cast<size_t>(i)]) maximum = std::max<double>(maximum, scores[static_cast<size_t>(i * width + c)]);
+                    if (score_rows[static_cast<size_t>(i)])
+                        maximum = std::max<double>(maximum, scores[static_cast<size_t>(i * width + c)]);
                 }
                 for (int64_t i = 0; i < count; ++i) {
                     if (!score_rows[static_cast<size_t>(i)]) continue;

@@ -61,11 +61,24 @@ public:
     void repair_block(Format format, std::byte* block) {
         const auto d = [&](size_t offset) { put_u16(block + offset, f16_scale()); };
         switch (format) {
-            case Format::kQ4_0: case Format::kQ5_0: case Format::kQ8_0: case Format::kIQ4_NL: case Format::kQ1_0:
-            case Format::kQ2_0: case Format::kIQ4_XS: case Format::kIQ2_XXS: case Format::kIQ2_XS:
-            case Format::kIQ2_S: case Format::kIQ3_XXS: case Format::kIQ3_S: case Format::kIQ1_S:
+            case Format::kQ4_0:
+            case Format::kQ5_0:
+            case Format::kQ8_0:
+            case Format::kIQ4_NL:
+            case Format::kQ1_0:
+            case Format::kQ2_0:
+            case Format::kIQ4_XS:
+            case Format::kIQ2_XXS:
+            case Format::kIQ2_XS:
+            case Format::kIQ2_S:
+            case Format::kIQ3_XXS:
+            case Format::kIQ3_S:
+            case Format::kIQ1_S:
                 return d(0);
-            case Format::kQ4_1: case Format::kQ5_1: case Format::kQ4_K: case Format::kQ5_K:
+            case Format::kQ4_1:
+            case Format::kQ5_1:
+            case Format::kQ4_K:
+            case Format::kQ5_K:
                 return d(0), d(2);
             case Format::kQ2_K:
                 return d(offsetof(quant::BlockQ2_K, d)), d(offsetof(quant::BlockQ2_K, dmin));
@@ -169,8 +182,12 @@ std::vector<MatrixShape> every_format(int64_t rows, int64_t cols) {
         }
         shapes.push_back(shape);
     }
-    shapes.push_back({.format = Format::kE2M1Pair, .rows = rows, .cols = cols, .scale_format = Format::kE4M3,
-                      .scale_cols = 16, .multiplier = 0.00372f});
+    shapes.push_back({.format = Format::kE2M1Pair,
+                      .rows = rows,
+                      .cols = cols,
+                      .scale_format = Format::kE4M3,
+                      .scale_cols = 16,
+                      .multiplier = 0.00372f});
     return shapes;
 }
 

@@ -1,10 +1,9 @@
 #include "cpu/workers.h"
 
-#include <gtest/gtest.h>
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <gtest/gtest.h>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -55,7 +54,8 @@ TEST(Workers, ParallelSum) {
         Workers workers(cpus(count));
         std::vector<int64_t> sums(static_cast<size_t>(count));
         workers.split(static_cast<int64_t>(numbers.size()), 1, [&](int64_t begin, int64_t end, int worker) {
-            sums[static_cast<size_t>(worker)] = std::accumulate(numbers.begin() + begin, numbers.begin() + end, int64_t{0});
+            sums[static_cast<size_t>(worker)] =
+                std::accumulate(numbers.begin() + begin, numbers.begin() + end, int64_t{0});
         });
         EXPECT_EQ(std::accumulate(sums.begin(), sums.end(), int64_t{0}), int64_t{100000} * 100001 / 2);
     }

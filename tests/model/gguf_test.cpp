@@ -306,7 +306,8 @@ TEST(GgufConfig, HasTheKeysOfConfigJson) {
         "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_hash_layers": 1,
         "compress_rope_theta": 160000.0, "rope_theta": 10000.0, "routed_scaling_factor": 1.5, "swiglu_limit": 10.0,
         "compress_ratios": [0, 4, 128], "scoring_func": "sqrtsoftplus", "topk_method": "noaux_tc",
-        "norm_topk_prob": true, "hidden_act": "silu", "tie_word_embeddings": false, "bos_token_id": 0, "eos_token_id": 1,
+        "norm_topk_prob": true, "hidden_act": "silu", "tie_word_embeddings": false,
+        "bos_token_id": 0, "eos_token_id": 1,
         "rope_scaling": {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 64, "beta_fast": 32.0,
                          "beta_slow": 1.0}})");
     for (const auto& [key, value] : expected.items()) {

@@ -35,7 +35,7 @@ TEST(Inspect, OfficialCheckpoint) {
     EXPECT_EQ(experts->scheme, "MXFP4, F8_E8M0 scales");
     EXPECT_EQ(experts->count, report.experts[0]);
     ASSERT_NE(line_of(report, "layers.*.attn.wq_a"), nullptr);
-    EXPECT_EQ(line_of(report, "layers.*.attn.wq_a")->scheme, "FP8 e4m3 with scales, F8_E8M0 scales");
+    EXPECT_EQ(line_of(report, "layers.*.attn.wq_a")->scheme, "FP8 e4m3, F8_E8M0 scales");
     EXPECT_EQ(line_of(report, "embed")->scheme, "BF16");
     EXPECT_TRUE(report.warnings.empty());
     for (const std::string& problem : report.problems) ADD_FAILURE() << problem;

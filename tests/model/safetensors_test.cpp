@@ -133,6 +133,15 @@ TEST(Safetensors, RefusesMoreTensorsThanAnyModelHas) {
     expect_mentions(refusal(header + "}", 0), {"more than 524288 tensors"});
 }
 
+TEST(Safetensors, RefusesAbsurdTokensBeforeTheyAreCopied) {
+    expect_mentions(refusal("{\"" + std::string(2 << 20, 'a') + "\":1}", 0),
+                    {"x.safetensors", "more than 1048576 bytes"});
+    expect_mentions(refusal("{\"a\":" + std::string(2 << 20, '1') + "}", 0),
+                    {"x.safetensors", "more than 1048576 bytes"});
+    const std::string long_metadata = R"({"__metadata__":{"note":")" + std::string(1 << 19, 'n') + R"("}})";
+    EXPECT_TRUE(read(safetensors_raw(long_metadata, "")).tensors.empty());
+}
+
 TEST(SafetensorsIndex, NamesFiles) {
     const auto files =
         files_of_index(R"({"metadata":{"total_size":5},"weight_map":{"a":"2.st","b":"1.st","c":"2.st"}})", "i");

@@ -1,0 +1,125 @@
+#include "src/app/generation.h"
+
+#include "src/base/error.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <csignal>
+#include <cstdio>
+#include <mutex>
+#include <unistd.h>
+
+namespace thermocline::app {
+
+namespace {
+
+using Kind = text::OutputEvent::Kind;
+
+std::atomic<bool> interrupted{false};
+
+/// Writes events to the terminal as they come.
+class Printer {
+public:
+    void print(const text::OutputEvent& event) {
+        switch (event.kind) {
+            case Kind::kReasoning: dim(true); break;
+            case Kind::kContent: dim(false); break;
+            case Kind::kCallBegin: dim(true); put("\n[" + event.text + " "); return;
+            case Kind::kCallEnd: put("]\n"); return;
+            case Kind::kFinish: dim(false); return;
+            case Kind::kCallArguments: break;
+        }
+        put(event.text);
+    }
+
+private:
+    void put(const std::string& text) {
+        std::fwrite(text.data(), 1, text.size(), stdout);
+        std::fflush(stdout);
+    }
+    void dim(bool on) {
+        if (on == dimmed_) return;
+        dimmed_ = on;
+        if (terminal_) put(on ? "\x1b[2m" : "\x1b[0m");
+        if (!on) put("\n");
+    }
+    const bool terminal_ = ::isatty(STDOUT_FILENO) == 1;
+    bool dimmed_ = false;
+};
+
+/// Hears the engine thread, prints, and wakes the caller at the end.
+class PrintingListener : public engine::Listener {
+public:
+    explicit PrintingListener(std::unique_ptr<engine::Output> output) : output_(std::move(output)) {}
+
+    bool on_token(const engine::Token& token) override {
+        if (!token.ends) take(output_->push(token.id));
+        return !output_->stopped_by();
+    }
+    void on_finish(const engine::Result& result) override {
+        take(output_->finish(result.reason == engine::FinishReason::kLength ? text::Ending::kLength : text::Ending::kStop));
+        const std::lock_guard lock(mutex_);
+        result_ = result;
+        done_ = true;
+        wake_.notify_all();
+    }
+    /// False if the request still runs after a tenth of a second.
+    bool wait_a_little() {
+        std::unique_lock lock(mutex_);
+        return wake_.wait_for(lock, std::chrono::milliseconds(100), [&] { return done_; });
+    }
+    Generated generated() const { return {text::join_events(events_), result_}; }
+
+private:
+    void take(engine::TextEvents events) {
+        for (auto& event : events) {
+            printer_.print(event);
+            events_.push_back(std::move(event));
+        }
+    }
+    std::unique_ptr<engine::Output> output_;
+    Printer printer_;
+    engine::TextEvents events_;
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable wake_;
+    engine::Result result_;
+    bool done_ = false;
+};
+
+}  // namespace
+
+Interrupt::Interrupt() { catch_signals(false); }
+
+bool Interrupt::taken() { return interrupted.exchange(false); }
+
+void Interrupt::catch_signals(bool on) {
+    std::signal(SIGINT, on ? +[](int) { interrupted.store(true); } : SIG_DFL);
+}
+
+Generated generate(engine::Assembly& assembly, engine::Request request, std::unique_ptr<engine::Output> output) {
+    const auto listener = std::make_shared<PrintingListener>(std::move(output));
+    const auto ticket = assembly.engine->submit(std::move(request), listener);
+    if (!ticket) fail("the engine takes no more requests");
+    Interrupt::catch_signals(true);
+    while (!listener->wait_a_little())
+        if (Interrupt::taken()) ticket->cancel();
+    Interrupt::catch_signals(false);
+    const Generated generated = listener->generated();
+    std::printf("\n");
+    if (generated.result.reason == engine::FinishReason::kError) fail(generated.result.error);
+    return generated;
+}
+
+std::string speed_line(const engine::Statistics& s, double bandwidth_gb_per_s) {
+    char line[256];
+    const double rate = s.decode_gb_per_second();
+    std::snprintf(line, sizeof line,
+                  "prompt %lld tokens (%lld cached), %.1f tok/s | output %lld tokens, %.1f tok/s, %.2f GB/s = %.0f %% of "
+                  "%.1f GB/s measured",
+                  static_cast<long long>(s.prompt_tokens), static_cast<long long>(s.cached_tokens),
+                  s.prefill_tokens_per_second(), static_cast<long long>(s.output_tokens), s.decode_tokens_per_second(), rate,
+                  bandwidth_gb_per_s > 0 ? 100.0 * rate / bandwidth_gb_per_s : 0.0, bandwidth_gb_per_s);
+    return line;
+}
+
+}  // namespace thermocline::app

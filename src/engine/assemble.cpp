@@ -1,0 +1,82 @@
+#include "src/engine/assemble.h"
+
+#include "cpu/kernels.h"
+#include "scheduler/executor.h"
+#include "scheduler/topology.h"
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/engine/vocabulary.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace thermocline::engine {
+namespace {
+
+/// Rows of logits in one pass: what scoring a prompt takes at a time.
+constexpr int64_t kMaxOutputs = 32;
+
+class ExecutorForward : public Forward {
+public:
+    ExecutorForward(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels,
+                    scheduler::ExecutorLimits limits)
+        : executor_(plan, workers, kernels, limits) {}
+    int64_t vocab() const override { return executor_.plan().vocab; }
+    scheduler::ExecutorLimits limits() const override { return executor_.limits(); }
+    std::unique_ptr<memory::SequenceCache> new_sequence() const override { return executor_.new_sequence(); }
+    void forward(std::span<const scheduler::Part> parts) override { executor_.forward(parts); }
+    const float* logits(int64_t output) const override { return executor_.logits(output); }
+    int64_t last_bytes() const override { return executor_.last_bytes(); }
+
+private:
+    scheduler::Executor executor_;
+};
+
+int64_t context_of(const EngineOptions& options, const model::Model& model) {
+    if (options.max_model_len == 0) return std::min(model.max_context, kDefaultMaxModelLen);
+    if (options.max_model_len < 1 || options.max_model_len > model.max_context) {
+        fail("--max-model-len is ", options.max_model_len, ", expected 1 to ", model.max_context,
+             ", the max_position_embeddings of this model");
+    }
+    return options.max_model_len;
+}
+
+}  // namespace
+
+Assembly assemble(const EngineOptions& options) {
+    const cpu::KernelTable& kernels = cpu::select_kernels(options.isa.c_str());
+    const auto cpus = scheduler::worker_cpus(scheduler::detect_machine(), options.threads);
+    if (options.prefill_chunk < 1) fail("the prefill chunk is ", options.prefill_chunk, " tokens, expected at least 1");
+
+    Assembly out;
+    out.model = model::load_model(options.model, options.load);
+    const model::Model& model = *out.model;
+    for (const std::string& warning : model.warnings) log::warn("{}", warning);
+    out.tokenizer = std::make_unique<text::Tokenizer>(load_tokenizer(model.checkpoint));
+    if (out.tokenizer->vocab_size() > model.vocab) {
+        fail("the tokenizer has ", out.tokenizer->vocab_size(), " tokens, but the model's vocabulary has only ",
+             model.vocab);
+    }
+    out.encoding = chat_encoding(model.checkpoint, options.chat_encoding);
+    if (out.encoding.is_guess)
+        log::warn("chat encoding {} is a guess: {}", text::revision_name(out.encoding.revision), out.encoding.reason);
+    out.sampling = default_sampling(model.checkpoint);
+    out.name = model_name(model.checkpoint);
+
+    const int64_t context = context_of(options, model);
+    scheduler::ExecutorLimits limits;
+    limits.max_rows = std::min(options.prefill_chunk, context);
+    limits.max_outputs = std::min(limits.max_rows, kMaxOutputs);
+    limits.max_tokens = context;
+    out.workers = std::make_unique<cpu::Workers>(cpus);
+    EngineLimits engine_limits;
+    engine_limits.max_queue = options.max_queue;
+    engine_limits.eos_ids = eos_ids(model.checkpoint, *out.tokenizer, model.vocab);
+    out.engine = std::make_unique<Engine>(std::make_unique<ExecutorForward>(model.trunk, *out.workers, kernels, limits),
+                                          std::move(engine_limits));
+    log::info("{}: {}, {} tokens of context, {} workers, {} kernels, chat encoding {}", out.name, model.architecture,
+              context, out.workers->count(), kernels.name, text::revision_name(out.encoding.revision));
+    return out;
+}
+
+}  // namespace thermocline::engine

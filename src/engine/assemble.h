@@ -1,0 +1,45 @@
+// From options to a running engine: kernels, workers, model, executor, tokenizer, chat encoding, engine thread. The one
+// place where all lower rooms meet; run and serve start from its result.
+#pragma once
+
+#include "cpu/workers.h"
+#include "src/engine/engine.h"
+#include "src/engine/request.h"
+#include "src/model/registry.h"
+#include "src/text/prompt_deepseek_v4.h"
+#include "src/text/tokenizer.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace thermocline::engine {
+
+struct EngineOptions {
+    std::string model;            ///< directory or .gguf file
+    model::LoadOptions load;      ///< spare_rows is how far a conversation can be taken back without recomputing
+    int64_t max_model_len = 0;    ///< 0: the model's own, at most kDefaultMaxModelLen
+    int64_t prefill_chunk = 512;  ///< tokens of a prompt in one forward pass
+    int64_t max_queue = 256;
+    int threads = 0;  ///< 0: one per physical core
+    std::string isa = "auto";
+    std::string chat_encoding = "auto";  ///< auto, v4, v4-0731, v4.1
+};
+
+inline constexpr int64_t kDefaultMaxModelLen = 32768;
+
+/// Members are destroyed from the last to the first: the engine thread ends before what it uses.
+struct Assembly {
+    std::unique_ptr<model::Model> model;
+    std::unique_ptr<text::Tokenizer> tokenizer;
+    text::RevisionChoice encoding;
+    SamplingParams sampling;  // defaults of the checkpoint
+    std::string name;         // of the model
+    std::unique_ptr<cpu::Workers> workers;
+    std::unique_ptr<Engine> engine;
+};
+
+/// Loads and starts everything. Throws Error.
+Assembly assemble(const EngineOptions& options);
+
+}  // namespace thermocline::engine

@@ -1,0 +1,237 @@
+#include "src/engine/sampler.h"
+
+#include "src/base/error.h"
+#include "src/base/random.h"
+
+#include <cmath>
+#include <gtest/gtest.h>
+#include <limits>
+#include <map>
+#include <set>
+
+namespace thermocline::engine {
+namespace {
+
+const std::vector<float> kLogits = {1.0f, 3.0f, 2.0f, 3.0f, -1.0f};
+
+int32_t sample_one(const std::vector<float>& logits, const SamplingParams& params, uint64_t step = 0,
+                   const std::vector<int32_t>& forbidden = {}) {
+    Sampler sampler(static_cast<int64_t>(logits.size()));
+    const TokenHistory history(static_cast<int64_t>(logits.size()));
+    return sampler.sample(logits, params, history, forbidden, step);
+}
+
+std::map<int32_t, int> histogram(const std::vector<float>& logits, const SamplingParams& params, int draws,
+                                 const TokenHistory& history) {
+    Sampler sampler(static_cast<int64_t>(logits.size()));
+    std::map<int32_t, int> counts;
+    for (int step = 0; step < draws; ++step)
+        ++counts[sampler.sample(logits, params, history, {}, static_cast<uint64_t>(step))];
+    return counts;
+}
+
+std::map<int32_t, int> histogram(const std::vector<float>& logits, const SamplingParams& params, int draws) {
+    return histogram(logits, params, draws, TokenHistory(static_cast<int64_t>(logits.size())));
+}
+
+std::set<int32_t> support(const std::vector<float>& logits, const SamplingParams& params) {
+    std::set<int32_t> ids;
+    for (const auto& [id, count] : histogram(logits, params, 2000)) ids.insert(id);
+    return ids;
+}
+
+/// Greedy choice after `output` tokens of history.
+int32_t greedy_after(std::vector<float> logits, SamplingParams params, const std::vector<int32_t>& prompt,
+                     const std::vector<int32_t>& output) {
+    params.temperature = 0;
+    Sampler sampler(static_cast<int64_t>(logits.size()));
+    TokenHistory history(static_cast<int64_t>(logits.size()));
+    history.add_prompt(prompt);
+    for (const int32_t id : output) history.add_output(id);
+    return sampler.sample(logits, params, history, {}, 0);
+}
+
+TEST(Random, PhiloxGivesThePublishedVectors) {
+    // Known-answer vectors of the authors' Random123 library, philox4x32-10.
+    EXPECT_EQ(philox({0, 0, 0, 0}, {0, 0}), (std::array<uint32_t, 4>{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
+    EXPECT_EQ(philox({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
+              (std::array<uint32_t, 4>{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+}
+
+TEST(Random, UniformDependsOnSeedAndPositionAlone) {
+    EXPECT_EQ(random_uniform(7, 3), random_uniform(7, 3));
+    EXPECT_NE(random_uniform(7, 3), random_uniform(7, 4));
+    EXPECT_NE(random_uniform(7, 3), random_uniform(8, 3));
+    double sum = 0;
+    for (uint64_t i = 0; i < 10000; ++i) {
+        const double u = random_uniform(1, i);
+        ASSERT_GE(u, 0.0);
+        ASSERT_LT(u, 1.0);
+        sum += u;
+    }
+    EXPECT_NEAR(sum / 10000, 0.5, 0.02);
+}
+
+TEST(Sampler, GreedyTakesTheLowestOfEqualIds) {
+    SamplingParams params;
+    params.temperature = 0;
+    EXPECT_EQ(sample_one(kLogits, params), 1);
+    params.temperature = 9e-6f;
+    EXPECT_EQ(sample_one(kLogits, params), 1);
+}
+
+TEST(Sampler, GreedyIgnoresTruncationButNotBias) {
+    SamplingParams params;
+    params.temperature = 0;
+    params.top_k = 1;
+    params.top_p = 0.01f;
+    params.min_p = 1.0f;
+    params.logit_bias = {{4, 100.0f}};
+    EXPECT_EQ(sample_one(kLogits, params), 4);
+}
+
+TEST(Sampler, DrawsTheSoftmaxDistribution) {
+    for (const float temperature : {0.5f, 1.0f, 2.0f}) {
+        SamplingParams params;
+        params.temperature = temperature;
+        params.seed = 42;
+        const int draws = 20000;
+        const auto counts = histogram(kLogits, params, draws);
+        double total = 0, chi_square = 0;
+        for (const float logit : kLogits) total += std::exp(logit / temperature);
+        for (size_t id = 0; id < kLogits.size(); ++id) {
+            const double expected = draws * std::exp(kLogits[id] / temperature) / total;
+            const auto found = counts.find(static_cast<int32_t>(id));
+            const double seen = found == counts.end() ? 0 : found->second;
+            chi_square += (seen - expected) * (seen - expected) / expected;
+        }
+        EXPECT_LT(chi_square, 18.47) << "4 degrees of freedom, p = 0.001, temperature " << temperature;
+    }
+}
+
+TEST(Sampler, SameSeedAndStepSameToken) {
+    SamplingParams params;
+    params.seed = 123;
+    std::set<int32_t> seen;
+    for (uint64_t step = 0; step < 50; ++step) {
+        EXPECT_EQ(sample_one(kLogits, params, step), sample_one(kLogits, params, step));
+        seen.insert(sample_one(kLogits, params, step));
+    }
+    EXPECT_GT(seen.size(), 1u);
+}
+
+TEST(Sampler, TopKKeepsTiesAtTheBorder) {
+    SamplingParams params;
+    params.top_k = 1;
+    EXPECT_EQ(support(kLogits, params), (std::set<int32_t>{1, 3}));
+    params.top_k = 3;
+    EXPECT_EQ(support(kLogits, params), (std::set<int32_t>{1, 2, 3}));
+    params.top_k = -1;
+    params.temperature = 2;
+    EXPECT_EQ(support(kLogits, params).size(), 5u);
+}
+
+TEST(Sampler, TopPKeepsTheSmallestSetThatReachesP) {
+    const std::vector<float> logits = {std::log(0.1f), std::log(0.5f), std::log(0.3f), std::log(0.1f)};
+    SamplingParams params;
+    params.top_p = 0.49f;
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{1}));
+    params.top_p = 0.6f;
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{1, 2}));
+    params.top_p = 0.85f;
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{0, 1, 2}));
+    params.top_p = 1e-6f;
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{1}));
+}
+
+TEST(Sampler, MinPIsRelativeToTheBestAfterTemperature) {
+    const std::vector<float> logits = {std::log(0.6f), std::log(0.3f), std::log(0.1f)};
+    SamplingParams params;
+    params.min_p = 0.4f;
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{0, 1}));
+    params.temperature = 0.5f;  // squares the ratios: 0.25
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{0}));
+    params.min_p = 1.0f;
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{0}));
+}
+
+TEST(Sampler, RepetitionPenaltyCountsPromptAndOutput) {
+    SamplingParams params;
+    params.repetition_penalty = 2.0f;
+    EXPECT_EQ(greedy_after({4.0f, 3.0f}, params, {0}, {}), 1);
+    EXPECT_EQ(greedy_after({4.0f, 3.0f}, params, {}, {0}), 1);
+    EXPECT_EQ(greedy_after({-1.0f, -1.5f}, params, {0}, {}), 1) << "a negative logit is multiplied";
+    EXPECT_EQ(greedy_after({4.0f, 3.0f}, params, {0, 0, 0}, {0, 1}), 0) << "once each, however often it came";
+}
+
+TEST(Sampler, FrequencyAndPresenceLookAtTheOutputOnly) {
+    SamplingParams frequency;
+    frequency.frequency_penalty = 1.0f;
+    EXPECT_EQ(greedy_after({3.0f, 1.5f}, frequency, {0, 0, 0}, {}), 0);
+    EXPECT_EQ(greedy_after({3.0f, 1.5f}, frequency, {}, {0}), 0);
+    EXPECT_EQ(greedy_after({3.0f, 1.5f}, frequency, {}, {0, 0}), 1);
+    SamplingParams presence;
+    presence.presence_penalty = 1.0f;
+    EXPECT_EQ(greedy_after({3.0f, 1.5f}, presence, {0}, {0, 0, 0}), 0) << "once only";
+    presence.presence_penalty = 2.0f;
+    EXPECT_EQ(greedy_after({3.0f, 1.5f}, presence, {}, {0}), 1);
+    presence.presence_penalty = -2.0f;
+    EXPECT_EQ(greedy_after({1.5f, 3.0f}, presence, {}, {0}), 0) << "a negative penalty is a reward";
+}
+
+TEST(Sampler, HistoryIsEmptyAfterClear) {
+    TokenHistory history(4);
+    history.add_prompt(std::vector<int32_t>{1, 1, 2});
+    history.add_output(1);
+    EXPECT_EQ(history.seen().size(), 2u);
+    EXPECT_EQ(history.output_count(1), 1);
+    EXPECT_EQ(history.output_count(2), 0);
+    history.clear();
+    EXPECT_TRUE(history.seen().empty());
+    history.add_prompt(std::vector<int32_t>{1});
+    EXPECT_EQ(history.output_count(1), 0);
+}
+
+TEST(Sampler, BiasAndMaskDecide) {
+    SamplingParams params;
+    params.temperature = 0;
+    EXPECT_EQ(sample_one(kLogits, params, 0, {1, 3}), 2);
+    params.logit_bias = {{1, -100.0f}, {0, 5.0f}};
+    EXPECT_EQ(sample_one(kLogits, params), 0);
+    params.logit_bias = {{1, 100.0f}};
+    EXPECT_EQ(sample_one(kLogits, params, 0, {1}), 3) << "a bias does not lift a mask";
+}
+
+TEST(Sampler, RefusesWhatIsNoDistribution) {
+    const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+    EXPECT_THROW(sample_one({1.0f, nan}, {}), Error);
+    EXPECT_THROW(sample_one({1.0f, infinity}, {}), Error);
+    EXPECT_THROW(sample_one({1.0f, 2.0f}, {}, 0, {0, 1}), Error);
+    EXPECT_THROW(with_logprobs(std::vector<float>{nan, 0.0f}, 1, 0), Error);
+    EXPECT_EQ(sample_one({-infinity, 0.0f}, {}), 1);
+}
+
+TEST(Sampler, ExtremeLogitsDoNotOverflow) {
+    SamplingParams params;
+    params.top_p = 0.9f;
+    params.temperature = 1e-4f;
+    EXPECT_EQ(sample_one({3e38f, -3e38f, 0.0f}, params), 0);
+}
+
+TEST(Logprobs, AreTheLogSoftmaxOfTheRawLogits) {
+    double total = 0;
+    for (const float logit : kLogits) total += std::exp(logit);
+    const Token token = with_logprobs(kLogits, 2, 3);
+    EXPECT_EQ(token.id, 2);
+    EXPECT_NEAR(token.logprob, 2.0 - std::log(total), 1e-6);
+    ASSERT_EQ(token.top.size(), 3u);
+    EXPECT_EQ(token.top[0].id, 1) << "equal ones by id";
+    EXPECT_EQ(token.top[1].id, 3);
+    EXPECT_EQ(token.top[2].id, 2);
+    EXPECT_EQ(token.top[2].logprob, token.logprob) << "the same number, bit by bit";
+    EXPECT_EQ(with_logprobs(kLogits, 0, 99).top.size(), kLogits.size());
+    EXPECT_TRUE(with_logprobs(kLogits, 0, 0).top.empty());
+}
+
+}  // namespace
+}  // namespace thermocline::engine
