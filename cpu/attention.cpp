@@ -42,7 +42,8 @@ struct Keys {
             if (key < window_count && key_position >= segment.position) {  // from this batch, rounded already
                 run = std::min(n - done, window_count - key);
                 const int64_t row = segment.first_row + key_position - segment.position;
-                std::memcpy(out + done * width, frame.row(step.kv, row), sizeof(float) * static_cast<size_t>(run * width));
+                std::memcpy(out + done * width, frame.row(step.kv, row),
+                            sizeof(float) * static_cast<size_t>(run * width));
             } else if (key < window_count) {
                 run = std::min(n - done, segment.position - key_position);
                 for (int64_t i = 0; i < run; ++i) rows[i] = ring.row(key_position + i);
@@ -81,8 +82,8 @@ Keys keys_of(const ops::Attention& s, const Frame& f, const ops::Segment& segmen
 void attend(const Keys& keys, int64_t row, int64_t h0, int64_t heads, float* scratch) {
     const ops::Attention& s = keys.step;
     const Frame& f = keys.frame;
-    float* tile = scratch;                        // [kTile, width]
-    float* scores = tile + kTile * s.width;       // [heads, kTile]
+    float* tile = scratch;                   // [kTile, width]
+    float* scores = tile + kTile * s.width;  // [heads, kTile]
     const float* q = f.row(s.q, row) + h0 * s.width;
     float* out = f.row(s.out, row) + h0 * s.width;
     const float* sinks = f.plan.vectors[static_cast<size_t>(s.sinks)].values.data() + h0;

@@ -107,7 +107,8 @@ void run(const ops::Compress& s, const Frame& f) noexcept {
     const float* ape = f.plan.vectors[static_cast<size_t>(s.ape)].values.data();  // [ratio, wide]
     f.workers.split(f.batch.rows(), 8, [&](int64_t begin, int64_t end, int) {
         for (int64_t t = begin; t < end; ++t)
-            f.kernels.axpy(1.0f, ape + f.batch.positions[static_cast<size_t>(t)] % s.ratio * wide, f.row(s.scores, t), wide);
+            f.kernels.axpy(1.0f, ape + f.batch.positions[static_cast<size_t>(t)] % s.ratio * wide, f.row(s.scores, t),
+                           wide);
     });
     for (const ops::Segment& segment : f.batch.segments) {
         const int64_t first = segment.position / s.ratio;

@@ -19,7 +19,8 @@ int64_t grain_of(int64_t channels) { return channels >= kGrainChannels ? 1 : kGr
 }  // namespace
 
 void run(const ops::RmsNorm& s, const Frame& f) noexcept {
-    const float* weight = s.weight == ops::kNone ? nullptr : f.plan.vectors[static_cast<size_t>(s.weight)].values.data();
+    const float* weight =
+        s.weight == ops::kNone ? nullptr : f.plan.vectors[static_cast<size_t>(s.weight)].values.data();
     const int64_t runs = f.rows(s.in) * f.cols(s.in) / s.width;
     const float* in = f.slot(s.in);
     float* out = f.slot(s.out);

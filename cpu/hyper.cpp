@@ -68,8 +68,7 @@ void run(const ops::HyperIn& s, const Frame& f) noexcept {
                 pre[i] = sigmoid(factor * mix[i] * scale[0] + base[i]) + s.hyper_eps;
                 post[i] = 2.0f * sigmoid(factor * mix[s.n + i] * scale[1] + base[s.n + i]);
             }
-            for (int32_t i = 0; i < s.n * s.n; ++i)
-                comb[i] = factor * mix[2 * s.n + i] * scale[2] + base[2 * s.n + i];
+            for (int32_t i = 0; i < s.n * s.n; ++i) comb[i] = factor * mix[2 * s.n + i] * scale[2] + base[2 * s.n + i];
             sinkhorn(comb, s.n, s.sinkhorn_iterations, s.hyper_eps);
             collapse(f, streams, pre, s.n, f.row(s.x, t), width);
         }
@@ -104,7 +103,8 @@ void run(const ops::HyperHead& s, const Frame& f) noexcept {
         const float* streams = f.row(s.streams, t);
         const float factor = norm_factor(f, streams, width * s.n, s.norm_eps);
         float weights[kMaxStreams];
-        for (int32_t i = 0; i < s.n; ++i) weights[i] = sigmoid(factor * f.row(s.mix, t)[i] * scale + base[i]) + s.hyper_eps;
+        for (int32_t i = 0; i < s.n; ++i)
+            weights[i] = sigmoid(factor * f.row(s.mix, t)[i] * scale + base[i]) + s.hyper_eps;
         collapse(f, streams, weights, s.n, f.row(s.x, t), width);
     }
 }

@@ -44,9 +44,9 @@ struct Dispatch {
     float* weight;    // [pairs]
     int32_t* active;  // [min(experts, pairs)] experts with at least one pair, ascending
     int32_t active_count;
-    float* x;         // [pairs, hidden] inputs, gathered (and rounded)
-    float* h;         // [pairs, intermediate]
-    float* rounded;   // [rows, hidden] rounded inputs before gathering
+    float* x;        // [pairs, hidden] inputs, gathered (and rounded)
+    float* h;        // [pairs, intermediate]
+    float* rounded;  // [rows, hidden] rounded inputs before gathering
 };
 
 Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& set) {
@@ -120,7 +120,8 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
     }
     f.workers.split(pairs, 16, [&](int64_t begin, int64_t end, int) {
         for (int64_t p = begin; p < end; ++p)
-            std::memcpy(d.x + p * set.hidden, x + d.row[p] * set.hidden, sizeof(float) * static_cast<size_t>(set.hidden));
+            std::memcpy(d.x + p * set.hidden, x + d.row[p] * set.hidden,
+                        sizeof(float) * static_cast<size_t>(set.hidden));
     });
 
     const int64_t strips = (set.intermediate + kStrip - 1) / kStrip;
@@ -160,8 +161,8 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
 
 ScratchSize experts_scratch(const ops::Experts& s, const ops::ExpertSet& set, int64_t max_rows) {
     const int64_t pairs = max_rows * s.top_k, experts = static_cast<int64_t>(set.w1.size());
-    const int64_t shared = experts + 2 + 2 * pairs + std::min(experts, pairs) + pairs * (set.hidden + set.intermediate) +
-                           max_rows * set.hidden;
+    const int64_t shared = experts + 2 + 2 * pairs + std::min(experts, pairs) +
+                           pairs * (set.hidden + set.intermediate) + max_rows * set.hidden;
     return {shared, 2 * pairs * kStrip};  // a token table may name an expert twice for a row
 }
 

@@ -19,7 +19,9 @@ struct Sizer {
     ScratchSize operator()(const ops::RoundKv& s) const {
         return {0, (quant::kv_row_bytes(s.format, s.width, s.rope) + 3) / 4};
     }
-    ScratchSize operator()(const ops::HyperOut& s) const { return {0, plan.slots[static_cast<size_t>(s.streams)].cols}; }
+    ScratchSize operator()(const ops::HyperOut& s) const {
+        return {0, plan.slots[static_cast<size_t>(s.streams)].cols};
+    }
     ScratchSize operator()(const ops::Attention& s) const { return {0, attention_scratch(s)}; }
     ScratchSize operator()(const ops::Compress& s) const { return compress_scratch(s, plan); }
     ScratchSize operator()(const ops::SelectEntries& s) const { return select_scratch(s, max_tokens); }

@@ -119,8 +119,8 @@ void SequenceCache::restore(std::span<const std::byte> bytes) {
     int64_t expected = 0;
     for (const Store& store : stores_) {
         const bool ring = store.spec.kind == Kind::kRing;
-        expected += (ring ? position - store.oldest_needed(position) : position / store.spec.ratio) *
-                    store.spec.row_bytes();
+        expected +=
+            (ring ? position - store.oldest_needed(position) : position / store.spec.ratio) * store.spec.row_bytes();
     }
     reader.expect_left(expected);
     if (!reserve(position)) fail("snapshot: no memory for ", position, " tokens");

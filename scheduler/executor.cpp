@@ -76,8 +76,7 @@ void Executor::forward(std::span<const Part> parts, const float* streams_in) {
                     sizeof(float) * static_cast<size_t>(batch.rows() * width));
     }
     for (size_t i = 0; i < plan_.ropes.size(); ++i) cpu::rotations(plan_.ropes[i], batch, rotations_[i]);
-    const cpu::Frame frame{plan_,   batch,       slots_.data(), rotations_.data(),
-                           shared_, per_worker_, workers_,      kernels_};
+    const cpu::Frame frame{plan_, batch, slots_.data(), rotations_.data(), shared_, per_worker_, workers_, kernels_};
     for (const ops::Step& step : plan_.steps) std::visit([&](const auto& one) { cpu::run(one, frame); }, step);
     for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
     last_bytes_ = ops::plan_cost(plan_, batch).bytes;

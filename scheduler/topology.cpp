@@ -2,9 +2,8 @@
 
 #include "src/base/error.h"
 
-#include <hwloc.h>
-
 #include <algorithm>
+#include <hwloc.h>
 #include <memory>
 
 namespace thermocline::scheduler {

@@ -8,9 +8,9 @@
 namespace thermocline::scheduler {
 
 struct Node {
-    int id = 0;                // as the operating system numbers it
+    int id = 0;  // as the operating system numbers it
     int64_t memory_bytes = 0;
-    std::vector<int> cpus;     // one logical CPU of every physical core this process may use, ascending
+    std::vector<int> cpus;  // one logical CPU of every physical core this process may use, ascending
 };
 
 struct Machine {

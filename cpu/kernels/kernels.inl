@@ -1,13 +1,15 @@
 // All kernels over the vector type of the including ISA unit, and the table of them.
 
-#include "cpu/kernels/exp.inl"
 // In the order of use.
-#include "cpu/kernels/attention.inl"
+// clang-format off
+#include "cpu/kernels/exp.inl"
+#include "cpu/kernels/decode_plain.inl"
 #include "cpu/kernels/decode_blocks.inl"
 #include "cpu/kernels/decode_codebooks.inl"
-#include "cpu/kernels/decode_plain.inl"
-#include "cpu/kernels/elementwise.inl"
 #include "cpu/kernels/matmul.inl"
+#include "cpu/kernels/elementwise.inl"
+#include "cpu/kernels/attention.inl"
+// clang-format on
 
 constexpr KernelTable make_kernels(const char* name) {
     return {

@@ -53,19 +53,19 @@ template <typename Body>
 
 // ---- weights ------------------------------------------------------------------------------------------------------
 
+constexpr int kPaddedBytes = kChunk * 4;
+
 /// The packed codes of a span. A span that ends inside a group of 32 is copied, so that decoding may read on.
 template <typename Decoder>
 [[gnu::always_inline]] inline const uint8_t* span_codes(const Row& row, const Span& span, uint8_t* padded) {
     const uint8_t* data = row.codes + Decoder::offset(span.column);
     if (span.count % kGroup == 0) return data;
-    const int64_t size = Decoder::offset(span.count + 1);  // + 1: the last of an odd number of nibbles
-    const int64_t used = span.count % 2 ? size : Decoder::offset(span.count);
+    const bool half_byte = span.count % 2 == 1 && Decoder::offset(2) == 1;  // an odd number of nibbles
+    const int64_t used = Decoder::offset(span.count) + (half_byte ? 1 : 0);
+    __builtin_memset(padded, 0, kPaddedBytes);
     for (int64_t i = 0; i < used; ++i) padded[i] = data[i];
-    for (int64_t i = used; i < Decoder::offset(span.count / kGroup * kGroup + kGroup); ++i) padded[i] = 0;
     return padded;
 }
-
-constexpr int kPaddedBytes = kChunk * 4;
 
 template <typename Decoder>
 inline void decode_span(const Decoder& decoder, const quant::Matrix& w, const Row& row, const Span& span, float* out) {

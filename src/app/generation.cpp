@@ -22,12 +22,24 @@ class Printer {
 public:
     void print(const text::OutputEvent& event) {
         switch (event.kind) {
-            case Kind::kReasoning: dim(true); break;
-            case Kind::kContent: dim(false); break;
-            case Kind::kCallBegin: dim(true); put("\n[" + event.text + " "); return;
-            case Kind::kCallEnd: put("]\n"); return;
-            case Kind::kFinish: dim(false); return;
-            case Kind::kCallArguments: break;
+            case Kind::kReasoning:
+                dim(true);
+                break;
+            case Kind::kContent:
+                dim(false);
+                break;
+            case Kind::kCallBegin:
+                dim(true);
+                put("\n[" + event.text + " ");
+                return;
+            case Kind::kCallEnd:
+                put("]\n");
+                return;
+            case Kind::kFinish:
+                dim(false);
+                return;
+            case Kind::kCallArguments:
+                break;
         }
         put(event.text);
     }
@@ -57,7 +69,8 @@ public:
         return !output_->stopped_by();
     }
     void on_finish(const engine::Result& result) override {
-        take(output_->finish(result.reason == engine::FinishReason::kLength ? text::Ending::kLength : text::Ending::kStop));
+        take(output_->finish(result.reason == engine::FinishReason::kLength ? text::Ending::kLength
+                                                                            : text::Ending::kStop));
         const std::lock_guard lock(mutex_);
         result_ = result;
         done_ = true;
@@ -113,12 +126,13 @@ Generated generate(engine::Assembly& assembly, engine::Request request, std::uni
 std::string speed_line(const engine::Statistics& s, double bandwidth_gb_per_s) {
     char line[256];
     const double rate = s.decode_gb_per_second();
-    std::snprintf(line, sizeof line,
-                  "prompt %lld tokens (%lld cached), %.1f tok/s | output %lld tokens, %.1f tok/s, %.2f GB/s = %.0f %% of "
-                  "%.1f GB/s measured",
-                  static_cast<long long>(s.prompt_tokens), static_cast<long long>(s.cached_tokens),
-                  s.prefill_tokens_per_second(), static_cast<long long>(s.output_tokens), s.decode_tokens_per_second(), rate,
-                  bandwidth_gb_per_s > 0 ? 100.0 * rate / bandwidth_gb_per_s : 0.0, bandwidth_gb_per_s);
+    std::snprintf(
+        line, sizeof line,
+        "prompt %lld tokens (%lld cached), %.1f tok/s | output %lld tokens, %.1f tok/s, %.2f GB/s = %.0f %% of "
+        "%.1f GB/s measured",
+        static_cast<long long>(s.prompt_tokens), static_cast<long long>(s.cached_tokens), s.prefill_tokens_per_second(),
+        static_cast<long long>(s.output_tokens), s.decode_tokens_per_second(), rate,
+        bandwidth_gb_per_s > 0 ? 100.0 * rate / bandwidth_gb_per_s : 0.0, bandwidth_gb_per_s);
     return line;
 }
 

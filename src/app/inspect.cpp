@@ -1,9 +1,10 @@
 // `inspect`: what the files of a model contain; nothing is loaded.
+#include "src/model/inspect.h"
+
 #include "src/app/commands.h"
 #include "src/base/error.h"
 #include "src/base/json.h"
 #include "src/base/log.h"
-#include "src/model/inspect.h"
 
 #include <cstdio>
 #include <memory>
@@ -23,15 +24,18 @@ void inspect(const InspectFlags& flags) {
     const model::Report report = model::inspect(model::open_checkpoint(flags.model));
     const std::string text = flags.json ? dump_json(model::report_json(report), 2) + "\n" : model::report_text(report);
     std::fwrite(text.data(), 1, text.size(), stdout);
-    if (!report.problems.empty()) fail(flags.model, ": ", report.problems.size(), " problems, the model would not load");
+    if (!report.problems.empty())
+        fail(flags.model, ": ", report.problems.size(), " problems, the model would not load");
 }
 
 }  // namespace
 
 void add_inspect(CLI::App& root) {
     auto flags = std::make_shared<InspectFlags>();
-    CLI::App& command = *root.add_subcommand("inspect", "what the files contain: architecture, tensors, formats, sizes");
-    command.add_option("MODEL", flags->model, "directory with config.json and safetensors, or a .gguf file")->required();
+    CLI::App& command =
+        *root.add_subcommand("inspect", "what the files contain: architecture, tensors, formats, sizes");
+    command.add_option("MODEL", flags->model, "directory with config.json and safetensors, or a .gguf file")
+        ->required();
     command.add_flag("--json", flags->json, "print one JSON document");
     command.add_option("--log-level", flags->log_level, "trace, debug, info, warn, error or off; logs go to stderr")
         ->capture_default_str();

@@ -1,8 +1,7 @@
 #include "src/app/line_editor.h"
 
-#include <editline/readline.h>
-
 #include <cstdlib>
+#include <editline/readline.h>
 #include <iostream>
 #include <unistd.h>
 

@@ -48,7 +48,8 @@ struct Losses {
 void add_chunk(Session& session, std::span<const int32_t> tokens, Losses& losses) {
     const auto sequence = session.executor->new_sequence();
     for (size_t begin = 0; begin < tokens.size();) {
-        const size_t rows = std::min<size_t>(static_cast<size_t>(session.executor->limits().max_rows), tokens.size() - begin);
+        const size_t rows =
+            std::min<size_t>(static_cast<size_t>(session.executor->limits().max_rows), tokens.size() - begin);
         if (!sequence->reserve(static_cast<int64_t>(begin + rows))) fail("no memory for the cache of a chunk");
         const scheduler::Part parts[] = {{sequence.get(), tokens.subspan(begin, rows), static_cast<int32_t>(rows)}};
         session.executor->forward(parts);
@@ -77,19 +78,22 @@ void perplexity(const PerplexityFlags& flags) {
         chunk.insert(chunk.end(), text.begin() + static_cast<std::ptrdiff_t>(begin),
                      text.begin() + static_cast<std::ptrdiff_t>(std::min(begin + length, text.size())));
         for (const int32_t id : chunk)
-            if (id >= session.model->vocab) fail("token ", id, " of the tokenizer is outside the model's vocabulary of ",
-                                                 session.model->vocab);
+            if (id >= session.model->vocab)
+                fail("token ", id, " of the tokenizer is outside the model's vocabulary of ", session.model->vocab);
         add_chunk(session, chunk, losses);
         progress.update(static_cast<int64_t>(begin + chunk.size()));
     }
     const double value = std::exp(losses.mean()), error = value * losses.error();
     if (flags.json) {
-        const Json out = {{"perplexity", value}, {"error", error}, {"mean_nll", losses.mean()},
-                          {"tokens", losses.count}, {"chunks", chunks}};
+        const Json out = {{"perplexity", value},
+                          {"error", error},
+                          {"mean_nll", losses.mean()},
+                          {"tokens", losses.count},
+                          {"chunks", chunks}};
         std::printf("%s\n", dump_json(out).c_str());
     } else {
-        std::printf("perplexity %.4f +- %.4f (mean NLL %.5f over %lld tokens in %lld chunks of up to %lld)\n", value, error,
-                    losses.mean(), static_cast<long long>(losses.count), static_cast<long long>(chunks),
+        std::printf("perplexity %.4f +- %.4f (mean NLL %.5f over %lld tokens in %lld chunks of up to %lld)\n", value,
+                    error, losses.mean(), static_cast<long long>(losses.count), static_cast<long long>(chunks),
                     static_cast<long long>(session.max_tokens));
     }
 }

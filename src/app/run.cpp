@@ -56,8 +56,8 @@ void complete(const RunFlags& flags, engine::Assembly& assembly, const std::stri
     std::fflush(stdout);
     auto output = std::make_unique<engine::PlainOutput>(*assembly.tokenizer, flags.stop, false, true, 0);
     const Generated generated = generate(assembly, std::move(request), std::move(output));
-    std::fprintf(stderr, "%s\n", speed_line(generated.result.statistics,
-                                            scheduler::measure_read_bandwidth(*assembly.workers)).c_str());
+    std::fprintf(stderr, "%s\n",
+                 speed_line(generated.result.statistics, scheduler::measure_read_bandwidth(*assembly.workers)).c_str());
 }
 
 text::Message turn(text::Role role, std::string content, std::string reasoning = {}) {
@@ -80,15 +80,21 @@ public:
     }
 
     void run() {
-        std::fprintf(stderr, "%s. /reset forgets the conversation, /stats shows speed, Ctrl-C stops an answer, Ctrl-D ends.\n",
+        std::fprintf(stderr,
+                     "%s. /reset forgets the conversation, /stats shows speed, Ctrl-C stops an answer, Ctrl-D ends.\n",
                      assembly_.name.c_str());
         while (const auto line = read_line("> ")) {
             if (line->empty()) continue;
-            if (line->front() != '/') answer(*line);
-            else if (*line == "/reset") reset();
-            else if (*line == "/stats") show_stats();
-            else if (*line == "/exit" || *line == "/quit") return;
-            else std::fprintf(stderr, "%s is no command: /reset, /stats, /exit\n", line->c_str());
+            if (line->front() != '/')
+                answer(*line);
+            else if (*line == "/reset")
+                reset();
+            else if (*line == "/stats")
+                show_stats();
+            else if (*line == "/exit" || *line == "/quit")
+                return;
+            else
+                std::fprintf(stderr, "%s is no command: /reset, /stats, /exit\n", line->c_str());
         }
     }
 
@@ -120,8 +126,10 @@ private:
     }
 
     void show_stats() const {
-        if (!last_) std::fprintf(stderr, "nothing has been generated yet\n");
-        else std::fprintf(stderr, "%s\n", speed_line(*last_, bandwidth_).c_str());
+        if (!last_)
+            std::fprintf(stderr, "nothing has been generated yet\n");
+        else
+            std::fprintf(stderr, "%s\n", speed_line(*last_, bandwidth_).c_str());
     }
 
     const RunFlags& flags_;
@@ -135,9 +143,12 @@ private:
 void run(const RunFlags& flags) {
     log::start(flags.model.log_level);
     engine::Assembly assembly = engine::assemble(flags.model.engine_options(flags.chat_encoding));
-    if (!flags.file.empty()) complete(flags, assembly, read_text(flags.file));
-    else if (!flags.prompt.empty()) complete(flags, assembly, flags.prompt);
-    else ChatLoop(flags, assembly).run();
+    if (!flags.file.empty())
+        complete(flags, assembly, read_text(flags.file));
+    else if (!flags.prompt.empty())
+        complete(flags, assembly, flags.prompt);
+    else
+        ChatLoop(flags, assembly).run();
 }
 
 }  // namespace
@@ -147,32 +158,47 @@ void add_run(CLI::App& root) {
     CLI::App& command = *root.add_subcommand("run", "chat in the terminal, or one completion with -p");
     flags->model.declare(command, ModelFlags::Positional::kOptional);
     const char* group = "Prompt";
-    auto* prompt = command.add_option("-p,--prompt", flags->prompt, "continue this text instead of chatting")->group(group);
+    auto* prompt =
+        command.add_option("-p,--prompt", flags->prompt, "continue this text instead of chatting")->group(group);
     command.add_option("-f,--file", flags->file, "continue the text of this file")->excludes(prompt)->group(group);
     command.add_option("--system", flags->system, "system message of the chat")->group(group);
     command.add_flag("--thinking", flags->thinking, "let the model reason before it answers")->group(group);
     command.add_option("--reasoning-effort", flags->effort, "low, medium, high, xhigh or max")->group(group);
     command.add_option("--chat-encoding", flags->chat_encoding, "auto, v4, v4-0731 or v4.1")
-        ->group(group)->capture_default_str();
+        ->group(group)
+        ->capture_default_str();
     group = "Sampling (defaults: the checkpoint's generation_config.json)";
     command.add_option("-n,--max-tokens", flags->max_tokens, "most tokens of an answer; -1: until the context is full")
-        ->check(CLI::Range(int64_t{-1}, INT64_MAX))->group(group)->capture_default_str();
+        ->check(CLI::Range(int64_t{-1}, INT64_MAX))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--temperature", flags->temperature, "0: always the most likely token")
-        ->check(CLI::Range(0.0, 100.0))->group(group);
+        ->check(CLI::Range(0.0, 100.0))
+        ->group(group);
     command.add_option("--top-p", flags->top_p, "smallest set of tokens with this probability")
-        ->check(CLI::Range(1e-6, 1.0))->group(group);
+        ->check(CLI::Range(1e-6, 1.0))
+        ->group(group);
     command.add_option("--top-k", flags->top_k, "the k most likely tokens; 0: off")
-        ->check(CLI::NonNegativeNumber)->group(group);
+        ->check(CLI::NonNegativeNumber)
+        ->group(group);
     command.add_option("--min-p", flags->min_p, "at least this part of the best probability")
-        ->check(CLI::Range(0.0, 1.0))->group(group);
+        ->check(CLI::Range(0.0, 1.0))
+        ->group(group);
     command.add_option("--presence-penalty", flags->presence, "-2 to 2")
-        ->check(CLI::Range(-2.0, 2.0))->group(group)->capture_default_str();
+        ->check(CLI::Range(-2.0, 2.0))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--frequency-penalty", flags->frequency, "-2 to 2")
-        ->check(CLI::Range(-2.0, 2.0))->group(group)->capture_default_str();
+        ->check(CLI::Range(-2.0, 2.0))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--repetition-penalty", flags->repetition, "1: off")
-        ->check(CLI::Range(1e-3, 100.0))->group(group)->capture_default_str();
+        ->check(CLI::Range(1e-3, 100.0))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--stop", flags->stop, "end at this text; may be given several times")
-        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->group(group);
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->group(group);
     command.add_flag("--ignore-eos", flags->ignore_eos, "go on when the model wants to end")->group(group);
     command.callback([flags] { run(*flags); });
 }

@@ -41,8 +41,8 @@ std::vector<Tokens> read_tokens(const std::string& path, int64_t vocab, int64_t 
         Tokens& tokens = sequences.emplace_back();
         for (const Json& id : list) {
             if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab)
-                fail(where, ", token ", tokens.size(), " is ", printable(dump_json(id), 40), ", expected an id from 0 to ",
-                     vocab - 1);
+                fail(where, ", token ", tokens.size(), " is ", printable(dump_json(id), 40),
+                     ", expected an id from 0 to ", vocab - 1);
             tokens.push_back(id.get<int32_t>());
         }
     }
@@ -117,7 +117,8 @@ void score(const ScoreFlags& flags) {
     const auto sequences = read_tokens(flags.tokens, session.model->vocab, session.max_tokens);
     std::unique_ptr<NpyWriter> npy;
     if (!flags.logits.empty())
-        npy = std::make_unique<NpyWriter>(flags.logits, static_cast<int64_t>(sequences.front().size()), session.model->vocab);
+        npy = std::make_unique<NpyWriter>(flags.logits, static_cast<int64_t>(sequences.front().size()),
+                                          session.model->vocab);
 
     Json out = {{"model", std::filesystem::path(flags.model.path()).filename().string()}, {"sequences", Json::array()}};
     double log_sum = 0.0;
@@ -136,9 +137,11 @@ void score(const ScoreFlags& flags) {
         out["sequences"].push_back(std::move(scored.json));
     }
     out["perplexity"] = predicted > 0 ? Json(std::exp(-log_sum / static_cast<double>(predicted))) : Json(nullptr);
-    if (flags.json) std::printf("%s\n", dump_json(out).c_str());
-    else if (predicted > 0) std::printf("perplexity %.4f over %lld predictions\n", out["perplexity"].get<double>(),
-                                        static_cast<long long>(predicted));
+    if (flags.json)
+        std::printf("%s\n", dump_json(out).c_str());
+    else if (predicted > 0)
+        std::printf("perplexity %.4f over %lld predictions\n", out["perplexity"].get<double>(),
+                    static_cast<long long>(predicted));
 }
 
 }  // namespace
@@ -147,13 +150,17 @@ void add_score(CLI::App& root) {
     auto flags = std::make_shared<ScoreFlags>();
     CLI::App& command = *root.add_subcommand("score", "teacher-forced log-probabilities of token ids");
     flags->model.declare(command, ModelFlags::Positional::kRequired);
-    command.add_option("--tokens", flags->tokens, "JSON file: one array of token ids, or an array of arrays")->required();
+    command.add_option("--tokens", flags->tokens, "JSON file: one array of token ids, or an array of arrays")
+        ->required();
     command.add_option("--chunk", flags->chunk, "tokens per prefill pass; 0: 256")
-        ->check(CLI::Range(int64_t{0}, int64_t{8192}))->capture_default_str();
+        ->check(CLI::Range(int64_t{0}, int64_t{8192}))
+        ->capture_default_str();
     command.add_option("--decode-from", flags->decode_from, "tokens from this index on go one by one; -1: none")
-        ->check(CLI::Range(int64_t{-1}, INT64_MAX))->capture_default_str();
+        ->check(CLI::Range(int64_t{-1}, INT64_MAX))
+        ->capture_default_str();
     command.add_option("--top", flags->top, "best ids listed after each token")
-        ->check(CLI::NonNegativeNumber)->capture_default_str();
+        ->check(CLI::NonNegativeNumber)
+        ->capture_default_str();
     command.add_option("--logits", flags->logits, "write float32 logits [tokens, vocab] of the first sequence (.npy)");
     command.add_flag("--json", flags->json, "print one JSON document");
     command.callback([flags] { score(*flags); });

@@ -53,7 +53,7 @@ server::ServedModel served_model(const ServeFlags& flags, const engine::Assembly
     served.revision = assembly.encoding.revision;
     served.chat.thinking = flags.default_thinking;
     served.chat.effort = text::effort_from_word(flags.effort, "--default-reasoning-effort");
-    served.fingerprint = "thermocline-" + flags.server.version;
+    served.fingerprint = "b" + flags.server.version;
     return served;
 }
 
@@ -92,29 +92,49 @@ void add_serve(CLI::App& root) {
     const char* group = "Server";
     command.add_option("--host", flags->server.http.host, "address to listen on")->group(group)->capture_default_str();
     command.add_option("--port", flags->server.http.port, "0: any free one")
-        ->check(CLI::Range(0, 65535))->group(group)->capture_default_str();
-    command.add_option("--api-key", flags->api_keys, "opens the API; may be given several times; also THERMOCLINE_API_KEY")
-        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->group(group);
+        ->check(CLI::Range(0, 65535))
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--api-key", flags->api_keys, "opens the API; may be given several times; also THERMOCLINE_API_KEY")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->group(group);
     command.add_option("--api-key-file", flags->api_key_file, "file with one key a line")->group(group);
     command.add_option("--cors-origin", flags->server.http.cors_origin, "Access-Control-Allow-Origin; empty: none")
-        ->group(group)->capture_default_str();
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--max-body-size", flags->server.http.max_body, "largest request body in bytes")
-        ->group(group)->capture_default_str();
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--max-queue", flags->max_queue, "requests that may wait; 0: no limit")
-        ->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
-    command.add_option("--sse-ping-interval", flags->server.ping_seconds,
-        "seconds between comments in a silent stream; -1: never")->group(group)->capture_default_str();
-    command.add_option("--drain-seconds", flags->server.drain_seconds, "running requests may take that long at shutdown")
-        ->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--sse-ping-interval", flags->server.ping_seconds,
+                    "seconds between comments in a silent stream; -1: never")
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--drain-seconds", flags->server.drain_seconds, "running requests may take that long at shutdown")
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
     group = "Served model";
     command.add_option("--served-model-name", flags->names, "name in the API; more than one: aliases; \"*\": any")
-        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)->group(group);
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->group(group);
     command.add_option("--chat-encoding", flags->chat_encoding, "auto, v4, v4-0731 or v4.1")
-        ->group(group)->capture_default_str();
-    command.add_flag("--default-thinking,!--no-default-thinking", flags->default_thinking,
-        "whether requests that do not say get reasoning")->group(group)->capture_default_str();
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_flag("--default-thinking,!--no-default-thinking", flags->default_thinking,
+                  "whether requests that do not say get reasoning")
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--default-reasoning-effort", flags->effort, "low, medium, high, xhigh or max")
-        ->group(group)->capture_default_str();
+        ->group(group)
+        ->capture_default_str();
     command.callback([flags] { serve(*flags); });
 }
 

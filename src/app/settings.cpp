@@ -20,30 +20,50 @@ std::string flag_value(const std::string& path, const std::string& key, const Js
 }  // namespace
 
 void ModelFlags::declare(CLI::App& command, Positional positional) {
-    auto* model_option = command.add_option("MODEL", model,
+    auto* model_option = command.add_option(
+        "MODEL", model,
         "directory with config.json and safetensors, or a .gguf file (first split); default: the bundled demo model");
     if (positional == Positional::kRequired) model_option->required();
     const char* group = "Model";
     command.add_option("--layers", layers, "keep the first N layers (for benchmarks); 0: all")
-        ->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
-    command.add_option("--max-model-len", max_model_len,
-        "longest sequence in tokens, prompt and output together; 0: the model's limit, at most 32768")
-        ->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
-    command.add_option("--kv-cache-dtype", kv_cache_dtype,
-        "auto (= bf16), f32 (no rounding anywhere, to compare with oracles), bf16, or fp8 (the trained form)")
-        ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8"}))->group(group)->capture_default_str();
-    command.add_option("--activations", activations,
-        "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not")
-        ->check(CLI::IsMember({"model", "bf16"}))->group(group)->capture_default_str();
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--max-model-len", max_model_len,
+                    "longest sequence in tokens, prompt and output together; 0: the model's limit, at most 32768")
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option(
+            "--kv-cache-dtype", kv_cache_dtype,
+            "auto (= bf16), f32 (no rounding anywhere, to compare with oracles), bf16, or fp8 (the trained form)")
+        ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8"}))
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--activations", activations,
+                    "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not")
+        ->check(CLI::IsMember({"model", "bf16"}))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--seed", seed, "key of the random numbers")->group(group)->capture_default_str();
     group = "Machine";
     command.add_option("--threads", threads, "CPU workers, pinned, one per physical core; 0: all cores (also: auto)")
-        ->transform(CLI::Transformer({{"auto", "0"}}))->check(CLI::NonNegativeNumber)->group(group)->capture_default_str();
+        ->transform(CLI::Transformer({{"auto", "0"}}))
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--isa", isa, "CPU kernels")
-        ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16"}))->group(group)->capture_default_str();
+        ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16"}))
+        ->group(group)
+        ->capture_default_str();
     group = "Output";
     command.add_option("--log-level", log_level, "trace, debug, info, warn, error or off; logs go to stderr")
-        ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))->group(group)->capture_default_str();
+        ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
+        ->group(group)
+        ->capture_default_str();
     // Consumed by with_config_file before CLI11 sees the command line; declared for --help.
     command.add_option("--config", "JSON file whose keys are flag names; the command line wins")->group(group);
 }
@@ -53,7 +73,8 @@ std::string ModelFlags::path() const {
     // Beside the binary in a checkout (build/<preset>/src/app/thermocline) or installed next to it.
     std::error_code ignored;
     const auto binary = std::filesystem::read_symlink("/proc/self/exe", ignored);
-    for (auto folder = binary.parent_path(); !folder.empty() && folder != folder.root_path(); folder = folder.parent_path())
+    for (auto folder = binary.parent_path(); !folder.empty() && folder != folder.root_path();
+         folder = folder.parent_path())
         if (const auto demo = folder / "models" / "demo"; std::filesystem::exists(demo / "config.json", ignored))
             return demo.string();
     fail("no MODEL given, and the bundled demo model (models/demo) is not above ", binary.string());
@@ -90,8 +111,10 @@ std::vector<std::string> with_config_file(const std::vector<std::string>& argume
     std::vector<std::string> command_line, from_file;
     for (size_t i = 0; i < arguments.size(); ++i) {
         std::string path;
-        if (arguments[i].rfind("--config=", 0) == 0) path = arguments[i].substr(9);
-        else if (arguments[i] == "--config" && i + 1 < arguments.size()) path = arguments[++i];
+        if (arguments[i].rfind("--config=", 0) == 0)
+            path = arguments[i].substr(9);
+        else if (arguments[i] == "--config" && i + 1 < arguments.size())
+            path = arguments[++i];
         else {
             command_line.push_back(arguments[i]);
             continue;

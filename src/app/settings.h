@@ -5,7 +5,6 @@
 #include "src/model/registry.h"
 
 #include <CLI/CLI.hpp>
-
 #include <cstdint>
 #include <string>
 #include <vector>

@@ -29,7 +29,8 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& 
     const auto size = static_cast<size_t>(status.st_size);
     if (size == 0) return std::shared_ptr<const MappedFile>(new MappedFile(path, nullptr, 0, true));
     void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.descriptor, 0);
-    if (data == MAP_FAILED) fail(printable(path.string()), ": cannot map ", size, " bytes (", std::strerror(errno), ")");
+    if (data == MAP_FAILED)
+        fail(printable(path.string()), ": cannot map ", size, " bytes (", std::strerror(errno), ")");
     return std::shared_ptr<const MappedFile>(new MappedFile(path, static_cast<const std::byte*>(data), size, true));
 }
 
@@ -40,8 +41,10 @@ std::shared_ptr<const MappedFile> MappedFile::from_bytes(std::string_view bytes,
 }
 
 MappedFile::~MappedFile() {
-    if (!mapped_) delete[] data_;
-    else if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
+    if (!mapped_)
+        delete[] data_;
+    else if (data_ != nullptr)
+        ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
 void MappedFile::will_need(size_t offset, size_t size) const {

@@ -3,7 +3,6 @@
 
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
-
 #include <string>
 
 namespace thermocline::log {

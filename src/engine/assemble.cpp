@@ -16,6 +16,10 @@ namespace {
 /// Rows of logits in one pass: what scoring a prompt takes at a time.
 constexpr int64_t kMaxOutputs = 32;
 
+/// A conversation goes back by its last answer when the next request shows that answer otherwise (without its
+/// reasoning, say). Costs rows in every ring: some tens of MB for the largest published model.
+constexpr int32_t kSpareRows = 256;
+
 class ExecutorForward : public Forward {
 public:
     ExecutorForward(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels,
@@ -49,7 +53,9 @@ Assembly assemble(const EngineOptions& options) {
     if (options.prefill_chunk < 1) fail("the prefill chunk is ", options.prefill_chunk, " tokens, expected at least 1");
 
     Assembly out;
-    out.model = model::load_model(options.model, options.load);
+    model::LoadOptions load = options.load;
+    load.spare_rows = std::max(load.spare_rows, kSpareRows);
+    out.model = model::load_model(options.model, load);
     const model::Model& model = *out.model;
     for (const std::string& warning : model.warnings) log::warn("{}", warning);
     out.tokenizer = std::make_unique<text::Tokenizer>(load_tokenizer(model.checkpoint));

@@ -43,7 +43,7 @@ ops::VectorId Builder::vector(const std::string& name, const Shape& shape) {
 ops::InputRounding Builder::rounding(const quant::Matrix& matrix, bool trained) const {
     const bool fp8_fp4 = matrix.format == quant::Format::kE4M3 || matrix.format == quant::Format::kE2M1Pair;
     return trained && fp8_fp4 && options_.activations == Activations::kModel ? ops::InputRounding::kE4M3
-                                                                              : ops::InputRounding::kExact;
+                                                                             : ops::InputRounding::kExact;
 }
 
 Builder::Slot Builder::embed(const std::string& weight, int64_t width, int32_t copies) {
@@ -97,8 +97,9 @@ Builder::Site Builder::hyper_in(Slot streams, const std::string& weights, int64_
     const int64_t n = cols(streams) / width, mixes = n * (2 + n);
     const Slot mix = linear(streams, weights + "_fn", mixes, {.out = slot("hyper.mix", mixes)});
     const Site site{slot("x", width), slot(role(weights) + ".post_comb", n + n * n)};
-    plan_.steps.push_back(ops::HyperIn{streams, mix, vector(weights + "_base", {mixes}), vector(weights + "_scale", {3}),
-                                       site.x, site.post_comb, narrow(n), iterations, eps, norm_eps});
+    plan_.steps.push_back(ops::HyperIn{streams, mix, vector(weights + "_base", {mixes}),
+                                       vector(weights + "_scale", {3}), site.x, site.post_comb, narrow(n), iterations,
+                                       eps, norm_eps});
     return site;
 }
 
@@ -111,8 +112,8 @@ Builder::Slot Builder::hyper_head(Slot streams, const std::string& weights, int6
     const int64_t n = cols(streams) / width;
     const Slot mix = linear(streams, weights + "_fn", n);
     const Slot x = slot("x", width, ops::Rows::kOutputs);
-    plan_.steps.push_back(ops::HyperHead{streams, mix, vector(weights + "_base", {n}), vector(weights + "_scale", {1}), x,
-                                         narrow(n), eps, norm_eps});
+    plan_.steps.push_back(ops::HyperHead{streams, mix, vector(weights + "_base", {n}), vector(weights + "_scale", {1}),
+                                         x, narrow(n), eps, norm_eps});
     return x;
 }
 
@@ -171,18 +172,18 @@ void Builder::store_window(Slot kv, ops::CacheId ring) {
 Builder::Routing Builder::route(Slot x, const std::string& weights, int32_t top_k, bool by_token, float scale,
                                 bool normalise) {
     const int64_t count = finder_.expert_count(weights);
-    if (count < top_k)
-        fail(weights, ".weight: ", count, " experts, expected at least num_experts_per_tok = ", top_k);
+    if (count < top_k) fail(weights, ".weight: ", count, " experts, expected at least num_experts_per_tok = ", top_k);
     const Slot logits = linear(x, weights, count, {.out = slot("ffn.gate", count)});
     const Routing routing{slot("ffn.ids", top_k), slot("ffn.weights", top_k), count, top_k};
     ops::TableId table = ops::kNone;
     if (by_token) {
         table = narrow(static_cast<int64_t>(plan_.tables.size()));
-        plan_.tables.push_back({weights + ".tid2eid", finder_.table(weights + ".tid2eid", {plan_.vocab, top_k}, count)});
+        plan_.tables.push_back(
+            {weights + ".tid2eid", finder_.table(weights + ".tid2eid", {plan_.vocab, top_k}, count)});
     }
     const ops::VectorId bias = by_token ? ops::kNone : vector(weights + ".bias", {count});
-    plan_.steps.push_back(ops::Route{logits, bias, table, routing.ids, routing.weights, narrow(count), top_k, scale,
-                                     normalise});
+    plan_.steps.push_back(
+        ops::Route{logits, bias, table, routing.ids, routing.weights, narrow(count), top_k, scale, normalise});
     return routing;
 }
 
@@ -195,8 +196,8 @@ Builder::Slot Builder::experts(Slot x, const Routing& routing, const std::string
                              finder_.experts(weights, "w3", routing.experts, intermediate, hidden)});
     const Slot out = slot("ffn.out", hidden);
     plan_.steps.push_back(ops::Experts{x, routing.ids, routing.weights,
-                                       narrow(static_cast<int64_t>(plan_.experts.size()) - 1), out, routing.top_k, limit,
-                                       rounding(plan_.experts.back().w1.front(), true)});
+                                       narrow(static_cast<int64_t>(plan_.experts.size()) - 1), out, routing.top_k,
+                                       limit, rounding(plan_.experts.back().w1.front(), true)});
     return out;
 }
 

@@ -35,7 +35,9 @@ public:
     };
     /// W x; W is [out_rows, cols(x) / groups / fold].
     Slot linear(Slot x, const std::string& weight, int64_t out_rows, LinearForm form);
-    Slot linear(Slot x, const std::string& weight, int64_t out_rows) { return linear(x, weight, out_rows, LinearForm{}); }
+    Slot linear(Slot x, const std::string& weight, int64_t out_rows) {
+        return linear(x, weight, out_rows, LinearForm{});
+    }
 
     /// RMSNorm of every run of `width` channels; `weight` empty: none. In place unless `out` is given.
     Slot norm(Slot x, const std::string& weight, int64_t width, float eps, Slot out = ops::kNone);
@@ -49,7 +51,8 @@ public:
         Slot x;
         Slot post_comb;
     };
-    Site hyper_in(Slot streams, const std::string& weights, int64_t width, int32_t iterations, float eps, float norm_eps);
+    Site hyper_in(Slot streams, const std::string& weights, int64_t width, int32_t iterations, float eps,
+                  float norm_eps);
     void hyper_out(Slot y, Slot streams, const Site& site);
     Slot hyper_head(Slot streams, const std::string& weights, int64_t width, float eps, float norm_eps);
 

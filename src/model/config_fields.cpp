@@ -90,8 +90,8 @@ std::string ConfigFields::string_or(Names names, const std::string& fallback) co
 std::vector<int64_t> ConfigFields::integers(Names names, size_t least, int64_t low, int64_t high) const {
     const char* name = *names.begin();
     const Json* value = find(names, &name);
-    const std::string expected = "at least " + std::to_string(least) + " integers from " + std::to_string(low) + " to " +
-                                 std::to_string(high);
+    const std::string expected =
+        "at least " + std::to_string(least) + " integers from " + std::to_string(low) + " to " + std::to_string(high);
     if (!value || !value->is_array() || value->size() < least) wrong(name, expected);
     std::vector<int64_t> out;
     for (const Json& item : *value) {

@@ -40,14 +40,21 @@ Memory memory_of(Builder& b, const Shape& s, KvCacheDtype dtype) {
 /// The lightning indexer (2.7): chooses which entries of a sparse layer each token may read.
 Slot choose_entries(Builder& b, const Shape& s, const LayerShape& layer, const std::string& at, const Memory& m, Slot x,
                     Slot qr) {
-    const ops::CacheId keys = b.compress(x, at + ".compressor", {layer.ratio, s.index_dim, s.rope_dim, true,
-                                                                 m.context_rope, m.index, m.hadamard, s.norm_eps});
+    const ops::CacheId keys =
+        b.compress(x, at + ".compressor",
+                   {layer.ratio, s.index_dim, s.rope_dim, true, m.context_rope, m.index, m.hadamard, s.norm_eps});
     const Slot q = b.linear(qr, at + ".wq_b", s.index_heads * s.index_dim);
     b.rope(q, s.index_dim, m.context_rope);
     if (m.hadamard) b.round_kv(q, s.index_dim, s.rope_dim, m.index, true);
     const Slot gates = b.linear(x, at + ".weights_proj", s.index_heads);
-    return b.select({.q = q, .gates = gates, .keys = keys, .selection = ops::kNone, .heads = s.index_heads,
-                     .width = static_cast<int32_t>(s.index_dim), .ratio = layer.ratio, .top_k = s.index_top_k});
+    return b.select({.q = q,
+                     .gates = gates,
+                     .keys = keys,
+                     .selection = ops::kNone,
+                     .heads = s.index_heads,
+                     .width = static_cast<int32_t>(s.index_dim),
+                     .ratio = layer.ratio,
+                     .top_k = s.index_top_k});
 }
 
 /// Shared-KV attention (2.5) over the window and, by layer, compressed context (2.6).
@@ -72,18 +79,28 @@ Slot attention(Builder& b, const Shape& s, const LayerShape& layer, const std::s
     ops::CacheId entries = ops::kNone;
     Slot selection = ops::kNone;
     if (layer.context != Context::kWindow)
-        entries = b.compress(x, at + ".compressor", {layer.ratio, s.head_dim, s.rope_dim,
-                                                     layer.context == Context::kSparse, rope, m.keys, false, s.norm_eps});
+        entries = b.compress(
+            x, at + ".compressor",
+            {layer.ratio, s.head_dim, s.rope_dim, layer.context == Context::kSparse, rope, m.keys, false, s.norm_eps});
     if (layer.context == Context::kSparse) selection = choose_entries(b, s, layer, at + ".indexer", m, x, qr);
 
-    const Slot o = b.attention({.q = q, .kv = kv, .window_cache = ring, .entries = entries, .selection = selection,
-                                .sinks = ops::kNone, .out = ops::kNone, .heads = s.heads,
-                                .width = static_cast<int32_t>(s.head_dim), .window = s.window, .ratio = layer.ratio,
+    const Slot o = b.attention({.q = q,
+                                .kv = kv,
+                                .window_cache = ring,
+                                .entries = entries,
+                                .selection = selection,
+                                .sinks = ops::kNone,
+                                .out = ops::kNone,
+                                .heads = s.heads,
+                                .width = static_cast<int32_t>(s.head_dim),
+                                .window = s.window,
+                                .ratio = layer.ratio,
                                 .scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim))},
                                at + ".attn_sink");
     b.store_window(kv, ring);
     b.rope(o, s.head_dim, rope, true);
-    const Slot grouped = b.linear(o, at + ".wo_a", s.groups * s.group_rank, {.groups = s.groups, .trained_rounding = false});
+    const Slot grouped =
+        b.linear(o, at + ".wo_a", s.groups * s.group_rank, {.groups = s.groups, .trained_rounding = false});
     return b.linear(grouped, at + ".wo_b", s.hidden);
 }
 
@@ -91,7 +108,8 @@ Slot attention(Builder& b, const Shape& s, const LayerShape& layer, const std::s
 Slot feed_forward(Builder& b, const Shape& s, const LayerShape& layer, const std::string& at, Slot x) {
     const auto routing = b.route(x, at + ".gate", s.top_k, layer.routed_by_token, s.routed_scale, s.normalise_weights);
     const Slot y = b.experts(x, routing, at + ".experts", s.intermediate, s.swiglu_limit);
-    if (s.shared_experts > 0) b.add(y, b.mlp(x, at + ".shared_experts", s.intermediate * s.shared_experts, s.swiglu_limit));
+    if (s.shared_experts > 0)
+        b.add(y, b.mlp(x, at + ".shared_experts", s.intermediate * s.shared_experts, s.swiglu_limit));
     return y;
 }
 
@@ -131,7 +149,8 @@ ops::Plan mtp(MatrixFinder& finder, const LoadOptions& options, const Shape& s) 
     const Memory m = memory_of(b, s, options.kv_cache);
     const Slot streams = b.slot("streams", s.hidden * s.streams);
     const Slot token = b.norm(b.embed("embed", s.hidden, 1), "mtp.0.enorm.weight", s.hidden, s.norm_eps);
-    const Slot previous = b.norm(streams, "mtp.0.hnorm.weight", s.hidden, s.norm_eps, b.slot("previous", b.cols(streams)));
+    const Slot previous =
+        b.norm(streams, "mtp.0.hnorm.weight", s.hidden, s.norm_eps, b.slot("previous", b.cols(streams)));
     b.linear(previous, "mtp.0.h_proj", s.hidden, {.fold = s.streams, .out = streams});
     b.add(streams, b.linear(token, "mtp.0.e_proj", s.hidden));
     block(b, s, s.mtp, "mtp.0", m, options, streams);

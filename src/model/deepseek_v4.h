@@ -21,7 +21,7 @@ enum class Context : uint8_t {
 
 struct LayerShape {
     Context context = Context::kWindow;
-    int32_t ratio = 0;           // tokens per compressed entry; 0 for kWindow
+    int32_t ratio = 0;             // tokens per compressed entry; 0 for kWindow
     bool routed_by_token = false;  // expert ids come from the token table
 };
 
@@ -35,31 +35,31 @@ struct RopeShape {
 
 /// config.json, checked (section 1.1). Field comments give the reference's names.
 struct Shape {
-    int64_t vocab;               // vocab_size
-    int64_t hidden;              // dim: D
-    int32_t heads;               // n_heads: H
-    int64_t head_dim;            // d, queries and the one key = value head
-    int64_t rope_dim;            // dr, the last channels
-    int64_t q_rank;              // q_lora_rank
-    int32_t groups;              // o_groups
-    int64_t group_rank;          // o_lora_rank
-    int32_t window;              // sliding_window, the current token included
-    int32_t index_heads;         // index_n_heads
-    int64_t index_dim;           // index_head_dim
-    int32_t index_top_k;         // index_topk
-    int32_t streams;             // hc_mult
-    int32_t sinkhorn_iterations; // hc_sinkhorn_iters
-    float hyper_eps;             // hc_eps
-    float norm_eps;              // rms_norm_eps
-    int32_t top_k;               // num_experts_per_tok
-    int64_t intermediate;        // moe_intermediate_size
-    int64_t shared_experts;      // n_shared_experts
-    float routed_scale;          // routed_scaling_factor
-    bool normalise_weights;      // norm_topk_prob
+    int64_t vocab;                // vocab_size
+    int64_t hidden;               // dim: D
+    int32_t heads;                // n_heads: H
+    int64_t head_dim;             // d, queries and the one key = value head
+    int64_t rope_dim;             // dr, the last channels
+    int64_t q_rank;               // q_lora_rank
+    int32_t groups;               // o_groups
+    int64_t group_rank;           // o_lora_rank
+    int32_t window;               // sliding_window, the current token included
+    int32_t index_heads;          // index_n_heads
+    int64_t index_dim;            // index_head_dim
+    int32_t index_top_k;          // index_topk
+    int32_t streams;              // hc_mult
+    int32_t sinkhorn_iterations;  // hc_sinkhorn_iters
+    float hyper_eps;              // hc_eps
+    float norm_eps;               // rms_norm_eps
+    int32_t top_k;                // num_experts_per_tok
+    int64_t intermediate;         // moe_intermediate_size
+    int64_t shared_experts;       // n_shared_experts
+    float routed_scale;           // routed_scaling_factor
+    bool normalise_weights;       // norm_topk_prob
     float swiglu_limit;
-    int64_t max_context;         // max_position_embeddings
-    RopeShape window_rope;       // layers that only see their window, and the MTP layer
-    RopeShape context_rope;      // layers with compressed context, everything in them
+    int64_t max_context;             // max_position_embeddings
+    RopeShape window_rope;           // layers that only see their window, and the MTP layer
+    RopeShape context_rope;          // layers with compressed context, everything in them
     std::vector<LayerShape> layers;  // trunk
     LayerShape mtp;
 };

@@ -11,7 +11,7 @@ namespace thermocline::model::deepseek_v4 {
 
 namespace {
 
-constexpr int64_t kMaxWidth = 1 << 20;    // of any vector: keeps every product of two inside int64
+constexpr int64_t kMaxWidth = 1 << 20;  // of any vector: keeps every product of two inside int64
 constexpr int64_t kMaxLayers = 1024;
 constexpr int64_t kMaxRatio = 512;        // pooled tokens per entry fit the compressor's scratch
 constexpr int64_t kMaxContext = 1 << 24;  // positions are exact in float32
@@ -45,7 +45,8 @@ void read_ropes(const ConfigFields& fields, Shape& shape) {
     shape.window_rope.theta = fields.number({"rope_theta"}, 1.0, 1e12);
     const double theta = fields.number_or({"compress_rope_theta"}, 1.0, 1e12, shape.window_rope.theta);
     shape.context_rope.theta = theta;
-    if (const auto scaling = fields.object({"rope_scaling"})) shape.context_rope = yarn_rope(*scaling, theta);
+    if (const auto scaling = fields.object({"rope_scaling"}))
+        shape.context_rope = yarn_rope(*scaling, theta);
     else if (fields.has({"original_seq_len"}) && fields.number({"original_seq_len"}, 0, 1e9) > 0) {
         shape.context_rope.yarn = true;  // the reference's own inference/config.json
         shape.context_rope.factor = fields.number({"rope_factor"}, 1.0, 1e6);
@@ -64,10 +65,15 @@ std::vector<LayerShape> layers_by_name(const ConfigFields& fields, size_t count)
     };
     std::vector<LayerShape> layers;
     for (size_t i = 0; i < count; ++i) {
-        if (names[i] == "sliding_attention") layers.push_back({});
-        else if (names[i] == "compressed_sparse_attention") layers.push_back({Context::kSparse, rate(names[i].c_str(), 4)});
-        else if (names[i] == "heavily_compressed_attention") layers.push_back({Context::kHeavy, rate(names[i].c_str(), 128)});
-        else fields.wrong("layer_types", "sliding_attention, compressed_sparse_attention or heavily_compressed_attention");
+        if (names[i] == "sliding_attention")
+            layers.push_back({});
+        else if (names[i] == "compressed_sparse_attention")
+            layers.push_back({Context::kSparse, rate(names[i].c_str(), 4)});
+        else if (names[i] == "heavily_compressed_attention")
+            layers.push_back({Context::kHeavy, rate(names[i].c_str(), 128)});
+        else
+            fields.wrong("layer_types",
+                         "sliding_attention, compressed_sparse_attention or heavily_compressed_attention");
     }
     return layers;
 }
@@ -169,7 +175,8 @@ std::vector<float> rope_frequencies(const RopeShape& rope, int64_t dims) {
     const auto width = static_cast<double>(dims);
     // The pair whose wavelength makes `turns` turns within the original context.
     const auto pair_of = [&](double turns) {
-        return width * std::log(rope.original_context / (turns * 2.0 * std::numbers::pi)) / (2.0 * std::log(rope.theta));
+        return width * std::log(rope.original_context / (turns * 2.0 * std::numbers::pi)) /
+               (2.0 * std::log(rope.theta));
     };
     const double low = std::max(std::floor(pair_of(rope.beta_fast)), 0.0);
     double high = std::min(std::ceil(pair_of(rope.beta_slow)), width - 1.0);
@@ -178,7 +185,8 @@ std::vector<float> rope_frequencies(const RopeShape& rope, int64_t dims) {
     for (int64_t i = 0; i < dims / 2; ++i) {
         const double plain = std::pow(rope.theta, -2.0 * static_cast<double>(i) / width);
         const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
-        frequencies.push_back(static_cast<float>(rope.yarn ? plain * (1.0 - ramp) + plain / rope.factor * ramp : plain));
+        frequencies.push_back(
+            static_cast<float>(rope.yarn ? plain * (1.0 - ramp) + plain / rope.factor * ramp : plain));
     }
     return frequencies;
 }

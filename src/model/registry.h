@@ -25,13 +25,13 @@ struct LoadOptions {
 
 struct Model {
     Checkpoint checkpoint;
-    std::string architecture;         // "deepseek_v4"
+    std::string architecture;  // "deepseek_v4"
     ops::Plan trunk;
-    std::optional<ops::Plan> mtp;     // first MTP layer, if the files hold one
+    std::optional<ops::Plan> mtp;  // first MTP layer, if the files hold one
     int64_t vocab = 0;
-    int64_t max_context = 0;          // max_position_embeddings
+    int64_t max_context = 0;  // max_position_embeddings
     int32_t bos_id = -1, eos_id = -1;
-    int64_t weight_bytes = 0;         // of everything the plans read
+    int64_t weight_bytes = 0;  // of everything the plans read
     std::vector<std::string> warnings;
 };
 

@@ -52,7 +52,8 @@ struct Coster {
         for (const Segment& segment : batch.segments)
             cost.bytes += window_rows(segment.position) * cache(s.window_cache).row_bytes();
         if (s.entries != kNone) {
-            const int64_t limit = s.selection == kNone ? INT64_MAX : plan.slots[static_cast<size_t>(s.selection)].cols - 1;
+            const int64_t limit =
+                s.selection == kNone ? INT64_MAX : plan.slots[static_cast<size_t>(s.selection)].cols - 1;
             attended += visible_entries(s.ratio, limit);
             cost.bytes += distinct_entries(s.ratio, limit) * cache(s.entries).row_bytes();
         }

@@ -109,9 +109,9 @@ struct HyperHead {
 /// from the batch and from the cache (3.1, points 1 and 4). With `hadamard`, each run of `width` is first transformed.
 struct RoundKv {
     static constexpr const char* kName = "RoundKv";
-    Slot x;         // [T, m * width] in place
+    Slot x;  // [T, m * width] in place
     int32_t width;
-    int32_t rope;   // last channels that stay bf16 in KvFormat::kFp8
+    int32_t rope;  // last channels that stay bf16 in KvFormat::kFp8
     quant::KvFormat format;
     bool hadamard;
 };
@@ -120,17 +120,17 @@ struct RoundKv {
 /// older ones from `state`; appends every entry that the batch completes; then stores the batch's rows in `state`.
 struct Compress {
     static constexpr const char* kName = "Compress";
-    Slot values;      // [T, o * width], o = 2 if overlap else 1
-    Slot scores;      // [T, o * width] without ape
-    VectorId ape;     // [ratio, o * width]
-    VectorId norm;    // [width]
+    Slot values;    // [T, o * width], o = 2 if overlap else 1
+    Slot scores;    // [T, o * width] without ape
+    VectorId ape;   // [ratio, o * width]
+    VectorId norm;  // [width]
     RopeId rope;
     CacheId state;    // ring of float32 rows: values, then scores + ape [2 * o * width]
     CacheId entries;  // one row per completed window [width]
     int32_t ratio;
     int32_t width;
-    bool overlap;     // ratio-4 form: 8 slots, previous window's first half of the channels
-    bool hadamard;    // index keys in their trained FP4 form
+    bool overlap;   // ratio-4 form: 8 slots, previous window's first half of the channels
+    bool hadamard;  // index keys in their trained FP4 form
     float eps;
 };
 
@@ -161,7 +161,7 @@ struct Attention {
     int32_t heads;
     int32_t width;
     int32_t window;
-    int32_t ratio;         // 0: window only
+    int32_t ratio;  // 0: window only
     float scale;
 };
 
@@ -177,11 +177,11 @@ struct StoreWindow {
 /// unbiased scores, divided by their sum when `normalise`, times `scale`.
 struct Route {
     static constexpr const char* kName = "Route";
-    Slot logits;     // [T, experts]
-    VectorId bias;   // [experts] or kNone
-    TableId table;   // int32 [vocab, top_k] (hash layers) or kNone
-    Slot ids;        // int32 [T, top_k] out
-    Slot weights;    // [T, top_k] out
+    Slot logits;    // [T, experts]
+    VectorId bias;  // [experts] or kNone
+    TableId table;  // int32 [vocab, top_k] (hash layers) or kNone
+    Slot ids;       // int32 [T, top_k] out
+    Slot weights;   // [T, top_k] out
     int32_t experts;
     int32_t top_k;
     float scale;
@@ -195,9 +195,9 @@ struct Experts {
     Slot ids;      // int32 [T, top_k]
     Slot weights;  // [T, top_k]
     ExpertsId experts;
-    Slot out;      // [T, D]
+    Slot out;  // [T, D]
     int32_t top_k;
-    float limit;   // clamp of the pre-activations; infinity: none
+    float limit;  // clamp of the pre-activations; infinity: none
     InputRounding rounding;
 };
 

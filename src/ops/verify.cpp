@@ -16,7 +16,8 @@ struct Verifier {
     }
 
     const SlotSpec& slot(Slot id) const {
-        if (id < 0 || id >= static_cast<Slot>(plan.slots.size())) wrong("slot " + std::to_string(id) + " does not exist");
+        if (id < 0 || id >= static_cast<Slot>(plan.slots.size()))
+            wrong("slot " + std::to_string(id) + " does not exist");
         return plan.slots[static_cast<size_t>(id)];
     }
     void cols(Slot id, int64_t expected) const {
@@ -52,7 +53,8 @@ struct Verifier {
         return spec;
     }
     void multiple(Slot id, int64_t width) const {
-        if (width <= 0 || slot(id).cols % width != 0) wrong("slot " + slot(id).name + " is not a multiple of the width");
+        if (width <= 0 || slot(id).cols % width != 0)
+            wrong("slot " + slot(id).name + " is not a multiple of the width");
     }
 
     void operator()(const Embed& s) const { cols(s.out, matrix(s.table).cols * s.copies); }

@@ -4,8 +4,8 @@
 #include "src/base/log.h"
 
 #include <algorithm>
-#include <chrono>
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <dirent.h>
 #include <httplib.h>

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <span>
 
 namespace thermocline::server {
@@ -84,6 +85,8 @@ void Tally::add(const Delta& delta) {
     sum_.prompt_tokens += part.prompt_tokens;
     sum_.output_tokens += part.output_tokens;
     sum_.decode_steps += part.decode_steps;
+    sum_.prefill_bytes += part.prefill_bytes;
+    sum_.decode_bytes += part.decode_bytes;
     sum_.prefill_seconds += part.prefill_seconds;
     sum_.decode_seconds += part.decode_seconds;
 }
@@ -107,6 +110,17 @@ Json Tally::timings() const {
             {"predicted_n", sum_.output_tokens},
             {"predicted_ms", sum_.decode_seconds * 1e3},
             {"predicted_per_second", sum_.decode_tokens_per_second()}};
+}
+
+std::string Tally::summary() const {
+    char text[200];
+    std::snprintf(
+        text, sizeof text,
+        "%lld prompt tokens, %lld cached, %.2f s, %.1f tok/s; %lld output tokens, %.2f s, %.1f tok/s, %.1f GB/s",
+        static_cast<long long>(prompt_tokens_), static_cast<long long>(sum_.cached_tokens), sum_.prefill_seconds,
+        sum_.prefill_tokens_per_second(), static_cast<long long>(output_tokens_), sum_.decode_seconds,
+        sum_.decode_tokens_per_second(), sum_.decode_gb_per_second());
+    return text;
 }
 
 void ReasoningView::apply(Delta& delta) {

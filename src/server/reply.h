@@ -31,6 +31,8 @@ public:
     void add(const Delta& delta);
     Json usage(bool is_chat) const;
     Json timings() const;
+    /// Tokens, seconds, rates in one line for the log.
+    std::string summary() const;
 
 private:
     int64_t prompt_tokens_;

@@ -72,6 +72,7 @@ struct Server::Job {
     virtual Json reply() const = 0;
     virtual void add(Delta delta) = 0;
 
+    std::string request_id;
     ReplyHead head;
     std::optional<Tally> tally;
     std::vector<ChoiceText> choices;
@@ -280,6 +281,7 @@ void Server::check_running() const {
 }
 
 HttpReply Server::run(const HttpRequest& request, std::shared_ptr<Job> job) {
+    job->request_id = request.id;
     if (job->call().stream) return stream(request, std::move(job));
     auto looked = std::chrono::steady_clock::now();
     while (!job->generation->done()) {
@@ -296,6 +298,7 @@ HttpReply Server::run(const HttpRequest& request, std::shared_ptr<Job> job) {
             return nobody;
         }
     }
+    log::info("{} {}", request.id, job->tally->summary());
     return json_reply(job->reply());
 }
 
@@ -334,6 +337,7 @@ void Server::pump(Job& job, StreamWriter& writer) const {
             delta = job.generation->next(kPoll);
         }
         writer.write(events->end());
+        log::info("{} {}", job.request_id, events->tally().summary());
     } catch (const RequestError& error) {
         writer.write(sse_error(error));
     }

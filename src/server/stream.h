@@ -27,6 +27,7 @@ public:
     virtual std::string on(Delta delta) = 0;
     /// After the last delta: the usage chunk, if asked for, and [DONE].
     std::string end();
+    const Tally& tally() const { return tally_; }
 
 protected:
     virtual const char* object() const = 0;

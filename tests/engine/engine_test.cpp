@@ -15,7 +15,9 @@ using namespace thermocline::testing;
 class Recorder : public Listener {
 public:
     void on_prefill(int64_t processed, int64_t) override { progress.push_back(processed); }
-    void on_prompt(std::span<const Token> scored) override { prompt.insert(prompt.end(), scored.begin(), scored.end()); }
+    void on_prompt(std::span<const Token> scored) override {
+        prompt.insert(prompt.end(), scored.begin(), scored.end());
+    }
     bool on_token(const Token& token) override {
         tokens.push_back(token);
         if (!token.ends) text += static_cast<char>(token.id - kFirstByte);
@@ -240,7 +242,7 @@ TEST_F(EngineTest, OthersWaitInOrder) {
     std::vector<std::shared_ptr<Ticket>> tickets;
     const auto submit = [&](const std::string& prompt) {
         recorders.push_back(std::make_shared<Recorder>());
-        tickets.push_back(engine->submit(greedy(prompt, 20), recorders.back()));
+        tickets.push_back(engine->submit(greedy(prompt, 10), recorders.back()));
     };
     submit("a");
     while (engine->load().running == 0) std::this_thread::yield();

@@ -1,9 +1,8 @@
 // The storeys of architecture.md section 2: an include may only point down, packages enter through one file, ISA and
 // backend choices never stand in an #ifdef.
-#include <gtest/gtest.h>
-
 #include <filesystem>
 #include <fstream>
+#include <gtest/gtest.h>
 #include <map>
 #include <regex>
 #include <set>
@@ -28,15 +27,20 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"src/engine", {"src/base", "src/quant", "src/ops", "src/text", "src/model", "memory", "cpu", "scheduler"}},
     {"src/server", {"src/base", "src/text", "src/engine"}},
     {"src/app",
-     {"src/base", "src/quant", "src/ops", "src/text", "src/model", "memory", "cpu", "scheduler", "src/engine", "src/server"}},
+     {"src/base", "src/quant", "src/ops", "src/text", "src/model", "memory", "cpu", "scheduler", "src/engine",
+      "src/server"}},
 };
 
 /// Package header -> the only place that may name it: a file, or a folder ending in '/'.
 const std::vector<std::pair<std::regex, std::string>> kPackages = {
-    {std::regex("^hwloc"), "scheduler/topology.cpp"}, {std::regex("^numa"), "memory/numa.cpp"},
-    {std::regex("^nccl"), "cuda/comm.cpp"},           {std::regex("^cblas"), "cpu/blas.cpp"},
-    {std::regex("^spdlog/"), "src/base/log"},         {std::regex("^nlohmann/"), "src/base/json.h"},
-    {std::regex("^CLI/"), "src/app/"},                {std::regex("^httplib"), "src/server/http.cpp"},
+    {std::regex("^hwloc"), "scheduler/topology.cpp"},
+    {std::regex("^numa"), "memory/numa.cpp"},
+    {std::regex("^nccl"), "cuda/comm.cpp"},
+    {std::regex("^cblas"), "cpu/blas.cpp"},
+    {std::regex("^spdlog/"), "src/base/log"},
+    {std::regex("^nlohmann/"), "src/base/json.h"},
+    {std::regex("^CLI/"), "src/app/"},
+    {std::regex("^httplib"), "src/server/http.cpp"},
 };
 
 std::string room_of(const std::string& path) {
@@ -85,16 +89,19 @@ TEST(Layers, IncludesPointDown) {
         if (!include.quoted) continue;
         const std::string from = room_of(include.file), to = room_of(include.target);
         ASSERT_FALSE(to.empty()) << include.file << " includes \"" << include.target << "\": not written from the root";
-        if (from != to)
-            EXPECT_TRUE(kMayInclude.at(from).count(to)) << include.file << " includes " << include.target << " sideways or up";
+        if (from != to) {
+            EXPECT_TRUE(kMayInclude.at(from).count(to))
+                << include.file << " includes " << include.target << " sideways or up";
+        }
     }
 }
 
 TEST(Layers, PackagesEnterThroughOneFile) {
     for (const Include& include : includes())
         for (const auto& [header, place] : kPackages)
-            if (!include.quoted && std::regex_search(include.target, header))
+            if (!include.quoted && std::regex_search(include.target, header)) {
                 EXPECT_EQ(include.file.rfind(place, 0), 0u) << include.file << " includes <" << include.target << ">";
+            }
 }
 
 TEST(Layers, NoBackendIsChosenByThePreprocessor) {

@@ -180,7 +180,7 @@ TEST_F(ServerTest, ChatSplitsReasoningAndContent) {
 TEST_F(ServerTest, StreamEqualsNoStream) {
     serve();
     for (const std::string& more : {std::string(), kThinkingOff, kThinkingOff + R"(, "stop": ["ijk"])",
-                                   std::string(R"(, "max_tokens": 1)"), std::string(R"(, "n": 3)")}) {
+                                    std::string(R"(, "max_tokens": 1)"), std::string(R"(, "n": 3)")}) {
         const Json whole = post_json("/v1/chat/completions", chat_body(more));
         const auto events = post_stream(
             "/v1/chat/completions", chat_body(more + R"(, "stream": true, "stream_options": {"include_usage": true})"));
@@ -269,7 +269,7 @@ TEST_F(ServerTest, SeedsReproduce) {
 
 TEST_F(ServerTest, MalformedRequestsGetErrorBodies) {
     serve();
-    for (const std::string body : {"", "{", "[1,2]", "{\"messages\": 3}", "\xFF\xFE", "{\"messages\": [{}]}"}) {
+    for (const char* body : {"", "{", "[1,2]", "{\"messages\": 3}", "\xFF\xFE", "{\"messages\": [{}]}"}) {
         const Json reply = post_json("/v1/chat/completions", body, 400);
         EXPECT_EQ(reply["error"]["type"], "invalid_request_error") << body;
         EXPECT_EQ(reply["error"]["code"], 400) << body;

@@ -1,0 +1,146 @@
+// Rings, entries, roll-back and snapshots of one sequence, with rows that carry their position.
+#include "memory/sequence_cache.h"
+
+#include "src/base/error.h"
+
+#include <cstring>
+#include <gtest/gtest.h>
+
+namespace thermocline::memory {
+namespace {
+
+using Kind = ops::CacheSpec::Kind;
+using quant::KvFormat;
+
+constexpr int64_t kWindow = 8, kSpare = 4, kRatio = 4;
+
+std::vector<ops::CacheSpec> specs() {
+    return {{.name = "window",
+             .kind = Kind::kRing,
+             .format = KvFormat::kF32,
+             .width = 1,
+             .ring_rows = kWindow + kSpare,
+             .ratio = 1,
+             .history = kWindow - 1},
+            {.name = "state",
+             .kind = Kind::kRing,
+             .format = KvFormat::kF32,
+             .width = 1,
+             .ring_rows = 2 * kRatio + kSpare,
+             .ratio = kRatio,
+             .history = kRatio},
+            {.name = "entries", .kind = Kind::kEntries, .format = KvFormat::kF32, .width = 1, .ratio = kRatio}};
+}
+
+void set(const SequenceCache& cache, size_t which, int64_t row, float value) {
+    std::memcpy(cache.views()[which].row(row), &value, sizeof value);
+}
+
+float get(const SequenceCache& cache, size_t which, int64_t row) {
+    float value;
+    std::memcpy(&value, cache.views()[which].row(row), sizeof value);
+    return value;
+}
+
+/// Writes what a forward pass over `tokens` tokens would write; row values are positions plus `mark`.
+void play(SequenceCache& cache, int64_t tokens, float mark = 0.0f) {
+    ASSERT_TRUE(cache.reserve(cache.position() + tokens));
+    for (int64_t i = 0; i < tokens; ++i) {
+        const int64_t position = cache.position();
+        for (const size_t ring : {0u, 1u}) set(cache, ring, position, static_cast<float>(position) + mark);
+        if ((position + 1) % kRatio == 0)
+            set(cache, 2, position / kRatio, static_cast<float>(position / kRatio) + mark);
+        cache.advance(1);
+    }
+}
+
+void expect_history(const SequenceCache& cache) {
+    const int64_t f = cache.position();
+    for (int64_t p = std::max<int64_t>(0, f - kWindow + 1); p < f; ++p)
+        EXPECT_EQ(get(cache, 0, p), p) << "frontier " << f;
+    for (int64_t p = std::max<int64_t>(0, f / kRatio * kRatio - kRatio); p < f; ++p) EXPECT_EQ(get(cache, 1, p), p);
+    for (int64_t w = 0; w < f / kRatio; ++w) EXPECT_EQ(get(cache, 2, w), w);
+}
+
+TEST(SequenceCache, HoldsWhatTheNextTokenNeeds) {
+    SequenceCache cache(specs(), 100);
+    for (int i = 0; i < 100; ++i) {
+        play(cache, 1);
+        expect_history(cache);
+    }
+    EXPECT_FALSE(cache.reserve(101));
+}
+
+TEST(SequenceCache, RollsBackAsFarAsTheSpareRowsReach) {
+    for (int64_t from = 1; from <= 40; ++from) {
+        for (int64_t back = 0; back <= from; ++back) {
+            SequenceCache cache(specs(), 64);
+            play(cache, from);
+            const int64_t to = from - back;
+            if (back <= kSpare) {
+                EXPECT_TRUE(cache.can_roll_back(to)) << from << " to " << to;
+            }
+            if (!cache.can_roll_back(to)) continue;
+            cache.roll_back(to);
+            expect_history(cache);
+            play(cache, 3);
+            expect_history(cache);
+        }
+    }
+}
+
+TEST(SequenceCache, RowsLostToALaterTokenStayLostAfterRollBack) {
+    SequenceCache cache(specs(), 64);
+    play(cache, 40);
+    cache.roll_back(40 - kSpare);
+    EXPECT_TRUE(cache.can_roll_back(40 - kSpare - 1));   // needs rows 28 .. 34, and the ring holds 28 .. 39
+    EXPECT_FALSE(cache.can_roll_back(40 - kSpare - 2));  // row 27 was overwritten by position 39
+}
+
+TEST(SequenceCache, SnapshotsRestoreAtEveryPosition) {
+    for (int64_t position = 0; position <= 50; ++position) {
+        SequenceCache cache(specs(), 64);
+        play(cache, position);
+        const auto bytes = cache.snapshot();
+        SequenceCache other(specs(), 64);
+        play(other, 20, 1000.0f);  // what was there before must not shine through
+        other.restore(bytes);
+        EXPECT_EQ(other.position(), position);
+        expect_history(other);
+        if (position > 20) {
+            EXPECT_FALSE(other.can_roll_back(position - kWindow));
+        }
+        play(other, 5);
+        expect_history(other);
+    }
+}
+
+TEST(SequenceCache, DamagedSnapshotsAreRefusedAndChangeNothing) {
+    SequenceCache cache(specs(), 64);
+    play(cache, 30);
+    const auto good = cache.snapshot();
+    for (size_t i = 0; i < good.size(); ++i) {
+        auto bad = good;
+        bad[i] ^= std::byte{0x10};
+        EXPECT_THROW(cache.restore(bad), Error) << "byte " << i;
+    }
+    for (const size_t size : {size_t{0}, size_t{10}, good.size() - 1})
+        EXPECT_THROW(cache.restore(std::span(good).first(size)), Error);
+    expect_history(cache);
+
+    SequenceCache small(specs(), 20);
+    EXPECT_THROW(small.restore(good), Error);
+    auto others = specs();
+    others[0].width = 2;
+    SequenceCache different(others, 64);
+    EXPECT_THROW(different.restore(good), Error);
+}
+
+TEST(SequenceCache, BytesGrowWithTheEntriesOnly) {
+    const auto all = specs();
+    EXPECT_EQ(sequence_bytes(all, 4), SequenceCache(all, 4).bytes() + (64 << 10));
+    EXPECT_GT(sequence_bytes(all, 1 << 20), sequence_bytes(all, 1 << 19));
+}
+
+}  // namespace
+}  // namespace thermocline::memory
