@@ -105,16 +105,13 @@ struct PairCodes {
 
 // ---- scales -------------------------------------------------------------------------------------------------------
 
-/// out[i] = number(index) for every kStep columns of the span; `number` reads one scale.
+/// out[i] = number(index) for every kStep columns of the span, zeros behind them; `number` reads one scale.
 template <int kStep, typename Number>
 [[gnu::always_inline]] inline void read_scales(const quant::Matrix& w, const Span& span, float* out, Number number) {
+    const int steps = (span.count + kStep - 1) / kStep;
     int64_t index = span.scale_index, remainder = span.scale_remainder;
-    if (w.scale_cols == kStep) {
-        for (int i = 0; i < (span.count + kStep - 1) / kStep; ++i) out[i] = number(index + i);
-        return;
-    }
     float value = number(index);
-    for (int i = 0; i < (span.count + kStep - 1) / kStep; ++i) {
+    for (int i = 0; i < steps; ++i) {
         if (remainder >= w.scale_cols) {
             remainder -= w.scale_cols;
             value = number(++index);
@@ -122,6 +119,8 @@ template <int kStep, typename Number>
         out[i] = value;
         remainder += kStep;
     }
+    // The last group of 32 may be decoded beyond the columns; what it gives there must be finite.
+    for (int i = steps; i < kChunk / kStep; ++i) out[i] = 0.0f;
 }
 
 template <int kStep>
@@ -205,7 +204,7 @@ struct Scaled {
         chunk.data = data;
         fill_scales<kStep>(w, row.scales, span, chunk.scales);
         if constexpr (PlainCodes::kUnit != 1.0f) {
-            for (int i = 0; i < (span.count + kStep - 1) / kStep; ++i) chunk.scales[i] *= PlainCodes::kUnit;
+            for (int i = 0; i < kChunk / kStep; ++i) chunk.scales[i] *= PlainCodes::kUnit;
         }
     }
     [[gnu::always_inline]] Group group(const Chunk& chunk, int g) const {

@@ -281,8 +281,8 @@ void expect_agrees_with_oracle(KvCacheDtype format, double half, double most) {
     for (size_t i = 0; i < kTokens; ++i)
         deviations.push_back(difference(logits[i], std::vector<double>(run.logits[i].begin(), run.logits[i].end())));
     std::sort(deviations.begin(), deviations.end());
-    RecordProperty("median", std::to_string(deviations[kTokens / 2]));
-    RecordProperty("ninth_decile", std::to_string(deviations[kTokens * 9 / 10]));
+    testing::Test::RecordProperty("median", std::to_string(deviations[kTokens / 2]));
+    testing::Test::RecordProperty("ninth_decile", std::to_string(deviations[kTokens * 9 / 10]));
     EXPECT_LT(deviations[kTokens / 2], half);
     EXPECT_LT(deviations[kTokens * 9 / 10], most);
 }
