@@ -11,7 +11,7 @@ endfunction()
 # -Wno-restrict: g++ 12 warns falsely about std::string concatenation (GCC bug 105651).
 function(thermocline_options target)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
-  target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -Wshadow -Wno-restrict -ffp-contract=off)
+  target_compile_options(${target} PRIVATE -Wall -Wextra -Werror -Wshadow $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict> -ffp-contract=off)
   if(THERMOCLINE_SANITIZE)
     target_compile_options(${target} PUBLIC -fsanitize=${THERMOCLINE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
     target_link_options(${target} PUBLIC -fsanitize=${THERMOCLINE_SANITIZE})

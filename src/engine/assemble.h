@@ -16,7 +16,7 @@
 namespace thermocline::engine {
 
 struct EngineOptions {
-    std::string model;            ///< directory or .gguf file
+    std::string model;  ///< directory or .gguf file
     model::LoadOptions load;
     int64_t max_model_len = 0;    ///< 0: the model's own, at most kDefaultMaxModelLen
     int64_t prefill_chunk = 512;  ///< tokens of a prompt in one forward pass
