@@ -101,8 +101,6 @@ private:
 
 }  // namespace
 
-Interrupt::Interrupt() { catch_signals(false); }
-
 bool Interrupt::taken() { return interrupted.exchange(false); }
 
 void Interrupt::catch_signals(bool on) {

@@ -13,7 +13,6 @@ namespace thermocline::app {
 /// Ctrl-C: the first one ends the generation that is running, one while none is running ends the program.
 class Interrupt {
 public:
-    Interrupt();
     /// True once after a Ctrl-C.
     static bool taken();
     /// While true, Ctrl-C is noted; else it ends the program.

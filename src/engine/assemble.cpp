@@ -57,7 +57,6 @@ Assembly assemble(const EngineOptions& options) {
     load.spare_rows = std::max(load.spare_rows, kSpareRows);
     out.model = model::load_model(options.model, load);
     const model::Model& model = *out.model;
-    for (const std::string& warning : model.warnings) log::warn("{}", warning);
     out.tokenizer = std::make_unique<text::Tokenizer>(load_tokenizer(model.checkpoint));
     if (out.tokenizer->vocab_size() > model.vocab) {
         fail("the tokenizer has ", out.tokenizer->vocab_size(), " tokens, but the model's vocabulary has only ",
