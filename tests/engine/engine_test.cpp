@@ -161,7 +161,8 @@ TEST_F(EngineTest, SeedDecidesTheText) {
     request.sampling.seed = 5;
     const auto ids = [&] {
         std::vector<int32_t> out;
-        for (const Token& token : run(*engine, request)->tokens) out.push_back(token.id);
+        const auto heard = run(*engine, request);  // outlives the loop over its tokens
+        for (const Token& token : heard->tokens) out.push_back(token.id);
         return out;
     };
     const auto first = ids();
