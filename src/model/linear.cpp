@@ -45,6 +45,7 @@ void expect_shape(const TensorEntry& tensor, const Shape& shape) {
 }
 
 Matrix codes(const TensorEntry& tensor, Format format, int64_t rows, int64_t cols) {
+    if (rows <= 0 || cols <= 0) wrong(tensor, "at least one row and one column");
     Matrix matrix;
     matrix.format = format;
     matrix.rows = rows;

@@ -106,6 +106,10 @@ void Tokenizer::set_bytes(const TokenizerData& data) {
         bytes_[id] = bytes_from_alphabet(data.tokens[id]).value_or(data.tokens[id]);
     }
     for (const AddedToken& token : data.added_tokens) {
+        if (!bytes_[token.id].empty() && bytes_[token.id] != token.content) {
+            fail("tokenizer: id ", token.id, " is both '", printable(bytes_[token.id]), "' and the added token '",
+                 printable(token.content), "', expected one token");
+        }
         bytes_[token.id] = token.content;
         kinds_[token.id] = token.special ? kSpecial : kAdded;
     }

@@ -103,11 +103,6 @@ void read_added_tokens(const SortedJson& added, TokenizerData& data) {
         const std::string& content = text_member(entry, "content", "added_tokens");
         const int32_t id = token_id_of(member(entry, "id"), content);
         check_off(entry, {"single_word", "lstrip", "rstrip"}, "added token '" + printable(content) + "'");
-        const bool known = static_cast<size_t>(id) < data.tokens.size() && !data.tokens[id].empty();
-        if (known && data.tokens[id] != content) {
-            fail("id ", id, " is both '", printable(data.tokens[id]), "' and the added token '", printable(content),
-                 "', expected one token");
-        }
         data.added_tokens.push_back({id, content, flag_member(entry, "special", "added_tokens"),
                                      flag_member(entry, "normalized", "added_tokens")});
     }

@@ -136,6 +136,15 @@ TEST(Linear, PlainFormats) {
     }
 }
 
+TEST(Linear, EmptyMatricesAreRefused) {
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{int64_t{1} << 40, 0}, {0, 5}}) {
+        OneLinear linear;
+        linear.rows = rows, linear.cols = cols;
+        linear[".weight"] = {"layers.0.attn.wq_a.weight", "F32", 0, {rows, cols}, ""};
+        expect_mentions(linear.refusal(), {"layers.0.attn.wq_a.weight", "at least one row and one column"});
+    }
+}
+
 TEST(Linear, Fp8UnderEverySuffixAndGranularity) {
     for (const char* suffix : {".scale", ".weight_scale", ".weight_scale_inv"}) {
         const OneLinear linear = fp8(suffix);

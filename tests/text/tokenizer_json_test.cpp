@@ -160,6 +160,21 @@ TEST(TokenizerJson, RefusesWhatWouldChangeIds) {
         {[](Json& r) { r["model"]["merges"] = {"! ~"}; }, "merge 0 needs '!~'"},
         {[](Json& r) { r["added_tokens"][0]["lstrip"] = true; }, "lstrip is true"},
         {[](Json& r) { r["added_tokens"][0]["id"] = 5; }, "id 5 is both"},
+        {[](Json& r) {
+             Json second = r["added_tokens"][0];
+             second["content"] = "a second token";
+             second["id"] = 5000;
+             r["added_tokens"].push_back(second);
+             second["content"] = "a third token";
+             r["added_tokens"].push_back(second);
+         },
+         "id 5000 is both 'a second token' and the added token 'a third token'"},
+        {[](Json& r) {
+             // In the byte alphabet of the vocabulary this is a space, as an added token the letter itself.
+             r["added_tokens"][0]["id"] = r["model"]["vocab"]["Ġ"];
+             r["added_tokens"][0]["content"] = "Ġ";
+         },
+         "is both ' ' and the added token"},
         {[](Json& r) { r["added_tokens"][0]["content"] = nullptr; }, "added_tokens.content is null"},
         {[](Json& r) { r["added_tokens"].push_back(r["added_tokens"][4]); }, "are both the added token"},
         {[](Json& r) { r["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\p{N}{1,2}"; }, "\\p{N}{1,2}"},
