@@ -1,7 +1,9 @@
 // Speed of the matmul kernels on one core: GB/s of weights for one vector (decode), GFLOP/s for 64 (prefill), for every
-// format, next to what plain reads reach on the same machine in the same run. Usage: kernels_bench [--isa=TIER]
-// [Google Benchmark's flags]. Results: bench/results/.
+// format as it lies in files (rows) and packed (strips), next to what plain reads and multiply-adds in registers reach
+// on the same machine in the same run. Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags]. Results:
+// bench/results/.
 #include "cpu/kernels.h"
+#include "src/quant/strips.h"
 #include "tests/cpu/random_matrix.h"
 
 #include <benchmark/benchmark.h>
@@ -27,9 +29,14 @@ void read_memory(benchmark::State& state) {
         benchmark::Counter(static_cast<double>(kBytes) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m) {
+bool has_packed_form(MatrixShape shape) {
+    shape.rows = 128;
+    return quant::packed_form(RandomMatrix(shape, 1).view()).layout == quant::Layout::kStrips;
+}
+
+void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m, bool pack) {
     const int64_t row_bytes = quant::bytes_of(shape.format, shape.cols);
-    shape.rows = m == 1 ? kBytes / row_bytes : 512;
+    shape.rows = m == 1 ? kBytes / row_bytes / 128 * 128 : 512;
     // 64 distinct rows, repeated: what is multiplied does not matter, only that it comes from memory.
     MatrixShape few = shape;
     few.rows = std::min<int64_t>(128, shape.rows);
@@ -51,6 +58,14 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
                         static_cast<size_t>(w.scale_stride));
         }
         w.scales = scales.data();
+    }
+    std::vector<std::byte> strips;
+    if (pack) {
+        const quant::Matrix rows = w;
+        w = quant::packed_form(rows);
+        strips.resize(static_cast<size_t>(w.rows / quant::kStripRows * w.strip_bytes));
+        w.data = strips.data();
+        quant::pack_strips(rows, 0, w.rows / quant::kStripRows, strips.data());
     }
     const std::vector<float> x = random_floats(m * w.cols, 2);
     std::vector<float> y(static_cast<size_t>(m * w.rows));
@@ -82,9 +97,13 @@ int main(int argc, char** argv) {
             const std::string name = std::string(kernels.name) + "/m" + std::to_string(m) + "/" +
                                      std::string(thermocline::quant::traits(shape.format).name) +
                                      (shape.multiplier != 1.0f ? "_NV" : "");
-            benchmark::RegisterBenchmark(name.c_str(), [&kernels, shape, m](benchmark::State& state) {
-                matmul(state, kernels, shape, m);
-            })->Unit(benchmark::kMillisecond);
+            for (const bool pack : {false, true}) {
+                if (pack && !has_packed_form(shape)) continue;
+                benchmark::RegisterBenchmark(
+                    (name + (pack ? "/strips" : "/rows")).c_str(),
+                    [&kernels, shape, m, pack](benchmark::State& state) { matmul(state, kernels, shape, m, pack); })
+                    ->Unit(benchmark::kMillisecond);
+            }
         }
     }
     benchmark::Initialize(&argc, argv);

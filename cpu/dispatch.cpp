@@ -3,7 +3,9 @@
 #include "cpu/kernels.h"
 #include "src/base/error.h"
 
+#include <cpuid.h>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 #include <string_view>
 
@@ -12,9 +14,13 @@ namespace {
 
 bool always() { return true; }
 
-bool has_avx2() {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+/// clang's __builtin_cpu_supports does not know it.
+bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
 
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -39,6 +45,10 @@ constexpr Tier kTiers[] = {
 };
 
 }  // namespace
+
+int tier_count() { return static_cast<int>(std::size(kTiers)); }
+
+const KernelTable* tier_kernels(int tier) { return kTiers[tier].runs_here() ? kTiers[tier].table : nullptr; }
 
 const KernelTable* find_kernels(const char* isa) {
     for (const Tier& tier : kTiers) {

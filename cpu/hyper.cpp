@@ -102,7 +102,7 @@ void run(const ops::HyperHead& s, const Frame& f) noexcept {
     for (int64_t t = 0; t < f.rows(s.x); ++t) {
         const float* streams = f.row(s.streams, t);
         const float factor = norm_factor(f, streams, width * s.n, s.norm_eps);
-        float weights[kMaxStreams];
+        float weights[kMaxStreams] = {};
         for (int32_t i = 0; i < s.n; ++i)
             weights[i] = sigmoid(factor * f.row(s.mix, t)[i] * scale + base[i]) + s.hyper_eps;
         collapse(f, streams, weights, s.n, f.row(s.x, t), width);

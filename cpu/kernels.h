@@ -12,14 +12,18 @@
 
 namespace thermocline::cpu {
 
+/// What multiplies: a peak is one of these.
+enum class Unit : uint8_t { kF32, kBF16, kI8 };
+
 struct KernelTable {
     const char* name;  ///< "scalar", "avx2", "avx512", "avx512_bf16"
 
     /// y[m, n - first] = sum_k W[n, k] * x[m, k] for rows n in [first, first + count), every weight format, decoded
-    /// on the fly from the packed form. Accumulates in float32 in an order that depends on k alone.
+    /// on the fly. Accumulates in float32 in an order that depends on k alone. Layout kStrips: `first` and `count` are
+    /// multiples of 16, and x comes multiplied by quant::strip_input_factor(w).
     void (*matmul)(const quant::Matrix& w, int64_t first, int64_t count, const float* x /*[m, x_stride]*/,
                    int64_t x_stride, int64_t m, float* y /*[m, y_stride]*/, int64_t y_stride) noexcept;
-    /// Row n of W as float32: out [W.cols].
+    /// Row n of W (layout kRows) as float32: out [W.cols].
     void (*decode_row)(const quant::Matrix& w, int64_t row, float* out) noexcept;
 
     float (*dot)(const float* a, const float* b, int64_t n) noexcept;
@@ -30,8 +34,9 @@ struct KernelTable {
     void (*scale)(float a, const float* x, const float* w, float* y, int64_t n) noexcept;
     /// In place rounding to bf16 (nearest even).
     void (*round_bf16)(float* x, int64_t n) noexcept;
-    /// e4m3 fake quantisation in groups of 128 with power-of-two scales (deepseek-v4.md 2.11); y may be x.
-    void (*round_e4m3)(const float* x, float* y, int64_t n) noexcept;
+    /// e4m3 fake quantisation in groups of 128 with power-of-two scales (deepseek-v4.md 2.11), times a power of two;
+    /// y may be x.
+    void (*round_e4m3)(const float* x, float factor, float* y, int64_t n) noexcept;
     /// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
     void (*swiglu)(const float* gate, const float* up, float limit, float weight, float* out, int64_t n) noexcept;
 
@@ -53,12 +58,18 @@ struct KernelTable {
     /// A null score row does not exist (score -inf).
     void (*pool)(const float* const* values, const float* const* scores, int64_t count, int64_t width,
                  float* out) noexcept;
+
+    /// `rounds` rounds of independent multiply-adds in registers, as fast as the tier can. Returns the operations done,
+    /// two per multiply-add; 0: the tier has no such unit. What they come to goes to sink [1].
+    int64_t (*peak)(Unit unit, int64_t rounds, float* sink) noexcept;
 };
 
 /// Tiers that this binary carries and this processor runs, best last. Names as for --isa.
 /// select("auto") takes the best; Error names an unknown or unsupported tier. The choice is process-wide and made
 /// before the first step; THERMOCLINE_ISA overrides "auto" (developers).
 const KernelTable& select_kernels(const char* isa);
+int tier_count();
+const KernelTable* tier_kernels(int tier);         ///< tier 0 .. tier_count() - 1; null: not runnable here
 const KernelTable* find_kernels(const char* isa);  ///< null: unknown or not runnable here
 
 }  // namespace thermocline::cpu

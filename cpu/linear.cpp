@@ -1,5 +1,6 @@
 // Embed and Linear: the steps that read weight matrices row by row.
 #include "cpu/run.h"
+#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <cstring>
@@ -28,17 +29,26 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
     if (vectors == 0) return;
     const int64_t in_cols = s.groups * w.cols;
     const float* x = f.slot(s.in);  // [vectors, groups * K]
-    if (s.rounding == ops::InputRounding::kE4M3) {
-        float* rounded = f.shared.data();
+    const float factor = quant::strip_input_factor(w);
+    const bool rounding = s.rounding == ops::InputRounding::kE4M3;
+    if (rounding || factor != 1.0f) {
+        float* prepared = f.shared.data();
         f.workers.split(vectors, 4, [&](int64_t begin, int64_t end, int) {
-            for (int64_t v = begin; v < end; ++v) f.kernels.round_e4m3(x + v * in_cols, rounded + v * in_cols, in_cols);
+            for (int64_t v = begin; v < end; ++v) {
+                const float* from = x + v * in_cols;
+                float* to = prepared + v * in_cols;
+                rounding ? f.kernels.round_e4m3(from, factor, to, in_cols)
+                         : f.kernels.scale(factor, from, nullptr, to, in_cols);
+            }
         });
-        x = rounded;
+        x = prepared;
     }
     float* y = f.slot(s.out);  // [vectors, W.rows]
     const int64_t group_rows = w.rows / s.groups;
-    const int64_t grain = std::max<int64_t>(1, kGrainMacs / (w.cols * vectors));
-    f.workers.split(w.rows, grain, [&](int64_t begin, int64_t end, int) {
+    const int64_t unit = w.layout == quant::Layout::kStrips ? quant::kStripRows : 1;
+    const int64_t grain = std::max<int64_t>(1, kGrainMacs / (w.cols * vectors * unit));
+    f.workers.split(w.rows / unit, grain, [&](int64_t begin, int64_t end, int) {
+        begin *= unit, end *= unit;
         while (begin < end) {  // a part may span output groups, which read different inputs
             const int64_t group = begin / group_rows;
             const int64_t stop = std::min(end, (group + 1) * group_rows);

@@ -4,6 +4,7 @@
 // two: strips of the output channels, each worker adding all experts of a row in ascending order of their ids. So no
 // two workers write the same number and a row's result depends on nothing but the row.
 #include "cpu/scratch.h"
+#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <cmath>
@@ -44,9 +45,9 @@ struct Dispatch {
     float* weight;    // [pairs]
     int32_t* active;  // [min(experts, pairs)] experts with at least one pair, ascending
     int32_t active_count;
-    float* x;        // [pairs, hidden] inputs, gathered (and rounded)
-    float* h;        // [pairs, intermediate]
-    float* rounded;  // [rows, hidden] rounded inputs before gathering
+    float* x;         // [pairs, hidden] inputs, gathered (and rounded)
+    float* h;         // [pairs, intermediate]
+    float* prepared;  // [rows, hidden] inputs, rounded and scaled, before gathering
 };
 
 Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& set) {
@@ -60,7 +61,7 @@ Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& s
     d.active = reinterpret_cast<int32_t*>(take(std::min(experts, pairs)));
     d.x = take(pairs * set.hidden);
     d.h = take(pairs * set.intermediate);
-    d.rounded = take(rows * set.hidden);
+    d.prepared = take(rows * set.hidden);
 
     std::fill(d.begin, d.begin + experts + 2, 0);
     for (int64_t t = 0; t < rows; ++t)
@@ -78,9 +79,13 @@ Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& s
     return d;
 }
 
-void round_rows(const Frame& f, const float* in, float* out, int64_t rows, int64_t width) {
+/// What the next matrices want of their inputs: rounded or not, times strip_input_factor(). `out` may be `in`.
+void prepare_rows(const Frame& f, bool rounding, float factor, const float* in, float* out, int64_t rows,
+                  int64_t width) {
     f.workers.split(rows, 4, [&](int64_t begin, int64_t end, int) {
-        for (int64_t r = begin; r < end; ++r) f.kernels.round_e4m3(in + r * width, out + r * width, width);
+        for (int64_t r = begin; r < end; ++r)
+            rounding ? f.kernels.round_e4m3(in + r * width, factor, out + r * width, width)
+                     : f.kernels.scale(factor, in + r * width, nullptr, out + r * width, width);
     });
 }
 
@@ -114,9 +119,11 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
     const Dispatch d = dispatch(s, f, set);
 
     const float* x = f.slot(s.x);
-    if (rounding) {
-        round_rows(f, x, d.rounded, rows, set.hidden);
-        x = d.rounded;
+    // All matrices of a set are of one kind (memory/packed_weights.cpp).
+    const float factor_in = quant::strip_input_factor(set.w1[0]), factor_out = quant::strip_input_factor(set.w2[0]);
+    if (rounding || factor_in != 1.0f) {
+        prepare_rows(f, rounding, factor_in, x, d.prepared, rows, set.hidden);
+        x = d.prepared;
     }
     f.workers.split(pairs, 16, [&](int64_t begin, int64_t end, int) {
         for (int64_t p = begin; p < end; ++p)
@@ -140,7 +147,7 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
                                  d.h + (p0 + i) * set.intermediate + first, count);
         }
     });
-    if (rounding) round_rows(f, d.h, d.h, pairs, set.intermediate);
+    if (rounding || factor_out != 1.0f) prepare_rows(f, rounding, factor_out, d.h, d.h, pairs, set.intermediate);
 
     f.workers.split((set.hidden + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int worker) {
         float* y = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]

@@ -34,7 +34,8 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
     return value.load(std::memory_order_acquire);
 }
 
-/// A CPU that does not exist or is not ours (cgroups) is no error: the thread then runs where the system puts it.
+}  // namespace
+
 void pin_this_thread(int cpu) {
     cpu_set_t set;
     CPU_ZERO(&set);
@@ -42,8 +43,6 @@ void pin_this_thread(int cpu) {
     CPU_SET(static_cast<size_t>(cpu), &set);
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
-
-}  // namespace
 
 struct Workers::Shared {
     // Each on its own cache line: `round` is read by spinning workers, `running` written by finishing ones.

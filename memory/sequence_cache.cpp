@@ -92,6 +92,25 @@ void SequenceCache::roll_back(int64_t position) {
     position_ = position;
 }
 
+bool SequenceCache::repeat_to(int64_t tokens) {
+    CHECK(tokens >= position_);
+    if (tokens == position_) return true;
+    if (!reserve(tokens)) return false;
+    for (size_t i = 0; i < stores_.size(); ++i) {
+        const ops::CacheSpec& spec = stores_[i].spec;
+        if (spec.kind == Kind::kRing) {
+            CHECK(position_ >= spec.ring_rows);  // every row of it holds something
+            continue;
+        }
+        const int64_t have = position_ / spec.ratio;
+        CHECK(have > 0);
+        for (int64_t row = have; row < tokens / spec.ratio; ++row)
+            std::memcpy(views_[i].row(row), views_[i].row(row % have), static_cast<size_t>(spec.row_bytes()));
+    }
+    advance(tokens - position_);
+    return true;
+}
+
 void SequenceCache::clear() {
     position_ = 0;
     for (Store& store : stores_) store.first_valid = 0;

@@ -34,6 +34,10 @@ public:
     bool can_roll_back(int64_t position) const;
     /// Forgets tokens from `position` on; CHECKs can_roll_back.
     void roll_back(int64_t position);
+    /// Continues the sequence to `tokens` with copies of the rows that it has, for benchmarks of long contexts. Every
+    /// ring must be full and every list of entries begun, unless nothing is missing (CHECK). False when memory is
+    /// short.
+    bool repeat_to(int64_t tokens);
     /// Back to position 0, keeping the memory.
     void clear();
 

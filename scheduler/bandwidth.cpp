@@ -2,21 +2,28 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdint>
-#include <vector>
+#include <cstring>
 
 namespace thermocline::scheduler {
 
 namespace {
 
-constexpr int64_t kBytesPerWorker = int64_t{128} << 20;
-constexpr int kPasses = 4;  // the first one also faults the pages in
+constexpr size_t kAhead = 4096 / sizeof(uint64_t);
+constexpr size_t kBytesPerWorker = size_t{128} << 20;
+constexpr int kPasses = 6;
 
-/// Eight sums, so that no addition waits for the one before.
-uint64_t sum(const uint64_t* values, int64_t count) {
+/// What a worker writes; never 0, so that what it reads shows in a sum.
+int mark(int worker) { return worker % 255 + 1; }
+
+/// One stream, and eight sums, so that no addition waits for the one before. `ahead`: lines are asked for that many
+/// words before their use, which some processors need to read on across pages and others are slowed by.
+template <size_t ahead>
+uint64_t sum(const uint64_t* values, size_t count) {
     uint64_t sums[8] = {};
-    for (int64_t i = 0; i < count; i += 8)
-        for (int lane = 0; lane < 8; ++lane) sums[lane] += values[i + lane];
+    for (size_t i = 0; i < count; i += 8) {
+        if (ahead > 0) __builtin_prefetch(values + i + ahead);  // may run past the end: a prefetch never faults
+        for (size_t lane = 0; lane < 8; ++lane) sums[lane] += values[i + lane];
+    }
     uint64_t total = 0;
     for (const uint64_t lane : sums) total += lane;
     return total;
@@ -24,24 +31,48 @@ uint64_t sum(const uint64_t* values, int64_t count) {
 
 }  // namespace
 
-double measure_read_bandwidth(cpu::Workers& workers) {
-    const int64_t words = kBytesPerWorker / static_cast<int64_t>(sizeof(uint64_t));
-    std::vector<std::vector<uint64_t>> buffers(static_cast<size_t>(workers.count()));
-    std::vector<uint64_t> sums(buffers.size());
-    workers.each([&](int worker) {  // first touch where it will be read
-        buffers[static_cast<size_t>(worker)].assign(static_cast<size_t>(words), static_cast<uint64_t>(worker) + 1);
+BandwidthProbe::BandwidthProbe(cpu::Workers& workers) : workers_(workers), sums_(static_cast<size_t>(workers.count())) {
+    for (int i = 0; i < workers.count(); ++i) stretches_.emplace_back(kBytesPerWorker);
+    workers_.each([&](int worker) {
+        const auto stretch = stretches_[static_cast<size_t>(worker)].bytes();
+        std::memset(stretch.data(), mark(worker), stretch.size());
     });
+}
+
+template <typename Body>
+double BandwidthProbe::best_of_passes(size_t bytes, Body body) {
     double best = 0.0;
     for (int pass = 0; pass < kPasses; ++pass) {
         const auto start = std::chrono::steady_clock::now();
-        workers.each([&](int worker) {
-            sums[static_cast<size_t>(worker)] += sum(buffers[static_cast<size_t>(worker)].data(), words);
-        });
+        workers_.each([&](int worker) { body(stretches_[static_cast<size_t>(worker)].bytes(), worker, pass); });
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        best = std::max(best, static_cast<double>(kBytesPerWorker) * workers.count() / seconds * 1e-9);
+        best = std::max(best, static_cast<double>(bytes) * workers_.count() / seconds * 1e-9);
     }
-    // The sums are used, so that no pass can be left out.
-    return std::all_of(sums.begin(), sums.end(), [](uint64_t s) { return s != 0; }) ? best : 0.0;
+    return best;
 }
+
+double BandwidthProbe::read() {
+    const double best = best_of_passes(kBytesPerWorker, [&](std::span<std::byte> stretch, int worker, int pass) {
+        const auto* words = reinterpret_cast<const uint64_t*>(stretch.data());
+        const size_t count = stretch.size() / sizeof(uint64_t);
+        sums_[static_cast<size_t>(worker)] += pass % 2 == 0 ? sum<0>(words, count) : sum<kAhead>(words, count);
+    });
+    return std::all_of(sums_.begin(), sums_.end(), [](uint64_t s) { return s != 0; }) ? best : 0.0;
+}
+
+double BandwidthProbe::write() {
+    return best_of_passes(kBytesPerWorker, [](std::span<std::byte> stretch, int worker, int) {
+        std::memset(stretch.data(), mark(worker), stretch.size());
+    });
+}
+
+double BandwidthProbe::copy() {
+    return best_of_passes(kBytesPerWorker, [](std::span<std::byte> stretch, int, int) {
+        const size_t half = stretch.size() / 2;
+        std::memcpy(stretch.data() + half, stretch.data(), half);
+    });
+}
+
+double measure_read_bandwidth(cpu::Workers& workers) { return BandwidthProbe(workers).read(); }
 
 }  // namespace thermocline::scheduler

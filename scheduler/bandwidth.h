@@ -1,13 +1,38 @@
-// How fast this machine reads memory, measured now with the workers that will do the work: the denominator of every
+// How fast this machine moves memory, measured now with the workers that will do the work: the denominator of every
 // "% of limit".
 #pragma once
 
 #include "cpu/workers.h"
+#include "src/base/pages.h"
+
+#include <cstdint>
+#include <vector>
 
 namespace thermocline::scheduler {
 
-/// Bytes per second / 1e9 that all workers together read from buffers larger than the caches, best of a few passes;
-/// takes about a fifth of a second.
+/// One stretch of huge pages per worker, larger than its share of the caches and first touched by it, so that it lies
+/// on its node. All figures: bytes per second / 1e9 of all workers together, best of a few passes, each about 50 ms.
+class BandwidthProbe {
+public:
+    /// Takes 128 MiB a worker. Throws Error if there is no memory. `workers` must outlive the probe.
+    explicit BandwidthProbe(cpu::Workers& workers);
+
+    double read();
+    double write();
+    /// Bytes read plus bytes written.
+    double copy();
+
+private:
+    /// Best rate at which body(stretch, worker, pass) moves `bytes` of every stretch.
+    template <typename Body>
+    double best_of_passes(size_t bytes, Body body);
+
+    cpu::Workers& workers_;
+    std::vector<Pages> stretches_;  // [workers]
+    std::vector<uint64_t> sums_;    // [workers] of what was read, so that no pass can be left out
+};
+
+/// Read bandwidth by a probe of its own; takes about a fifth of a second.
 double measure_read_bandwidth(cpu::Workers& workers);
 
 }  // namespace thermocline::scheduler

@@ -1,9 +1,9 @@
 #include "scheduler/executor.h"
 
-#include "cpu/run.h"
 #include "src/base/check.h"
 #include "src/ops/cost.h"
 
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -14,6 +14,16 @@ namespace {
 constexpr int64_t kAlignFloats = 16;  // slots start on cache lines of their own
 
 int64_t padded(int64_t floats) { return (floats + kAlignFloats - 1) / kAlignFloats * kAlignFloats; }
+
+void play(const ops::Step& step, const cpu::Frame& frame) {
+    std::visit([&](const auto& one) { cpu::run(one, frame); }, step);
+}
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_between(Clock::time_point begin, Clock::time_point end) {
+    return std::chrono::duration<double>(end - begin).count();
+}
 
 }  // namespace
 
@@ -68,6 +78,16 @@ ops::Batch Executor::gather(std::span<const Part> parts) {
     return {tokens_, positions_, segments_, output_rows_};
 }
 
+void Executor::play_timed(const cpu::Frame& frame) {
+    const auto start = Clock::now();
+    for (size_t i = 0; i < plan_.steps.size(); ++i) {
+        const auto begin = Clock::now();
+        play(plan_.steps[i], frame);
+        profile_->add(i, seconds_between(begin, Clock::now()), ops::step_cost(plan_, plan_.steps[i], frame.batch));
+    }
+    profile_->add_pass(seconds_between(start, Clock::now()));
+}
+
 void Executor::forward(std::span<const Part> parts, const float* streams_in) {
     const ops::Batch batch = gather(parts);
     if (streams_in != nullptr) {
@@ -77,9 +97,12 @@ void Executor::forward(std::span<const Part> parts, const float* streams_in) {
     }
     for (size_t i = 0; i < plan_.ropes.size(); ++i) cpu::rotations(plan_.ropes[i], batch, rotations_[i]);
     const cpu::Frame frame{plan_, batch, slots_.data(), rotations_.data(), shared_, per_worker_, workers_, kernels_};
-    for (const ops::Step& step : plan_.steps) std::visit([&](const auto& one) { cpu::run(one, frame); }, step);
+    if (profile_ != nullptr)
+        play_timed(frame);
+    else
+        for (const ops::Step& step : plan_.steps) play(step, frame);
     for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
-    last_bytes_ = ops::plan_cost(plan_, batch).bytes;
+    last_cost_ = ops::plan_cost(plan_, batch);
 }
 
 const float* Executor::logits(int64_t output) const {

@@ -3,8 +3,10 @@
 #pragma once
 
 #include "cpu/kernels.h"
+#include "cpu/run.h"
 #include "cpu/workers.h"
 #include "memory/sequence_cache.h"
+#include "scheduler/profiler.h"
 #include "src/ops/batch.h"
 #include "src/ops/plan.h"
 
@@ -50,11 +52,17 @@ public:
     /// Bytes of slots and scratch.
     int64_t workspace_bytes() const;
     /// Bytes of weights and caches the last pass had to read, from the one cost formula (ops/cost.h).
-    int64_t last_bytes() const { return last_bytes_; }
+    int64_t last_bytes() const { return last_cost_.bytes; }
+    /// Bytes and floating-point operations of the last pass, from the same formula.
+    ops::Cost last_cost() const { return last_cost_; }
+
+    /// From now on every step is timed into `profile`, which outlives its use; null: no more.
+    void profile_steps(StepProfile* profile) { profile_ = profile; }
 
 private:
     /// Lays tokens, positions and segments of the parts out as one batch.
     ops::Batch gather(std::span<const Part> parts);
+    void play_timed(const cpu::Frame& frame);
 
     const ops::Plan& plan_;
     cpu::Workers& workers_;
@@ -67,7 +75,8 @@ private:
     std::vector<int32_t> tokens_, output_rows_;
     std::vector<int64_t> positions_;
     std::vector<ops::Segment> segments_;
-    int64_t last_bytes_ = 0;
+    ops::Cost last_cost_;
+    StepProfile* profile_ = nullptr;
 };
 
 }  // namespace thermocline::scheduler

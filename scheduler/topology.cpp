@@ -38,14 +38,22 @@ std::vector<int> cpus_of(hwloc_topology_t topology, hwloc_obj_t node) {
     return cpus;
 }
 
+std::vector<Cache> caches_of(hwloc_topology_t topology) {
+    std::vector<Cache> caches;
+    for (const hwloc_obj_type_t type : {HWLOC_OBJ_L1CACHE, HWLOC_OBJ_L2CACHE, HWLOC_OBJ_L3CACHE, HWLOC_OBJ_L4CACHE})
+        if (const hwloc_obj_t cache = hwloc_get_obj_by_type(topology, type, 0))
+            caches.push_back({static_cast<int>(cache->attr->cache.depth), static_cast<int64_t>(cache->attr->cache.size),
+                              hwloc_get_nbobjs_inside_cpuset_by_type(topology, cache->cpuset, HWLOC_OBJ_CORE)});
+    return caches;
+}
+
 Machine describe(hwloc_topology_t topology) {
     Machine machine;
     const hwloc_obj_t root = hwloc_get_root_obj(topology);
     if (const char* model = hwloc_obj_get_info_by_name(root, "CPUModel")) machine.cpu_model = model;
     if (const hwloc_obj_t package = hwloc_get_obj_by_type(topology, HWLOC_OBJ_PACKAGE, 0))
         if (const char* model = hwloc_obj_get_info_by_name(package, "CPUModel")) machine.cpu_model = model;
-    if (const hwloc_obj_t cache = hwloc_get_obj_by_type(topology, HWLOC_OBJ_L3CACHE, 0))
-        machine.last_level_cache_bytes = static_cast<int64_t>(cache->attr->cache.size);
+    machine.caches = caches_of(topology);
     const int count = hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_NUMANODE);
     for (int i = 0; i < count; ++i) {
         const hwloc_obj_t node = hwloc_get_obj_by_type(topology, HWLOC_OBJ_NUMANODE, static_cast<unsigned>(i));

@@ -13,9 +13,15 @@ struct Node {
     std::vector<int> cpus;  // one logical CPU of every physical core this process may use, ascending
 };
 
+struct Cache {
+    int level = 0;
+    int64_t bytes = 0;
+    int cores = 0;  // that share it
+};
+
 struct Machine {
     std::string cpu_model;
-    int64_t last_level_cache_bytes = 0;
+    std::vector<Cache> caches;  // one of every level, data or unified, nearest first
     std::vector<Node> nodes;
 
     int cores() const;

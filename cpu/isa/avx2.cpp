@@ -32,6 +32,24 @@ constexpr int kTileTokens = 3;  // 4 rows x 3 tokens fill 12 of the 16 registers
 [[gnu::always_inline]] inline F to_float(I x) { return _mm256_cvtepi32_ps((__m256i)x); }
 [[gnu::always_inline]] inline I round_to_int(F x) { return (I)_mm256_cvtps_epi32(x); }
 
+[[gnu::always_inline]] inline I load_u8(const void* p) {
+    return (I)_mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+}
+/// f16 numbers in the low halves of 32-bit lanes whose high halves are zero.
+[[gnu::always_inline]] inline F f16_of_words(U words) {
+    const __m256i x = (__m256i)words;
+    return _mm256_cvtph_ps(_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+}
+
+using ByteTable = __m256i;
+[[gnu::always_inline]] inline ByteTable make_byte_table(const uint8_t* values) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i_u*>(values)));
+}
+/// Every byte (0 to 15) of the words looked up.
+[[gnu::always_inline]] inline U look_up_bytes(const ByteTable& table, U words) {
+    return (U)_mm256_shuffle_epi8(table, (__m256i)words);
+}
+
 [[gnu::always_inline]] inline F eight_to_float(__m128i bytes) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
 }
@@ -122,6 +140,16 @@ using Codes = __m256i;
     const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000));
     return {{(F)_mm256_slli_epi32(first, 16), (F)_mm256_and_si256(first, upper), (F)_mm256_slli_epi32(second, 16),
              (F)_mm256_and_si256(second, upper)}};
+}
+
+// ---- units besides the float one (cpu/kernels/peak.inl) ------------------------------------------------------------
+
+constexpr int kBf16Operations = 0, kByteOperations = 64;
+inline F multiply_bf16(F sum) { return sum; }
+/// The sum is a factor too: products of constants would be computed once.
+[[gnu::always_inline]] inline I multiply_bytes(I sum) {
+    const __m256i products = _mm256_maddubs_epi16((__m256i)sum, _mm256_set1_epi8(3));
+    return (I)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
 }
 
 #include "cpu/kernels/kernels.inl"

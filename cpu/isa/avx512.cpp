@@ -8,6 +8,10 @@ namespace thermocline::cpu {
 namespace {
 
 #include "cpu/isa/avx512.inl"
+
+constexpr int kBf16Operations = 0;
+inline F multiply_bf16(F sum) { return sum; }
+
 #include "cpu/kernels/kernels.inl"
 
 }  // namespace

@@ -26,6 +26,23 @@ constexpr int kTileTokens = 6;  // 4 rows x 6 tokens fill 24 of the 32 registers
 [[gnu::always_inline]] inline F to_float(I x) { return (F)_mm512_cvtepi32_ps((__m512i)x); }
 [[gnu::always_inline]] inline I round_to_int(F x) { return (I)_mm512_cvtps_epi32((__m512)x); }
 
+[[gnu::always_inline]] inline I load_u8(const void* p) { return (I)_mm512_cvtepu8_epi32(load_16_bytes(p)); }
+/// f16 numbers in the low halves of 32-bit lanes whose high halves are zero.
+[[gnu::always_inline]] inline F f16_of_words(U words) {
+    const __m512i x = (__m512i)words;
+    const __m256i mixed = _mm256_packus_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    return (F)_mm512_cvtph_ps(_mm256_permute4x64_epi64(mixed, 0xd8));
+}
+
+using ByteTable = __m512i;
+[[gnu::always_inline]] inline ByteTable make_byte_table(const uint8_t* values) {
+    return _mm512_broadcast_i32x4(load_16_bytes(values));
+}
+/// Every byte (0 to 15) of the words looked up.
+[[gnu::always_inline]] inline U look_up_bytes(const ByteTable& table, U words) {
+    return (U)_mm512_shuffle_epi8(table, (__m512i)words);
+}
+
 [[gnu::always_inline]] inline Group load_words(Words words) {
     const __m256i bytes_ = (__m256i)words;
     return {{to_float((I)_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes_))),
@@ -88,4 +105,13 @@ struct Codes {
 [[gnu::always_inline]] inline Group look_up(const Table& table, Codes codes) {
     return {
         {(F)_mm512_permutexvar_ps(codes.first, (__m512)table), (F)_mm512_permutexvar_ps(codes.second, (__m512)table)}};
+}
+
+// ---- units besides the float one (cpu/kernels/peak.inl) ------------------------------------------------------------
+
+constexpr int kByteOperations = 128;
+/// The sum is a factor too: products of constants would be computed once.
+[[gnu::always_inline]] inline I multiply_bytes(I sum) {
+    const __m512i products = _mm512_maddubs_epi16((__m512i)sum, _mm512_set1_epi8(3));
+    return (I)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(products, _mm512_set1_epi16(1)));
 }

@@ -8,6 +8,15 @@ namespace thermocline::cpu {
 namespace {
 
 #include "cpu/isa/avx512.inl"
+
+constexpr int kBf16Operations = 64;
+[[gnu::always_inline]] inline F multiply_bf16(F sum) {
+    const __m512i ones = _mm512_set1_epi16(0x3f80);
+    __m512bh x;
+    __builtin_memcpy(&x, &ones, sizeof x);
+    return (F)_mm512_dpbf16_ps((__m512)sum, x, x);
+}
+
 #include "cpu/kernels/kernels.inl"
 
 }  // namespace

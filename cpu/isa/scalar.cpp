@@ -43,6 +43,38 @@ constexpr int kTileTokens = 2;
     return as_int(x + anchor) - as_int(anchor);
 }
 
+[[gnu::always_inline]] inline I load_u8(const void* p) {
+    uint8_t x[4];
+    __builtin_memcpy(x, p, sizeof x);
+    return I{x[0], x[1], x[2], x[3]};
+}
+/// f16 numbers in the low halves of 32-bit lanes whose high halves are zero.
+[[gnu::always_inline]] inline F f16_of_words(U words) {
+    F out;
+    for (int i = 0; i < kLanes; ++i) {
+        const uint16_t code = static_cast<uint16_t>(words[i]);
+        out[i] = f16_number(&code);
+    }
+    return out;
+}
+
+struct ByteTable {
+    uint8_t values[16];
+};
+[[gnu::always_inline]] inline ByteTable make_byte_table(const uint8_t* values) {
+    ByteTable table;
+    __builtin_memcpy(table.values, values, sizeof table.values);
+    return table;
+}
+/// Every byte (0 to 15) of the words looked up.
+[[gnu::always_inline]] inline U look_up_bytes(const ByteTable& table, U words) {
+    uint8_t bytes[sizeof words];
+    __builtin_memcpy(bytes, &words, sizeof words);
+    for (uint8_t& byte : bytes) byte = table.values[byte];
+    __builtin_memcpy(&words, bytes, sizeof words);
+    return words;
+}
+
 [[gnu::always_inline]] inline Group load_words(const Words& words) {
     int8_t codes[32];
     __builtin_memcpy(codes, &words, sizeof codes);
@@ -110,6 +142,12 @@ struct Codes {
     for (int i = 0; i < 32; ++i) group.v[i / kLanes][i % kLanes] = table.values[codes.code[i]];
     return group;
 }
+
+// ---- no unit but the float one -----------------------------------------------------------------------------------
+
+constexpr int kBf16Operations = 0, kByteOperations = 0;
+inline F multiply_bf16(F sum) { return sum; }
+inline I multiply_bytes(I sum) { return sum; }
 
 #include "cpu/kernels/kernels.inl"
 

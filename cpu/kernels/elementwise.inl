@@ -76,13 +76,13 @@ inline float largest_magnitude(const float* x, int64_t n) {
     return result;
 }
 
-void round_e4m3(const float* x, float* y, int64_t n) noexcept {
+void round_e4m3(const float* x, float factor, float* y, int64_t n) noexcept {
     constexpr int64_t kGroupSize = 128;
     for (int64_t i = 0; i < n; i += kGroupSize) {
         const int64_t size = smaller(kGroupSize, n - i);
         const PowerScale s = e4m3_scale(largest_magnitude(x + i, size));
         for_vectors(size, [&](auto get, auto put, int64_t) {
-            put(y + i, to_e4m3(get(x + i) * broadcast(s.inverse)) * broadcast(s.scale));
+            put(y + i, to_e4m3(get(x + i) * broadcast(s.inverse)) * broadcast(s.scale * factor));
         });
     }
 }

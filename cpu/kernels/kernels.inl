@@ -6,9 +6,11 @@
 #include "cpu/kernels/decode_plain.inl"
 #include "cpu/kernels/decode_blocks.inl"
 #include "cpu/kernels/decode_codebooks.inl"
+#include "cpu/kernels/strips.inl"
 #include "cpu/kernels/matmul.inl"
 #include "cpu/kernels/elementwise.inl"
 #include "cpu/kernels/attention.inl"
+#include "cpu/kernels/peak.inl"
 // clang-format on
 
 constexpr KernelTable make_kernels(const char* name) {
@@ -29,5 +31,6 @@ constexpr KernelTable make_kernels(const char* name) {
         .exp_sum = exp_sum,
         .index_scores = index_scores,
         .pool = pool,
+        .peak = peak,
     };
 }

@@ -184,13 +184,17 @@ inline void multiply_many(const Decoder& decoder, const quant::Matrix& w, int64_
 
 void matmul(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride, int64_t m, float* y,
             int64_t y_stride) noexcept {
-    with_decoder(w, [&](const auto& decoder) {
-        if (m > 1) return multiply_many(decoder, w, first, count, {x, x_stride, m, y, y_stride});
-        if (m < 1) return;
-        for (int64_t n = 0; n < count; n += kRows) {
-            multiply_one(decoder, w, first + n, smaller(kRows, count - n), x, y + n);
-        }
-    });
+    if (m < 1) return;
+    if (w.layout == quant::Layout::kStrips) {
+        with_strip_kernel(w, [&](const auto& kernel) { kernel.multiply(w, first, count, x, x_stride, m, y, y_stride); });
+    } else {
+        with_decoder(w, [&](const auto& decoder) {
+            if (m > 1) return multiply_many(decoder, w, first, count, {x, x_stride, m, y, y_stride});
+            for (int64_t n = 0; n < count; n += kRows) {
+                multiply_one(decoder, w, first + n, smaller(kRows, count - n), x, y + n);
+            }
+        });
+    }
     if (w.multiplier == 1.0f) return;
     for (int64_t t = 0; t < m; ++t) {
         for (int64_t n = 0; n < count; ++n) y[t * y_stride + n] *= w.multiplier;

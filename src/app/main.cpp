@@ -32,6 +32,8 @@ int main(int argc, char** argv) {
     app::add_score(root);
     app::add_perplexity(root);
     app::add_inspect(root);
+    app::add_bench(root);
+    app::add_bench_machine(root);
     try {
         auto arguments = app::with_config_file({argv + 1, argv + argc});
         std::reverse(arguments.begin(), arguments.end());  // CLI11 takes its arguments from the back

@@ -21,7 +21,7 @@ void Progress::update(int64_t done) {
     const double seconds = std::chrono::duration<double>(now - start_).count();
     const double rate = static_cast<double>(done) / seconds;
     const double left = rate > 0 ? static_cast<double>(total_ - done) / rate : 0.0;
-    std::fprintf(stderr, "%s%s %lld of %lld %s, %.0f/s, %.0f s left%s", terminal_ ? "\r\x1b[K" : "", what_.c_str(),
+    std::fprintf(stderr, "%s%s %lld of %lld %s, %.3g/s, %.0f s left%s", terminal_ ? "\r\x1b[K" : "", what_.c_str(),
                  static_cast<long long>(done), static_cast<long long>(total_), unit_.c_str(), rate, left,
                  terminal_ ? "" : "\n");
     shown_ = true;

@@ -20,7 +20,8 @@ namespace {
 
 struct RunFlags {
     ModelFlags model;
-    std::string prompt, file, system, effort, chat_encoding = "auto";
+    std::optional<std::string> prompt;  ///< unset: a chat, if there is no file either
+    std::string file, system, effort, chat_encoding = "auto";
     bool thinking = false, ignore_eos = false;
     int64_t max_tokens = -1;
     std::vector<std::string> stop;
@@ -47,10 +48,11 @@ engine::Request request_of(const RunFlags& flags, const engine::Assembly& assemb
 }
 
 void complete(const RunFlags& flags, engine::Assembly& assembly, const std::string& prompt) {
+    if (prompt.empty()) fail("the prompt is empty, expected text to continue");
     engine::Request request = request_of(flags, assembly);
     request.prompt = assembly.tokenizer->encode(prompt);
     // A prompt that is continued, not a chat: BOS as the model was trained to see a text begin.
-    if (assembly.tokenizer->bos_id() && (assembly.tokenizer->add_bos() || request.prompt.empty()))
+    if (assembly.tokenizer->bos_id() && assembly.tokenizer->add_bos())
         request.prompt.insert(request.prompt.begin(), *assembly.tokenizer->bos_id());
     std::printf("%s", prompt.c_str());
     std::fflush(stdout);
@@ -145,8 +147,8 @@ void run(const RunFlags& flags) {
     engine::Assembly assembly = engine::assemble(flags.model.engine_options(flags.chat_encoding));
     if (!flags.file.empty())
         complete(flags, assembly, read_text(flags.file));
-    else if (!flags.prompt.empty())
-        complete(flags, assembly, flags.prompt);
+    else if (flags.prompt)
+        complete(flags, assembly, *flags.prompt);
     else
         ChatLoop(flags, assembly).run();
 }

@@ -2,6 +2,7 @@
 
 #include "scheduler/topology.h"
 #include "src/base/log.h"
+#include "src/engine/pack.h"
 
 #include <algorithm>
 #include <cmath>
@@ -15,6 +16,7 @@ Session open_session(const ModelFlags& flags, int64_t rows) {
     const auto cpus = scheduler::worker_cpus(scheduler::detect_machine(), flags.threads);
     Session session;
     session.model = model::load_model(flags.path(), flags.load_options());
+    if (!flags.weights_in_place) session.packed = engine::pack_weights(*session.model, static_cast<int>(cpus.size()));
     session.max_tokens = flags.context(session.model->max_context);
     session.workers = std::make_unique<cpu::Workers>(cpus);
     session.executor = std::make_unique<scheduler::Executor>(

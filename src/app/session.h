@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/workers.h"
+#include "memory/packed_weights.h"
 #include "scheduler/executor.h"
 #include "src/app/settings.h"
 #include "src/model/registry.h"
@@ -15,6 +16,7 @@ namespace thermocline::app {
 
 struct Session {
     std::unique_ptr<model::Model> model;
+    std::unique_ptr<memory::PackedWeights> packed;  // null: weights in place
     std::unique_ptr<cpu::Workers> workers;
     std::unique_ptr<scheduler::Executor> executor;
     int64_t max_tokens = 0;

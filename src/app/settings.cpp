@@ -11,6 +11,30 @@ namespace thermocline::app {
 
 namespace {
 
+namespace fs = std::filesystem;
+
+std::vector<fs::path> bundled_configs() {
+    const fs::path folder = bundled("configs/models");
+    std::vector<fs::path> files;
+    if (folder.empty()) return files;
+    for (const auto& item : fs::directory_iterator(folder)) files.push_back(item.path());
+    std::sort(files.begin(), files.end());
+    return files;
+}
+
+/// The file of a name in configs/models, or "".
+std::string config_of(const std::string& name) {
+    for (const fs::path& file : bundled_configs())
+        if (file.stem() == name || file.filename() == name) return file.string();
+    return "";
+}
+
+std::string config_names() {
+    std::string names;
+    for (const fs::path& file : bundled_configs()) names += (names.empty() ? "" : ", ") + file.stem().string();
+    return names;
+}
+
 std::string flag_value(const std::string& path, const std::string& key, const Json& value) {
     if (value.is_string()) return value.get<std::string>();
     if (value.is_number() || value.is_boolean()) return dump_json(value);
@@ -22,9 +46,16 @@ std::string flag_value(const std::string& path, const std::string& key, const Js
 void ModelFlags::declare(CLI::App& command, Positional positional) {
     auto* model_option = command.add_option(
         "MODEL", model,
-        "directory with config.json and safetensors, or a .gguf file (first split); default: the bundled demo model");
+        "directory with config.json and safetensors, or a .gguf file (first split); default: the bundled demo model. "
+        "With --load-format dummy also a config.json, or a name in configs/models");
     if (positional == Positional::kRequired) model_option->required();
     const char* group = "Model";
+    command
+        .add_option("--load-format", load_format,
+                    "auto: the weights of the files; dummy: random weights in the official formats, for benchmarks")
+        ->check(CLI::IsMember({"auto", "dummy"}))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--layers", layers, "keep the first N layers (for benchmarks); 0: all")
         ->check(CLI::NonNegativeNumber)
         ->group(group)
@@ -48,8 +79,15 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->check(CLI::IsMember({"model", "bf16"}))
         ->group(group)
         ->capture_default_str();
-    command.add_option("--seed", seed, "key of the random numbers")->group(group)->capture_default_str();
+    command.add_option("--seed", seed, "key of the random numbers, dummy weights among them")
+        ->group(group)
+        ->capture_default_str();
     group = "Machine";
+    command
+        .add_flag("--weights-in-place", weights_in_place,
+                  "read the weights where the files are mapped instead of packing them while loading: starts at once, "
+                  "needs no memory of its own, computes slower")
+        ->group(group);
     command.add_option("--threads", threads, "CPU workers, pinned, one per physical core; 0: all cores (also: auto)")
         ->transform(CLI::Transformer({{"auto", "0"}}))
         ->check(CLI::NonNegativeNumber)
@@ -68,16 +106,32 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
     command.add_option("--config", "JSON file whose keys are flag names; the command line wins")->group(group);
 }
 
-std::string ModelFlags::path() const {
-    if (!model.empty()) return model;
-    // Beside the binary in a checkout (build/<preset>/src/app/thermocline) or installed next to it.
+std::filesystem::path bundled(const std::string& name) {
     std::error_code ignored;
-    const auto binary = std::filesystem::read_symlink("/proc/self/exe", ignored);
+    const auto binary = fs::read_symlink("/proc/self/exe", ignored);
     for (auto folder = binary.parent_path(); !folder.empty() && folder != folder.root_path();
          folder = folder.parent_path())
-        if (const auto demo = folder / "models" / "demo"; std::filesystem::exists(demo / "config.json", ignored))
-            return demo.string();
-    fail("no MODEL given, and the bundled demo model (models/demo) is not above ", binary.string());
+        if (fs::exists(folder / name, ignored)) return folder / name;
+    const fs::path checkout = THERMOCLINE_CHECKOUT;
+    return fs::exists(checkout / name, ignored) ? checkout / name : fs::path();
+}
+
+std::string ModelFlags::path() const {
+    std::error_code ignored;
+    if (model.empty()) {
+        const fs::path demo = bundled("models/demo");
+        if (demo.empty()) fail("no MODEL given, and the bundled demo model (models/demo) is not above this binary");
+        return demo.string();
+    }
+    const bool named = !fs::exists(model, ignored) && model.find('/') == std::string::npos;
+    const bool config = named ? !config_of(model).empty() : fs::path(model).extension() == ".json";
+    if (load_format != "dummy") {
+        if (config) fail(printable(model), ": a config without weights, which needs --load-format dummy");
+        return model;
+    }
+    if (named && !config)
+        fail(printable(model), ": no such file or directory, and no name in configs/models (", config_names(), ")");
+    return named ? config_of(model) : model;
 }
 
 model::LoadOptions ModelFlags::load_options() const {
@@ -87,6 +141,8 @@ model::LoadOptions ModelFlags::load_options() const {
                                                  : model::KvCacheDtype::kBf16;
     options.activations = activations == "bf16" ? model::Activations::kBf16 : model::Activations::kModel;
     options.layers = layers;
+    options.format = load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
+    options.seed = seed;
     return options;
 }
 
@@ -95,6 +151,7 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
     options.model = path();
     options.load = load_options();
     options.max_model_len = max_model_len;
+    options.weights_in_place = weights_in_place;
     options.threads = threads;
     options.isa = isa;
     options.chat_encoding = chat_encoding;

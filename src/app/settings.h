@@ -6,19 +6,22 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <vector>
 
 namespace thermocline::app {
 
 struct ModelFlags {
-    std::string model;  // directory, .gguf file, or empty: the bundled demo model
+    std::string model;  // directory, .gguf file, or empty: the bundled demo model; with dummy weights also a config
+    std::string load_format = "auto";
     int32_t layers = 0;
     int64_t max_model_len = 0;  // 0: the model's own, at most 32768
     std::string kv_cache_dtype = "auto";
     std::string activations = "model";
     std::string isa = "auto";
     int threads = 0;
+    bool weights_in_place = false;
     uint64_t seed = 0;
     std::string log_level = "info";
 
@@ -26,13 +29,17 @@ struct ModelFlags {
     enum class Positional { kOptional, kRequired };
     void declare(CLI::App& command, Positional positional);
 
-    /// MODEL, or where the bundled demo model lies. Throws Error if that cannot be found.
+    /// MODEL, or where the bundled demo model or the config of that name lies. Throws Error if there is no such thing.
     std::string path() const;
     model::LoadOptions load_options() const;
     engine::EngineOptions engine_options(const std::string& chat_encoding) const;
     /// Tokens of one sequence for a model whose own limit is `max_context`. Throws Error if the flag is over that.
     int64_t context(int64_t max_context) const;
 };
+
+/// A file or folder of this repository ("configs/models"), found above the binary (in a checkout, or installed next
+/// to it) or in the checkout that the binary was built from. Empty if it is not there.
+std::filesystem::path bundled(const std::string& name);
 
 /// The command line with the keys of `--config FILE` (JSON, flag names as keys) put in front of the other flags, so
 /// that the command line wins. Throws Error naming file and key.

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <utility>
 
 namespace thermocline {
 
@@ -40,7 +41,15 @@ std::shared_ptr<const MappedFile> MappedFile::from_bytes(std::string_view bytes,
     return std::shared_ptr<const MappedFile>(new MappedFile(name, copy, bytes.size(), false));
 }
 
+std::shared_ptr<const MappedFile> MappedFile::from_pages(Pages pages, const std::string& name) {
+    const std::span<std::byte> bytes = pages.bytes();
+    auto* file = new MappedFile(name, bytes.data(), bytes.size(), false);
+    file->pages_.emplace(std::move(pages));
+    return std::shared_ptr<const MappedFile>(file);
+}
+
 MappedFile::~MappedFile() {
+    if (pages_) return;
     if (!mapped_)
         delete[] data_;
     else if (data_ != nullptr)

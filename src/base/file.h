@@ -1,9 +1,12 @@
 // Files read by mmap. A MappedFile is immutable and shared; views into it live as long as it does.
 #pragma once
 
+#include "src/base/pages.h"
+
 #include <cstddef>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,6 +19,8 @@ public:
     static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
     /// Wraps bytes that are already in memory (tests, fuzzers); `name` stands in for the path. The bytes are copied.
     static std::shared_ptr<const MappedFile> from_bytes(std::string_view bytes, const std::string& name);
+    /// Bytes made in memory that stand in for a file.
+    static std::shared_ptr<const MappedFile> from_pages(Pages pages, const std::string& name);
     ~MappedFile();
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
@@ -35,6 +40,7 @@ private:
     const std::byte* data_;  // [size_]
     size_t size_;
     bool mapped_;
+    std::optional<Pages> pages_;  // owner of data_, if neither a file nor a copy is
 };
 
 /// Whole small file as text. Throws Error naming the path; refuses files over `limit` bytes.

@@ -5,6 +5,7 @@
 #include "scheduler/topology.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
+#include "src/engine/pack.h"
 #include "src/engine/vocabulary.h"
 
 #include <algorithm>
@@ -69,6 +70,7 @@ Assembly assemble(const EngineOptions& options) {
     out.name = model_name(model.checkpoint);
 
     const int64_t context = context_of(options, model);
+    if (!options.weights_in_place) out.packed = pack_weights(*out.model, static_cast<int>(cpus.size()));
     scheduler::ExecutorLimits limits;
     limits.max_rows = std::min(options.prefill_chunk, context);
     limits.max_outputs = std::min(limits.max_rows, kMaxOutputs);

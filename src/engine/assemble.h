@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/workers.h"
+#include "memory/packed_weights.h"
 #include "src/engine/engine.h"
 #include "src/engine/request.h"
 #include "src/model/registry.h"
@@ -21,7 +22,8 @@ struct EngineOptions {
     int64_t max_model_len = 0;    ///< 0: the model's own, at most kDefaultMaxModelLen
     int64_t prefill_chunk = 512;  ///< tokens of a prompt in one forward pass
     int64_t max_queue = 256;
-    int threads = 0;  ///< 0: one per physical core
+    int threads = 0;                ///< 0: one per physical core
+    bool weights_in_place = false;  ///< read the files where they lie instead of packing them
     std::string isa = "auto";
     std::string chat_encoding = "auto";  ///< auto, v4, v4-0731, v4.1
 };
@@ -31,6 +33,7 @@ inline constexpr int64_t kDefaultMaxModelLen = 32768;
 /// Members are destroyed from the last to the first: the engine thread ends before what it uses.
 struct Assembly {
     std::unique_ptr<model::Model> model;
+    std::unique_ptr<memory::PackedWeights> packed;  // null: weights in place
     std::unique_ptr<text::Tokenizer> tokenizer;
     text::RevisionChoice encoding;
     SamplingParams sampling;  // defaults of the checkpoint

@@ -52,6 +52,10 @@ void add_ids(const Json& value, std::vector<int32_t>& ids) {
 
 text::Tokenizer load_tokenizer(const model::Checkpoint& checkpoint) {
     if (is_gguf(checkpoint)) return text::Tokenizer(text::tokenizer_from_gguf(gguf_tokenizer(checkpoint.metadata)));
+    const auto folder = std::filesystem::path(checkpoint.path);
+    std::error_code error;
+    if (checkpoint.container == "dummy" && !std::filesystem::exists(folder / "tokenizer.json", error))
+        fail(checkpoint.path, ": a config without a tokenizer, which only bench and score can run");
     return text::Tokenizer(text::load_tokenizer_json(checkpoint.path));
 }
 

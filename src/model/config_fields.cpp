@@ -3,6 +3,7 @@
 #include "src/base/error.h"
 
 #include <cmath>
+#include <type_traits>
 
 namespace thermocline::model {
 
@@ -10,7 +11,7 @@ namespace {
 
 std::string range(const auto low, const auto high) {
     std::ostringstream text;
-    text << "a number from " << low << " to " << high;
+    text << (std::is_integral_v<decltype(low)> ? "an integer from " : "a number from ") << low << " to " << high;
     return text.str();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "src/base/json.h"
+#include "src/model/dummy.h"
 #include "src/model/matrices.h"
 #include "src/model/registry.h"
 
@@ -72,5 +73,9 @@ std::vector<float> rope_frequencies(const RopeShape& rope, int64_t dims);
 
 /// Binds all weights and writes `model.trunk` and, if the files hold one, `model.mtp`.
 void build(MatrixFinder& finder, const LoadOptions& options, Model& model);
+
+/// The tensors of the first `layers` layers (0: all, and the MTP layer if the config has one) as the official
+/// checkpoint holds them. Throws Error naming the field that does not allow them.
+std::vector<DummyTensor> dummy_tensors(const Json& config, int32_t layers);
 
 }  // namespace thermocline::model::deepseek_v4

@@ -270,14 +270,17 @@ std::vector<Matrix> MatrixFinder::experts(const std::string& prefix, const std::
 }
 
 void MatrixFinder::check_expert_ids(const std::string& prefix, int64_t count) const {
-    const std::string module = names_.modules(prefix + ".0.w1").front();
-    const std::string start = module.substr(0, module.rfind('.', module.rfind('.') - 1) + 1);
+    std::string start;  // "layers.2.ffn.experts." as the checkpoint spells it
     std::set<int64_t> ids;
     const auto& tensors = checkpoint_->weights.tensors;
-    for (auto it = tensors.lower_bound(start); it != tensors.end() && it->first.starts_with(start); ++it) {
-        int64_t id = -1;
-        const char* digits = it->first.data() + start.size();
-        if (std::from_chars(digits, it->first.data() + it->first.size(), id).ec == std::errc{}) ids.insert(id);
+    for (const std::string& module : names_.modules(prefix + ".0.w1")) {
+        if (!ids.empty()) break;
+        start = module.substr(0, module.rfind('.', module.rfind('.') - 1) + 1);
+        for (auto it = tensors.lower_bound(start); it != tensors.end() && it->first.starts_with(start); ++it) {
+            int64_t id = -1;
+            const char* digits = it->first.data() + start.size();
+            if (std::from_chars(digits, it->first.data() + it->first.size(), id).ec == std::errc{}) ids.insert(id);
+        }
     }
     if (ids.empty()) return;  // one tensor for all experts: its shape is checked when it is asked for
     if (*ids.begin() == 0 && *ids.rbegin() == count - 1 && static_cast<int64_t>(ids.size()) == count) return;

@@ -139,6 +139,18 @@ std::string hf_module(const std::string& official) {
     return name.section.empty() ? local : "model.layers." + std::to_string(name.number) + "." + local;
 }
 
+/// Every spelling a safetensors checkpoint may use. save_pretrained of transformers 5.23 undoes the renamings of
+/// loading in part: "model." stays before official names ("model.layers.0.attn.wq_a", but "head"), and every kv_norm
+/// becomes "norm", also under names that are otherwise HF's ("model.layers.0.self_attn.norm") or official.
+std::vector<std::string> safetensors_modules(const std::string& official, Naming naming) {
+    std::vector<std::string> names = {official};
+    if (naming == Naming::kHf) names = {hf_module(official), "model." + official, official};
+    constexpr std::string_view kKvNorm = "kv_norm";
+    for (size_t i = 0, count = names.size(); i < count; ++i)
+        if (names[i].ends_with(kKvNorm)) names.push_back(names[i].substr(0, names[i].size() - kKvNorm.size()) + "norm");
+    return names;
+}
+
 std::vector<std::string> gguf_modules(const std::string& official, int64_t trunk_layers) {
     const Parsed name = parse(official);
     const NameRow* row = row_of(name);
@@ -177,9 +189,7 @@ Naming recognise_naming(const Checkpoint& checkpoint) {
 }
 
 std::vector<std::string> NameTable::modules(const std::string& official) const {
-    if (naming_ == Naming::kGguf) return gguf_modules(official, trunk_layers_);
-    if (naming_ == Naming::kHf) return {hf_module(official)};
-    return {official};
+    return naming_ == Naming::kGguf ? gguf_modules(official, trunk_layers_) : safetensors_modules(official, naming_);
 }
 
 std::vector<std::string> NameTable::tensors(const std::string& official) const {

@@ -4,10 +4,12 @@
 #include "src/base/log.h"
 #include "src/model/config_fields.h"
 #include "src/model/deepseek_v4.h"
+#include "src/model/dummy.h"
 #include "src/model/matrices.h"
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <set>
 
 namespace thermocline::model {
@@ -17,9 +19,10 @@ namespace {
 struct Architecture {
     const char* model_type;
     void (*build)(MatrixFinder&, const LoadOptions&, Model&);
+    std::vector<DummyTensor> (*dummy_tensors)(const Json& config, int32_t layers);
 };
 
-constexpr std::array kArchitectures = {Architecture{"deepseek_v4", deepseek_v4::build}};
+constexpr std::array kArchitectures = {Architecture{"deepseek_v4", deepseek_v4::build, deepseek_v4::dummy_tensors}};
 
 const Architecture& architecture_of(const Checkpoint& checkpoint) {
     const ConfigFields fields(checkpoint.config, checkpoint.path + ": config.json");
@@ -33,10 +36,11 @@ const Architecture& architecture_of(const Checkpoint& checkpoint) {
 
 /// The first id of a field that may be a number or a list of numbers; -1 if absent.
 int32_t first_id(const Json& config, const char* name) {
-    auto it = config.find(name);
-    if (it != config.end() && it->is_array() && !it->empty()) it = it->begin();
-    if (it == config.end() || !it->is_number_integer()) return -1;
-    const auto id = it->get<int64_t>();
+    const auto found = config.find(name);
+    if (found == config.end()) return -1;
+    const Json& value = found->is_array() && !found->empty() ? found->front() : *found;
+    if (!value.is_number_integer()) return -1;
+    const auto id = value.get<int64_t>();
     return id >= 0 && id < (1 << 24) ? static_cast<int32_t>(id) : -1;
 }
 
@@ -61,12 +65,21 @@ int64_t weight_bytes(const Model& model) {
 
 std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& options) {
     auto model = std::make_unique<Model>();
-    model->checkpoint = open_checkpoint(path);
+    const bool dummy = options.format == LoadFormat::kDummy;
+    model->checkpoint = dummy ? open_config(path) : open_checkpoint(path);
     const Architecture& architecture = architecture_of(model->checkpoint);
     model->architecture = architecture.model_type;
     model->bos_id = first_id(model->checkpoint.config, "bos_token_id");
     model->eos_id = first_id(model->checkpoint.config, "eos_token_id");
 
+    if (dummy) {
+        const auto start = std::chrono::steady_clock::now();
+        const auto tensors = architecture.dummy_tensors(model->checkpoint.config, options.layers);
+        add_dummy_tensors(tensors, options.seed, model->checkpoint);
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        log::info("{:.2f} GB of dummy weights made in {:.2f} s",
+                  static_cast<double>(model->checkpoint.weights.files.front()->size()) * 1e-9, seconds);
+    }
     MatrixFinder finder(model->checkpoint);
     architecture.build(finder, options, *model);
     model->warnings = finder.warnings();

@@ -14,9 +14,12 @@
 namespace thermocline::model {
 
 enum class Activations : uint8_t { kModel, kBf16 };
+enum class LoadFormat : uint8_t { kAuto, kDummy };
 enum class KvCacheDtype : uint8_t { kF32, kBf16, kFp8 };
 
 struct LoadOptions {
+    LoadFormat format = LoadFormat::kAuto;  ///< kDummy: random weights for a config, nothing is read but that
+    uint64_t seed = 0;                      ///< of dummy weights
     KvCacheDtype kv_cache = KvCacheDtype::kBf16;
     Activations activations = Activations::kModel;
     int32_t layers = 0;       ///< keep the first N layers; 0: all
@@ -35,7 +38,7 @@ struct Model {
     std::vector<std::string> warnings;
 };
 
-/// Opens, validates and binds MODEL. Throws Error.
+/// Opens (or makes), validates and binds MODEL. Throws Error.
 std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& options);
 
 }  // namespace thermocline::model

@@ -81,7 +81,7 @@ public:
             entries.back().name = text;
             return true;
         }
-        if (in_metadata_) return true;
+        if (in_metadata_) return ++metadata_keys_ <= kMaxTensors || refuse("__metadata__ has too many keys");
         const bool known = text == "dtype" || text == "shape" || text == "data_offsets";
         field_ = text;
         return known || refuse(here() + " has the unknown field " + printable(text));
@@ -141,6 +141,7 @@ private:
     }
 
     int depth_ = 0;
+    size_t metadata_keys_ = 0;
     bool in_metadata_ = false;
     bool in_array_ = false;
     std::string field_;
@@ -163,7 +164,7 @@ public:
     }
     bool key(string_t& text) override {
         if (depth_ == 1) section_ = text.substr(0, kMaxNameBytes);
-        return true;
+        return ++keys_ <= kMaxTensors || refuse("more than " + std::to_string(kMaxTensors) + " keys");
     }
     bool start_array(size_t) override { return !in_map_ || refuse("weight_map holds an array"); }
     bool end_array() override { return true; }
@@ -184,6 +185,7 @@ protected:
 
 private:
     int depth_ = 0;
+    size_t keys_ = 0;
     bool in_map_ = false;
     bool found_map_ = false;
     std::string section_;

@@ -57,6 +57,52 @@ bool suspicious(Format format, const std::byte* row, int64_t count) {
     return largest >= limit;
 }
 
+/// Byte offsets of the F16 scales and minima of a GGUF block, the same one twice if there is only one; an F16 number is
+/// such a block too. IQ1_M is not here: its scale is spread over four words.
+struct F16Fields {
+    Format format;
+    int32_t at[2];
+};
+
+constexpr F16Fields kF16Fields[] = {
+    {Format::kF16, {0, 0}},     {Format::kQ4_0, {0, 0}},    {Format::kQ4_1, {0, 2}},     {Format::kQ5_0, {0, 0}},
+    {Format::kQ5_1, {0, 2}},    {Format::kQ8_0, {0, 0}},    {Format::kQ2_K, {80, 82}},   {Format::kQ3_K, {108, 108}},
+    {Format::kQ4_K, {0, 2}},    {Format::kQ5_K, {0, 2}},    {Format::kQ6_K, {208, 208}}, {Format::kIQ4_NL, {0, 0}},
+    {Format::kIQ4_XS, {0, 0}},  {Format::kIQ2_XXS, {0, 0}}, {Format::kIQ2_XS, {0, 0}},   {Format::kIQ2_S, {0, 0}},
+    {Format::kIQ3_XXS, {0, 0}}, {Format::kIQ3_S, {0, 0}},   {Format::kIQ1_S, {0, 0}},    {Format::kTQ1_0, {52, 52}},
+    {Format::kTQ2_0, {64, 64}}, {Format::kQ1_0, {0, 0}},    {Format::kQ2_0, {0, 0}},
+};
+
+const F16Fields* f16_fields(Format format) {
+    for (const F16Fields& fields : kF16Fields)
+        if (fields.format == format) return &fields;
+    return nullptr;
+}
+
+/// Why a block (of a plain format: a number) cannot be a weight, or null. `fields` is f16_fields(format).
+const char* fault_of_block(Format format, const F16Fields* fields, const std::byte* at) {
+    const auto nan_code = [](std::byte code) { return (code & std::byte{0x7f}) == std::byte{0x7f}; };
+    const auto finite = [](float value) { return std::isfinite(value) ? nullptr : "NaN or an infinity"; };
+    switch (format) {
+        case Format::kF32:
+            return finite(load<float>(at));
+        case Format::kBF16:
+            return finite(quant::bf16_to_float(load<uint16_t>(at)));
+        case Format::kE4M3:
+            return nan_code(*at) ? "a NaN code" : nullptr;
+        case Format::kE4M3Block128:
+            if (std::any_of(at + 1, at + 129, nan_code)) return "a NaN code";
+            [[fallthrough]];
+        case Format::kMxfp4Block:
+            return *at == std::byte{0xff} ? "a NaN scale" : nullptr;
+        default:
+            break;
+    }
+    if (!fields) return nullptr;
+    const char* first = finite(quant::f16_to_float(load<uint16_t>(at + fields->at[0])));
+    return first ? first : finite(quant::f16_to_float(load<uint16_t>(at + fields->at[1])));
+}
+
 }  // namespace
 
 void check_scales(const quant::Matrix& matrix, const std::string& tensor) {
@@ -75,8 +121,7 @@ void check_scales(const quant::Matrix& matrix, const std::string& tensor) {
 }
 
 void check_codes(const quant::Matrix& matrix, const std::string& tensor) {
-    const bool codes = matrix.format == Format::kE4M3 || matrix.format == Format::kE4M3Block128;
-    if (!codes && matrix.format != Format::kMxfp4Block) return;
+    const F16Fields* fields = f16_fields(matrix.format);
     const quant::FormatTraits& traits = quant::traits(matrix.format);
     const int64_t blocks = matrix.cols / traits.block;
     const bool whole = matrix.rows * blocks <= kWholeBytes / traits.block_bytes;
@@ -87,11 +132,9 @@ void check_codes(const quant::Matrix& matrix, const std::string& tensor) {
             // Another stretch of columns in every sampled row.
             const int64_t block = (i + row) % blocks;
             const std::byte* at = matrix.data + row * matrix.row_bytes + block * traits.block_bytes;
-            if (traits.block > 1 && *at == std::byte{0xff})
-                fail("tensor ", printable(tensor), " holds a NaN scale in row ", row, ", block ", block);
-            for (int64_t j = traits.block > 1 ? 1 : 0; codes && j < traits.block_bytes; ++j)
-                if ((at[j] & std::byte{0x7f}) == std::byte{0x7f})
-                    fail("tensor ", printable(tensor), " holds a NaN code in row ", row, ", expected FP8 E4M3 weights");
+            if (const char* text = fault_of_block(matrix.format, fields, at))
+                fail("tensor ", printable(tensor), " (", traits.name, ") holds ", text, " at [", row, ", ",
+                     block * traits.block, "], expected finite weights");
         }
     }
 }

@@ -11,13 +11,15 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t Matrix::bytes() const {
     const FormatTraits& t = traits(format);
-    int64_t total = rows * ceil_div(cols, t.block) * t.block_bytes;
+    int64_t total =
+        layout == Layout::kStrips ? rows / 16 * strip_bytes : rows * ceil_div(cols, t.block) * t.block_bytes;
     if (scales) total += ceil_div(rows, scale_rows) * bytes_of(scale_format, ceil_div(cols, scale_cols));
     if (zero_points) total += ceil_div(rows, 8) * ceil_div(cols, scale_cols) * 4;
     return total;
 }
 
 Matrix slice_rows(const Matrix& matrix, int64_t first, int64_t count) {
+    CHECK(matrix.layout == Layout::kRows);
     CHECK(first >= 0 && count >= 0 && first <= matrix.rows && count <= matrix.rows - first);
     Matrix slice = matrix;
     slice.rows = count;

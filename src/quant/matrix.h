@@ -9,13 +9,20 @@
 
 namespace thermocline::quant {
 
+/// How the codes of a matrix lie: one row after the other as in the files, or packed (strips.h).
+enum class Layout : uint8_t { kRows, kStrips };
+
 /// W[n, k] = code(n, k) * scale(n / scale_rows, k / scale_cols) * multiplier        (minus zero point for kInt4Pair)
 struct Matrix {
     Format format = Format::kF32;
     int64_t rows = 0;
     int64_t cols = 0;
-    const std::byte* data = nullptr;  // [rows, row_bytes]; no alignment promised
+    const std::byte* data = nullptr;  // [rows, row_bytes], no alignment promised; kStrips: [rows / 16, strip_bytes]
     int64_t row_bytes = 0;            // stride between rows
+
+    Layout layout = Layout::kRows;
+    bool scale_in_strip = false;  // kStrips: the scales lie between the codes, `scales` is null
+    int64_t strip_bytes = 0;      // kStrips: stride between strips
 
     const std::byte* scales = nullptr;   // [ceil(rows / scale_rows), ceil(cols / scale_cols)]; null: no scales
     Format scale_format = Format::kF32;  // kF32, kBF16, kF16, kE8M0 or kE4M3
@@ -31,8 +38,9 @@ struct Matrix {
     int64_t bytes() const;
 };
 
-/// Rows [first, first + count) as a matrix of their own. With scales, `first` must be a multiple of scale_rows or all
-/// rows must share one row of scales; with zero points, `first` must be a multiple of 8 (CHECK).
+/// Rows [first, first + count) of a matrix of layout kRows as a matrix of their own. With scales, `first` must be a
+/// multiple of scale_rows or all rows must share one row of scales; with zero points, `first` must be a multiple of 8
+/// (CHECK).
 Matrix slice_rows(const Matrix& matrix, int64_t first, int64_t count);
 
 }  // namespace thermocline::quant

@@ -3,6 +3,7 @@
 #include "src/base/check.h"
 #include "src/quant/reference_blocks.h"
 #include "src/quant/scalar.h"
+#include "src/quant/strips.h"
 
 namespace thermocline::quant {
 namespace {
@@ -73,14 +74,16 @@ void decode_row(const Matrix& m, int64_t row, int64_t k0, int64_t n, float* out)
     const FormatTraits& t = traits(m.format);
     CHECK(t.weight && row >= 0 && row < m.rows);
     CHECK(k0 >= 0 && n >= 0 && k0 % t.block == 0 && n % t.block == 0 && k0 + n <= m.cols);
-    const bool has_blocks = t.block > 2;
+    const bool has_blocks = t.block > 2 && m.layout == Layout::kRows;
     double block[kLargestBlock];
     for (int64_t i = 0; i < n; ++i) {
         const int64_t k = k0 + i;
         if (has_blocks && i % t.block == 0) {
             decode_block(m.format, m.data + row * m.row_bytes + k / t.block * t.block_bytes, block);
         }
-        const double code = has_blocks ? block[i % t.block] : code_at(m, row, k);
+        const double code = has_blocks                    ? block[i % t.block]
+                            : m.layout == Layout::kStrips ? strip_value(m, row, k)
+                                                          : code_at(m, row, k);
         out[i] = static_cast<float>(code * scale_at(m, row, k) * m.multiplier);
     }
 }

@@ -1,6 +1,7 @@
 // The contract of the command line (cli.md): exit statuses, one-line reasons, flags, config files, the demo model.
 #include "tests/app/command.h"
 
+#include "src/base/file.h"
 #include "src/base/json.h"
 
 #include <algorithm>
@@ -43,11 +44,11 @@ TEST(Command, UsageErrorsEndWithTwo) {
 }
 
 TEST(Command, HelpNamesEveryFlag) {
-    for (const char* command : {"run", "serve", "score", "perplexity"}) {
+    for (const char* command : {"run", "serve", "score", "perplexity", "bench"}) {
         const Ran ran = run_command({command, "--help"});
         EXPECT_EQ(ran.status, 0);
-        for (const char* flag :
-             {"--max-model-len", "--kv-cache-dtype", "--activations", "--threads", "--isa", "--config"})
+        for (const char* flag : {"--max-model-len", "--kv-cache-dtype", "--activations", "--threads", "--isa",
+                                 "--load-format", "--layers", "--config"})
             EXPECT_NE(ran.out.find(flag), std::string::npos) << command << " " << flag;
     }
 }
@@ -106,6 +107,116 @@ TEST(Score, WritesLogitsAsNpy) {
     expect_refused(score("[1]", {"--logits", "/no/such/folder/x.npy"}), "/no/such/folder/x.npy");
 }
 
+const std::vector<std::string> kQuickBench = {"bench", kDemo, "-p", "8", "-n", "4", "-r", "2", "--threads", "1"};
+
+Ran bench(std::vector<std::string> more) {
+    more.insert(more.begin(), kQuickBench.begin(), kQuickBench.end());
+    return run_command(more);
+}
+
+TEST(Bench, EveryRowHasTheColumnsOfTheContract) {
+    const Ran ran = bench({"-o", "json", "-d", "0,300", "-b", "1,3", "-t", "1"});
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    const Json rows = parse_json(ran.out, "stdout");
+    ASSERT_EQ(rows.size(), 8u);
+    const std::vector<std::string> columns = {"test",
+                                              "threads",
+                                              "depth",
+                                              "batch",
+                                              "tokens_per_s",
+                                              "stddev",
+                                              "bytes_per_token",
+                                              "gb_per_s",
+                                              "bandwidth_gb_per_s",
+                                              "fraction_of_bandwidth",
+                                              "gflops",
+                                              "fraction_of_peak",
+                                              "placement",
+                                              "model",
+                                              "format",
+                                              "isa",
+                                              "gpu"};
+    for (const Json& row : rows) {
+        std::vector<std::string> keys;
+        for (const auto& [key, value] : row.items()) keys.push_back(key);
+        EXPECT_EQ(keys, columns);
+        for (const char* rate : {"tokens_per_s", "bytes_per_token", "gb_per_s", "bandwidth_gb_per_s", "gflops"})
+            EXPECT_GT(row[rate].get<double>(), 0.0) << rate;
+        EXPECT_EQ(row["model"], "demo");
+    }
+    EXPECT_EQ(rows[0]["test"], "pp8");
+    EXPECT_EQ(rows[1]["test"], "tg4");
+    // One token reads what three read together, but for the routed experts; a context adds its own bytes.
+    EXPECT_LT(rows[3]["bytes_per_token"], rows[1]["bytes_per_token"]);
+    EXPECT_GT(rows[5]["bytes_per_token"], rows[1]["bytes_per_token"]);
+}
+
+TEST(Bench, OtherFormatsHaveTheSameRows) {
+    const Ran csv = bench({"-o", "csv"}), lines = bench({"-o", "jsonl"}), table = bench({"--profile-steps"});
+    EXPECT_EQ(csv.out.rfind("test,threads,depth,batch,tokens_per_s,stddev,bytes_per_token", 0), 0u) << csv.out;
+    EXPECT_EQ(std::count(csv.out.begin(), csv.out.end(), '\n'), 3);
+    EXPECT_EQ(parse_json(lines.out.substr(0, lines.out.find('\n')), "line")["test"], "pp8");
+    EXPECT_EQ(table.out.rfind("| test | threads |", 0), 0u) << table.out;
+    for (const char* part : {"operator", "calls", "share", "Experts", "Linear attn.wq_b", "Attention ratio 4", "all"})
+        EXPECT_NE(table.out.find(part), std::string::npos) << part;
+}
+
+TEST(Bench, WhatCannotRunIsRefused) {
+    EXPECT_EQ(bench({"-p", "many"}).status, 2);
+    EXPECT_EQ(bench({"-p", "8,"}).status, 2);
+    EXPECT_EQ(bench({"-b", "0"}).status, 2);
+    EXPECT_EQ(bench({"-o", "xml"}).status, 2);
+    expect_refused(bench({"-p", "0", "-n", "0"}), "nothing to measure");
+    expect_refused(bench({"-t", "1000", "--log-level", "off"}), "expected 1 to");
+    expect_refused(bench({"-d", "16380", "-p", "8", "--log-level", "off"}), "16388 tokens, expected at most 16384");
+}
+
+TEST(Dummy, NamesAndFilesOfConfigsLoad) {
+    const std::string tokens = temp_file("tokens.json", "[1, 2, 3, 4, 5]");
+    const auto scored = [&](const std::string& model, const char* seed, const char* layers) {
+        return run_command({"score", model, "--load-format", "dummy", "--tokens", tokens, "--json", "--seed", seed,
+                            "--layers", layers, "--log-level", "off"});
+    };
+    const Ran first = scored(kDemo + "/config.json", "0", "0");
+    ASSERT_EQ(first.status, 0) << first.err;
+    EXPECT_GT(parse_json(first.out, "stdout")["perplexity"].get<double>(), 100.0);  // finite, and it knows nothing
+    const auto sequences = [](const Ran& ran) { return parse_json(ran.out, "stdout")["sequences"]; };
+    EXPECT_EQ(sequences(scored(kDemo, "0", "0")), sequences(first));
+    EXPECT_NE(sequences(scored(kDemo, "1", "0")), sequences(first));
+    EXPECT_NE(sequences(scored(kDemo, "0", "2")), sequences(first));
+
+    const std::vector<std::string> score = {"score", "--tokens", tokens, "--log-level", "off"};
+    const auto refused = [&](std::vector<std::string> more, const char* part) {
+        more.insert(more.begin(), score.begin(), score.end());
+        expect_refused(run_command(more), part);
+    };
+    refused({"deepseek-v4-flash"}, "needs --load-format dummy");
+    refused({kDemo + "/config.json"}, "needs --load-format dummy");
+    refused({"no-such-model", "--load-format", "dummy"}, "deepseek-v4-flash, deepseek-v4-pro");
+    refused({"/no/such/model", "--load-format", "dummy"}, "/no/such/model");
+
+    const std::string config = temp_file("lonely.json", read_text(kDemo + "/config.json"));
+    expect_refused(run_command({"run", config, "--load-format", "dummy", "-p", "x", "--log-level", "off"}),
+                   "without a tokenizer");
+}
+
+TEST(BenchMachine, WritesAMachineFile) {
+    const std::string path = testing::TempDir() + "/machine.json";
+    const Ran ran = run_command({"bench-machine", "--json", "-o", path});
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    const Json machine = parse_json(ran.out, "stdout");
+    std::ifstream file(path);
+    EXPECT_EQ(parse_json(std::string(std::istreambuf_iterator<char>(file), {}), path), machine);
+    ASSERT_GE(machine["nodes"].size(), 1u);
+    const Json& node = machine["nodes"][0];
+    EXPECT_EQ(node["read_gb_per_s"].size(), node["cores"].get<size_t>());
+    EXPECT_GT(node["read_gb_per_s"][0], 0.5);
+    EXPECT_GT(machine["all"]["copy_gb_per_s"], 0.5);
+    EXPECT_GT(machine["peaks_gops"]["scalar"]["f32"]["one_core"], 0.5);
+    EXPECT_FALSE(machine["caches"].empty());
+    expect_refused(run_command({"bench-machine", "-o", "/no/such/folder/x.json"}), "/no/such/folder/x.json");
+}
+
 TEST(Config, FileGivesFlagsAndTheCommandLineWins) {
     const std::string file =
         temp_file("config.json", R"({"top": 3, "json": true, "threads": "auto", "log-level": "off"})");
@@ -142,6 +253,9 @@ TEST(Demo, PromptsThatCannotRunAreRefused) {
     expect_refused(
         run_command({"run", kDemo, "--log-level", "off", "-p", "one two three four five six", "--max-model-len", "3"}),
         "3");
+    expect_refused(run_command({"run", kDemo, "--log-level", "off", "-p", ""}), "the prompt is empty");
+    expect_refused(run_command({"run", kDemo, "--log-level", "off", "-f", temp_file("empty.txt", "")}),
+                   "the prompt is empty");
     EXPECT_EQ(run_command({"run", kDemo, "-p", "x", "-n", "0"}).status, 0);
 }
 

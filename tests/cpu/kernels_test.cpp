@@ -8,6 +8,7 @@
 #include "src/quant/reference.h"
 #include "src/quant/scalar.h"
 #include "tests/cpu/random_matrix.h"
+#include "tests/cpu/tiers.h"
 
 #include <algorithm>
 #include <bit>
@@ -18,31 +19,12 @@
 
 namespace thermocline::cpu {
 
-// cpu/isa/avx512*.cpp compiled against the emulated instructions.
-extern const KernelTable kEmulatedAvx512Kernels;
-extern const KernelTable kEmulatedAvx512Bf16Kernels;
-
 namespace {
 
 using quant::Format;
 using quant::Matrix;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-struct Tier {
-    std::string name;
-    const KernelTable* kernels;
-};
-
-std::vector<Tier> tiers() {
-    std::vector<Tier> all;
-    for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
-        if (const KernelTable* kernels = find_kernels(name)) all.push_back({name, kernels});
-    }
-    all.push_back({"emulated_avx512", &kEmulatedAvx512Kernels});
-    all.push_back({"emulated_avx512_bf16", &kEmulatedAvx512Bf16Kernels});
-    return all;
-}
 
 class Kernels : public testing::TestWithParam<Tier> {
 protected:
@@ -248,8 +230,8 @@ TEST_P(Kernels, RoundE4M3EqualsTheReference) {
             x[0] = -0.0f;
             std::vector<float> expected = x, rounded(x.size()), in_place = x;
             quant::round_e4m3_blocks128(expected.data(), n);
-            kernels.round_e4m3(x.data(), rounded.data(), n);
-            kernels.round_e4m3(in_place.data(), in_place.data(), n);
+            kernels.round_e4m3(x.data(), 1.0f, rounded.data(), n);
+            kernels.round_e4m3(in_place.data(), 1.0f, in_place.data(), n);
             EXPECT_TRUE(same_bits(rounded, expected)) << size << " " << n;
             EXPECT_TRUE(same_bits(in_place, expected));
         }
@@ -261,7 +243,7 @@ TEST_P(Kernels, RoundE4M3EqualsTheReference) {
     for (const float special : {448.0f, 17.0f, 18.0f, 19.0f, std::nanf(""), 0.3f}) x.push_back(special);
     std::vector<float> expected = x, rounded = x;
     quant::round_e4m3_blocks128(expected.data(), static_cast<int64_t>(x.size()));
-    kernels.round_e4m3(x.data(), rounded.data(), static_cast<int64_t>(x.size()));
+    kernels.round_e4m3(x.data(), 1.0f, rounded.data(), static_cast<int64_t>(x.size()));
     for (size_t i = 0; i < x.size(); ++i) {
         EXPECT_TRUE(rounded[i] == expected[i] || (std::isnan(rounded[i]) && std::isnan(expected[i]))) << x[i];
     }

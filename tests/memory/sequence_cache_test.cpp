@@ -71,6 +71,23 @@ TEST(SequenceCache, HoldsWhatTheNextTokenNeeds) {
     EXPECT_FALSE(cache.reserve(101));
 }
 
+TEST(SequenceCache, RepeatsWhatItHas) {
+    SequenceCache cache(specs(), 1000), shorter(specs(), 20);
+    play(cache, 17);  // four entries
+    ASSERT_TRUE(cache.repeat_to(1000));
+    EXPECT_EQ(cache.position(), 1000);
+    for (int64_t w = 0; w < 1000 / kRatio; ++w) EXPECT_EQ(get(cache, 2, w), w % 4);
+    EXPECT_TRUE(cache.can_roll_back(998));
+    EXPECT_FALSE(cache.can_roll_back(900));
+    SequenceCache other(specs(), 1000);
+    other.restore(cache.snapshot());
+    EXPECT_EQ(get(other, 2, 249), 1.0f);
+    EXPECT_TRUE(shorter.repeat_to(0));  // nothing is missing
+    play(shorter, 17);
+    EXPECT_FALSE(shorter.repeat_to(21));
+    EXPECT_EQ(shorter.position(), 17);
+}
+
 TEST(SequenceCache, RollsBackAsFarAsTheSpareRowsReach) {
     for (int64_t from = 1; from <= 40; ++from) {
         for (int64_t back = 0; back <= from; ++back) {

@@ -133,6 +133,14 @@ TEST(Safetensors, RefusesMoreTensorsThanAnyModelHas) {
     expect_mentions(refusal(header + "}", 0), {"more than 524288 tensors"});
 }
 
+TEST(Safetensors, RefusesListsThatOnlyTakeTime) {
+    std::string list;
+    for (int i = 0; i < 600'000; ++i) list += i ? R"(,"a":"b")" : R"("a":"b")";
+    expect_mentions(refusal(R"({"__metadata__":{)" + list + "}}", 0), {"__metadata__", "too many keys"});
+    expect_mentions(error_of([&] { files_of_index(R"({"weight_map":{)" + list + "}}", "i"); }),
+                    {"i:", "more than 524288 keys"});
+}
+
 TEST(Safetensors, RefusesAbsurdTokensBeforeTheyAreCopied) {
     expect_mentions(refusal("{\"" + std::string(2 << 20, 'a') + "\":1}", 0),
                     {"x.safetensors", "more than 1048576 bytes"});

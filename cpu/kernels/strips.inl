@@ -1,0 +1,318 @@
+// Packed matrices (src/quant/strips.h) times vectors: one row to a lane, so a strip of 16 rows is kParts vectors, and the
+// numbers of x are broadcast. An output is a sum over units of columns (a group of scales, or 64), added in order: inside
+// a unit one chain of multiply-adds through the columns, then total += scale * unit. This order depends on the column
+// alone, so an output depends neither on m nor on the split of the rows.
+//
+//   m = 1: codes are decoded into registers and multiplied at once; two units at a time hide the latency of the chains.
+//   m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
+
+constexpr int kStripRows = 16;
+constexpr int kParts = kStripRows / kLanes;
+constexpr int kBlock = 128;
+constexpr int kLine = 64;
+constexpr int kAhead = 4096;  // bytes that the stream is fetched ahead
+constexpr int kStripTokens = kParts == 1 ? 12 : kParts == 2 ? 6 : 2;  // accumulators that fit into the registers
+
+[[gnu::always_inline]] inline U load_words(const uint8_t* p) {
+    U words;
+    __builtin_memcpy(&words, p, sizeof words);
+    return words;
+}
+
+// ---- codes: words of a line -> column j of it ----------------------------------------------------------------------
+
+struct StripF32 {
+    static constexpr int kColumns = 1, kUnit = 64;
+    [[gnu::always_inline]] F column(U words, int) const {
+        return (F)words;
+    }
+    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
+};
+
+struct StripBF16 {
+    static constexpr int kColumns = 2, kUnit = 64;
+    [[gnu::always_inline]] F column(U words, int j) const {
+        return (F)(j == 0 ? words << 16 : words & 0xffff0000);
+    }
+    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
+};
+
+struct StripF16 {
+    static constexpr int kColumns = 2, kUnit = 64;
+    [[gnu::always_inline]] F column(U words, int j) const {
+        return f16_of_words(j == 0 ? words & 0xffff : words >> 16);
+    }
+    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
+};
+
+/// Byte j of every word as e4m3, times 2^-120: the fields stand where those of a float do. So that products stay far from
+/// the subnormal floats, x comes multiplied by 2^60 (quant::strip_input_factor); the scales bring the other 2^60.
+[[gnu::always_inline]] inline F e4m3_column(U words, int j) {
+    const I top = (I)(j == 3 ? words : words << (24 - 8 * j));
+    return as_float((top >> 4) & static_cast<int32_t>(0x87f00000));
+}
+
+constexpr float kE4M3Unit = 0x1p60f;
+
+struct StripE4M3 {
+    static constexpr int kColumns = 4, kUnit = 64;
+    [[gnu::always_inline]] F column(U words, int j) const {
+        return e4m3_column(words, j);
+    }
+    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
+};
+
+struct StripQ8 {
+    static constexpr int kColumns = 4, kUnit = 32;
+    [[gnu::always_inline]] F column(U words, int j) const {
+        return to_float((I)(j == 3 ? words : words << (24 - 8 * j)) >> 24);
+    }
+    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
+};
+
+/// Nibbles that a table of 16 bytes turns into one-byte numbers, four columns at a time.
+template <int unit>
+struct StripE2M1 {
+    static constexpr int kColumns = 8, kUnit = unit;
+    ByteTable table = make_byte_table(kE2M1AsE4M3);
+    [[gnu::always_inline]] F column(U bytes, int j) const {
+        return e4m3_column(bytes, j % 4);
+    }
+    /// Half 0: columns 0..3, half 1: columns 4..7.
+    [[gnu::always_inline]] U prepare(U words, int half) const {
+        return look_up_bytes(table, (half ? words >> 4 : words) & 0x0f0f0f0f);
+    }
+};
+
+template <int unit>
+struct StripInt4 {
+    static constexpr int kColumns = 8, kUnit = unit;
+    [[gnu::always_inline]] F column(U words, int j) const {
+        const int shift = 28 - (j % 4 * 8 + j / 4 * 4);
+        return to_float((I)(shift == 0 ? words : words << shift) >> 28);
+    }
+    /// Offset binary to two's complement.
+    [[gnu::always_inline]] U prepare(U words, int) const { return words ^ 0x88888888; }
+};
+
+// ---- scales: of unit u of a block, for part v of the rows --------------------------------------------------------
+
+struct NoScales {
+    static constexpr bool kInBlock = false;
+    [[gnu::always_inline]] F of(const uint8_t*, int, int) const { return broadcast(1.0f); }
+};
+
+struct E8M0Scales {
+    static constexpr bool kInBlock = true;
+    [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const {
+        const I codes = load_u8(p + u * kStripRows + v * kLanes);
+        // 2^(code - 127); code 0 is a subnormal float.
+        return as_float(codes << 23 | ((codes == 0) & 0x00400000)) * broadcast(kE4M3Unit);
+    }
+};
+
+struct E4M3Scales {
+    static constexpr bool kInBlock = true;
+    [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const {
+        const I codes = load_u8(p + u * kStripRows + v * kLanes);
+        return e4m3_column((U)codes, 0) * broadcast(0x1p120f) * broadcast(kE4M3Unit);
+    }
+};
+
+struct F16Scales {
+    static constexpr bool kInBlock = true;
+    [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const {
+        return load_f16(p + 2 * (u * kStripRows + v * kLanes));
+    }
+};
+
+struct BF16Scales {
+    static constexpr bool kInBlock = true;
+    [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const {
+        return load_bf16(p + 2 * (u * kStripRows + v * kLanes));
+    }
+};
+
+/// Units that share a group of scales.
+template <typename Scales, int per_group>
+struct Grouped {
+    static constexpr bool kInBlock = true;
+    Scales scales;
+    [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const { return scales.of(p, u / per_group, v); }
+};
+
+// ---- one strip ----------------------------------------------------------------------------------------------------
+
+/// Where a strip's blocks are, and the scale beside the matrix that the 16 rows share in a block (1 without).
+struct Strip {
+    const uint8_t* data;
+    const uint8_t* shared_scales;
+    quant::Format shared_format;
+    int64_t shared_cols;
+
+    Strip(const quant::Matrix& w, int64_t n)
+        : data(bytes(w.data) + n / kStripRows * w.strip_bytes),
+          shared_scales(w.scales ? bytes(w.scales) + n / w.scale_rows * w.scale_stride : nullptr),
+          shared_format(w.scale_format),
+          shared_cols(w.scale_cols) {}
+
+    /// With the unit of the codes.
+    float shared_scale(int64_t block) const {
+        if (!shared_scales) return 1.0f;
+        const int64_t i = block * kBlock / shared_cols;
+        switch (shared_format) {
+            case quant::Format::kE8M0:
+                return e8m0_number(shared_scales[i]) * kE4M3Unit;
+            case quant::Format::kBF16:
+                return bf16_number(shared_scales + 2 * i) * kE4M3Unit;
+            case quant::Format::kF16:
+                return f16_number(shared_scales + 2 * i) * kE4M3Unit;
+            default:
+                return bits_as<float>(read_u32(shared_scales + 4 * i)) * kE4M3Unit;
+        }
+    }
+};
+
+/// Calls body(j, F) for the columns of a line.
+template <typename Codes, typename Body>
+[[gnu::always_inline]] inline void for_columns(const Codes& codes, U words, Body body) {
+    constexpr int kHalf = Codes::kColumns == 8 ? 4 : Codes::kColumns;
+    unrolled<Codes::kColumns / kHalf>([&](int half) __attribute__((always_inline)) {
+        const U prepared = codes.prepare(words, half);
+        unrolled<kHalf>([&](int j) __attribute__((always_inline)) {
+            body(half * kHalf + j, codes.column(prepared, half * kHalf + j));
+        });
+    });
+}
+
+template <typename Codes, typename Scales>
+struct StripKernel {
+    Codes codes;
+    Scales scales;
+
+    static constexpr int kUnits = kBlock / Codes::kUnit;
+    static constexpr int kLines = Codes::kUnit / Codes::kColumns;  // of a unit
+    static constexpr int kCodeBytes = kBlock / Codes::kColumns * kLine;
+
+    [[gnu::always_inline]] F scale(const uint8_t* block, float shared, int u, int v) const {
+        return Scales::kInBlock ? scales.of(block + kCodeBytes, u, v) : broadcast(shared);
+    }
+
+    void one(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, float* y) const {
+        F total[kParts] = {};
+        const uint8_t* p = strip.data;
+        for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += kBlock) {
+            for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
+            const float shared = strip.shared_scale(b);
+            for (int u = 0; u < kUnits; u += 2) {
+                F sum[2][kParts] = {};
+                for (int l = 0; l < kLines; ++l) {
+                    unrolled<2>([&](int i) __attribute__((always_inline)) {
+                        const uint8_t* line = p + ((u + i) * kLines + l) * kLine;
+                        const float* part = x + (u + i) * Codes::kUnit + l * Codes::kColumns;
+                        unrolled<kParts>([&](int v) __attribute__((always_inline)) {
+                            for_columns(codes, load_words(line + v * kLanes * 4), [&](int j, F w)
+                                        __attribute__((always_inline)) {
+                                            sum[i][v] = fma(w, broadcast(part[j]), sum[i][v]);
+                                        });
+                        });
+                    });
+                }
+                unrolled<2>([&](int i) __attribute__((always_inline)) {
+                    unrolled<kParts>([&](int v) __attribute__((always_inline)) {
+                        total[v] = fma(scale(p, shared, u + i, v), sum[i][v], total[v]);
+                    });
+                });
+            }
+        }
+        for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
+    }
+
+    /// y[t][16] (+)= the tile of one unit, [kUnit][16], times x[t].
+    template <int tokens>
+    [[gnu::always_inline]] static void pass(const float* tile, const F* unit_scale, bool first, const float* x,
+                                            int64_t x_stride, float* y, int64_t y_stride) {
+        F sum[tokens][kParts] = {};
+        for (int k = 0; k < Codes::kUnit; ++k) {
+            F w[kParts];
+            for (int v = 0; v < kParts; ++v) w[v] = load(tile + k * kStripRows + v * kLanes);
+            unrolled<tokens>([&](int t) __attribute__((always_inline)) {
+                const F number = broadcast(x[t * x_stride + k]);
+                for (int v = 0; v < kParts; ++v) sum[t][v] = fma(w[v], number, sum[t][v]);
+            });
+        }
+        unrolled<tokens>([&](int t) __attribute__((always_inline)) {
+            for (int v = 0; v < kParts; ++v) {
+                float* at = y + t * y_stride + v * kLanes;
+                store(at, fma(unit_scale[v], sum[t][v], first ? F{} : load(at)));
+            }
+        });
+    }
+
+    void many(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride, int64_t m,
+              float* y, int64_t y_stride) const {
+        alignas(64) float tile[kBlock * kStripRows];
+        const uint8_t* p = strip.data;
+        for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += kBlock) {
+            for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
+            for (int l = 0; l < kBlock / Codes::kColumns; ++l) {
+                for (int v = 0; v < kParts; ++v) {
+                    for_columns(codes, load_words(p + l * kLine + v * kLanes * 4), [&](int j, F w)
+                                __attribute__((always_inline)) {
+                                    store(tile + (l * Codes::kColumns + j) * kStripRows + v * kLanes, w);
+                                });
+                }
+            }
+            F unit_scales[kUnits][kParts];
+            const float shared = strip.shared_scale(b);
+            for (int u = 0; u < kUnits; ++u)
+                for (int v = 0; v < kParts; ++v) unit_scales[u][v] = scale(p, shared, u, v);
+            // All units of a few vectors, whose block of x then is in L1.
+            int64_t t = 0;
+            for (; t + kStripTokens <= m; t += kStripTokens)
+                for (int u = 0; u < kUnits; ++u)
+                    pass<kStripTokens>(tile + u * Codes::kUnit * kStripRows, unit_scales[u], b == 0 && u == 0,
+                                       x + t * x_stride + u * Codes::kUnit, x_stride, y + t * y_stride, y_stride);
+            for (; t < m; ++t)
+                for (int u = 0; u < kUnits; ++u)
+                    pass<1>(tile + u * Codes::kUnit * kStripRows, unit_scales[u], b == 0 && u == 0,
+                            x + t * x_stride + u * Codes::kUnit, x_stride, y + t * y_stride, y_stride);
+        }
+    }
+
+    void multiply(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride, int64_t m,
+                  float* y, int64_t y_stride) const {
+        const int64_t blocks = w.cols / kBlock, block_bytes = w.strip_bytes / blocks;
+        for (int64_t n = 0; n < count; n += kStripRows) {
+            const Strip strip(w, first + n);
+            if (m == 1)
+                one(strip, block_bytes, blocks, x, y + n);
+            else
+                many(strip, block_bytes, blocks, x, x_stride, m, y + n, y_stride);
+        }
+    }
+};
+
+/// Calls body(kernel) with the kernel of a packed matrix.
+template <typename Body>
+[[gnu::always_inline]] inline void with_strip_kernel(const quant::Matrix& w, Body body) {
+    using quant::Format;
+    switch (w.format) {
+        case Format::kE2M1Pair:
+            if (w.scale_format == Format::kE8M0) return body(StripKernel<StripE2M1<32>, E8M0Scales>{});
+            return body(StripKernel<StripE2M1<16>, E4M3Scales>{});
+        case Format::kInt4Pair:
+            if (w.scale_cols == 32) return body(StripKernel<StripInt4<32>, BF16Scales>{});
+            return body(StripKernel<StripInt4<64>, Grouped<BF16Scales, 2>>{});
+        case Format::kE4M3:
+            return body(StripKernel<StripE4M3, NoScales>{});
+        case Format::kQ8_0:
+            return body(StripKernel<StripQ8, F16Scales>{});
+        case Format::kBF16:
+            return body(StripKernel<StripBF16, NoScales>{});
+        case Format::kF16:
+            return body(StripKernel<StripF16, NoScales>{});
+        default:
+            return body(StripKernel<StripF32, NoScales>{});
+    }
+}

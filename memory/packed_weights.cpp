@@ -1,0 +1,160 @@
+#include "memory/packed_weights.h"
+
+#include "src/base/error.h"
+#include "src/quant/strips.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <map>
+#include <set>
+#include <sys/mman.h>
+#include <thread>
+#include <tuple>
+#include <unistd.h>
+#include <vector>
+
+namespace thermocline::memory {
+namespace {
+
+using quant::kStripRows;
+using quant::Matrix;
+
+constexpr int64_t kJobBytes = int64_t{4} << 20;
+
+/// Views of the same bytes: the trunk and the MTP layer share the embedding and the head.
+using Key = std::tuple<const std::byte*, quant::Format, int64_t, int64_t>;
+Key key_of(const Matrix& m) { return {m.data, m.format, m.rows, m.cols}; }
+
+/// Every view that may be replaced, by what it shows.
+class Views {
+public:
+    /// Tables are read a row at a time, which packed would touch sixteen: they stay.
+    void exclude_tables(const ops::Plan& plan) {
+        for (const ops::Step& step : plan.steps)
+            if (const auto* embed = std::get_if<ops::Embed>(&step))
+                tables_.insert(key_of(plan.matrices[static_cast<size_t>(embed->table)].matrix));
+    }
+
+    void collect(ops::Plan& plan) {
+        std::map<ops::MatrixId, int64_t> groups;
+        for (const ops::Step& step : plan.steps)
+            if (const auto* linear = std::get_if<ops::Linear>(&step)) groups[linear->weight] = linear->groups;
+        for (ops::MatrixId id = 0; id < static_cast<ops::MatrixId>(plan.matrices.size()); ++id) {
+            Matrix& matrix = plan.matrices[static_cast<size_t>(id)].matrix;
+            const bool split = groups.contains(id) && matrix.rows % (groups[id] * kStripRows) == 0;
+            split ? add(matrix) : keep(matrix);
+        }
+        for (ops::ExpertSet& set : plan.experts) collect(set);
+    }
+
+    std::map<Key, std::vector<Matrix*>>& packed() { return packed_; }
+
+    int64_t kept_bytes() const {
+        int64_t sum = 0;
+        for (const auto& [key, bytes] : kept_) sum += bytes;
+        return sum;
+    }
+
+private:
+    /// All or none, and of one format: the kernels prepare the inputs of a set once.
+    void collect(ops::ExpertSet& set) {
+        bool uniform = true;
+        for (std::vector<Matrix>* list : {&set.w1, &set.w3, &set.w2}) {
+            const std::vector<Matrix>& like = list == &set.w2 ? set.w2 : set.w1;
+            const Matrix first = packed_form(like[0]);
+            for (const Matrix& matrix : *list)
+                uniform &= first.layout == quant::Layout::kStrips && packed_form(matrix).layout == first.layout &&
+                           matrix.format == like[0].format;
+        }
+        for (std::vector<Matrix>* list : {&set.w1, &set.w3, &set.w2})
+            for (Matrix& matrix : *list) uniform ? add(matrix) : keep(matrix);
+    }
+
+    void add(Matrix& matrix) {
+        if (packed_form(matrix).layout == quant::Layout::kStrips && !tables_.contains(key_of(matrix)))
+            packed_[key_of(matrix)].push_back(&matrix);
+        else
+            keep(matrix);
+    }
+    void keep(const Matrix& matrix) { kept_[key_of(matrix)] = matrix.bytes(); }
+
+    std::set<Key> tables_;
+    std::map<Key, std::vector<Matrix*>> packed_;
+    std::map<Key, int64_t> kept_;
+};
+
+/// Some strips of one matrix.
+struct Job {
+    Matrix matrix;
+    int64_t first, count;
+    std::byte* out;
+};
+
+/// Gives the whole pages in [data, data + size) back. Pages of a file can be read again, so a range that somebody still
+/// needs costs time only.
+void release(const std::byte* data, int64_t size) {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(size)) / page * page;
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+void run(const std::vector<Job>& jobs, std::atomic<size_t>& next, std::atomic<int64_t>& done) {
+    for (size_t i = next++; i < jobs.size(); i = next++) {
+        const Job& job = jobs[i];
+        pack_strips(job.matrix, job.first, job.count, job.out);
+        const int64_t strip = job.matrix.row_bytes * kStripRows;
+        release(job.matrix.data + job.first * strip, job.count * strip);
+        done += job.count * strip;
+    }
+}
+
+}  // namespace
+
+PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, Source source, int threads,
+                             const std::function<void(int64_t, int64_t)>& progress) {
+    Views views;
+    for (ops::Plan* plan : plans) views.exclude_tables(*plan);
+    for (ops::Plan* plan : plans) views.collect(*plan);
+    unpacked_bytes_ = views.kept_bytes();
+
+    int64_t total = 0, source_bytes = 0;
+    for (const auto& [key, list] : views.packed()) {
+        const Matrix form = packed_form(*list[0]);
+        total += form.rows / kStripRows * form.strip_bytes;
+        source_bytes += list[0]->rows * list[0]->row_bytes;
+    }
+    if (total == 0) return;
+    const int64_t available = available_memory() + (source == Source::kMemory ? source_bytes : 0);
+    if (total > available)
+        fail("packed weights need ", total >> 20, " MiB of memory, but ", available >> 20,
+             " MiB are free: use --weights-in-place, which reads the files where they lie, or a smaller model");
+    pages_.emplace(static_cast<size_t>(total));
+
+    std::vector<Job> jobs;
+    std::byte* out = pages_->bytes().data();
+    for (const auto& [key, list] : views.packed()) {
+        const Matrix matrix = *list[0];
+        Matrix form = packed_form(matrix);
+        form.data = out;
+        const int64_t strips = form.rows / kStripRows, each = std::max<int64_t>(1, kJobBytes / form.strip_bytes);
+        for (int64_t first = 0; first < strips; first += each)
+            jobs.push_back({matrix, first, std::min(each, strips - first), out + first * form.strip_bytes});
+        out += strips * form.strip_bytes;
+        for (Matrix* view : list) *view = form;
+    }
+
+    std::atomic<size_t> next = 0;
+    std::atomic<int64_t> done = 0;
+    std::vector<std::jthread> packers;
+    for (int i = 0; i < std::max(1, threads); ++i) packers.emplace_back([&] { run(jobs, next, done); });
+    while (progress && done < source_bytes) {
+        progress(done, source_bytes);
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+    packers.clear();  // joins
+    if (progress) progress(source_bytes, source_bytes);
+}
+
+}  // namespace thermocline::memory

@@ -1,0 +1,241 @@
+// `bench`: speed of a model, every figure beside the limit that was measured in the same run (cli.md).
+#include "scheduler/bandwidth.h"
+#include "scheduler/machine_speed.h"
+#include "scheduler/topology.h"
+#include "src/app/bench_run.h"
+#include "src/app/bench_table.h"
+#include "src/app/commands.h"
+#include "src/app/progress.h"
+#include "src/app/settings.h"
+#include "src/base/error.h"
+#include "src/base/log.h"
+#include "src/engine/pack.h"
+#include "src/engine/vocabulary.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <utility>
+
+namespace thermocline::app {
+
+namespace {
+
+constexpr int64_t kMaxBatch = 512;
+
+struct BenchFlags {
+    ModelFlags model;
+    std::vector<int64_t> prompts{512}, outputs{128}, depths{0}, batches{1}, threads;
+    int64_t repetitions = 5;
+    std::string format = "md";
+    bool profile_steps = false;
+};
+
+/// A flag with numbers separated by commas; a repeated flag replaces the list.
+CLI::Option* add_list(CLI::App& command, const std::string& name, std::vector<int64_t>& list, int64_t low, int64_t high,
+                      const std::string& description) {
+    const auto parse = [name, &list, low, high](const std::string& text) {
+        list.clear();
+        for (size_t at = 0; at <= text.size();) {
+            const size_t end = std::min(text.find(',', at), text.size());
+            int64_t number = 0;
+            const auto [stop, error] = std::from_chars(text.data() + at, text.data() + end, number);
+            if (error != std::errc() || stop != text.data() + end || number < low || number > high)
+                throw CLI::ValidationError(name, "'" + text + "', expected numbers from " + std::to_string(low) +
+                                                     " to " + std::to_string(high) + ", separated by commas");
+            list.push_back(number);
+            at = end + 1;
+        }
+    };
+    return command.add_option_function<std::string>(name, parse, description)->type_name("N[,N...]");
+}
+
+std::vector<BenchTest> tests_of(const BenchFlags& flags) {
+    std::vector<BenchTest> tests;
+    for (const int64_t depth : flags.depths)
+        for (const int64_t batch : flags.batches) {
+            for (const int64_t tokens : flags.prompts)
+                if (tokens > 0) tests.push_back({true, tokens, depth, batch});
+            for (const int64_t tokens : flags.outputs)
+                if (tokens > 0) tests.push_back({false, tokens, depth, batch});
+        }
+    if (tests.empty()) fail("-p and -n are 0: nothing to measure");
+    return tests;
+}
+
+/// Names of the weight formats, most bytes first, "E2M1+E4M3+BF16".
+std::string formats_of(const ops::Plan& plan) {
+    std::map<std::string, int64_t> bytes;
+    const auto count = [&](const quant::Matrix& matrix) {
+        bytes[std::string(quant::traits(matrix.format).name)] += matrix.bytes();
+    };
+    for (const ops::NamedMatrix& named : plan.matrices) count(named.matrix);
+    for (const ops::ExpertSet& set : plan.experts)
+        for (const auto* matrices : {&set.w1, &set.w2, &set.w3})
+            std::for_each(matrices->begin(), matrices->end(), count);
+    std::vector<std::pair<std::string, int64_t>> order(bytes.begin(), bytes.end());
+    std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.second > b.second; });
+    std::string text;
+    for (size_t i = 0; i < std::min<size_t>(order.size(), 3); ++i) text += (i ? "+" : "") + order[i].first;
+    return text;
+}
+
+/// What the machine can do at most with these workers, in the terms of a row.
+struct Limit {
+    double read_gb_per_s, gflops;
+};
+
+Json row_of(const BenchTest& test, const std::vector<BenchSample>& samples, const Limit& limit) {
+    const auto tokens = static_cast<double>(test.tokens * test.batch), runs = static_cast<double>(samples.size());
+    double rates = 0.0, squares = 0.0, seconds = 0.0;
+    ops::Cost cost;
+    for (const BenchSample& sample : samples) {
+        const double rate = tokens / sample.seconds;
+        rates += rate;
+        squares += rate * rate;
+        seconds += sample.seconds;
+        cost += sample.cost;
+    }
+    const double mean = rates / runs;
+    const double variance = runs > 1 ? std::max(0.0, squares - runs * mean * mean) / (runs - 1) : 0.0;
+    const double gb_per_s = static_cast<double>(cost.bytes) / seconds * 1e-9;
+    const double gflops = static_cast<double>(cost.flops) / seconds * 1e-9;
+    return {{"tokens_per_s", mean},
+            {"stddev", std::sqrt(variance)},
+            {"bytes_per_token", std::llround(static_cast<double>(cost.bytes) / (tokens * runs))},
+            {"gb_per_s", gb_per_s},
+            {"bandwidth_gb_per_s", limit.read_gb_per_s},
+            {"fraction_of_bandwidth", gb_per_s / limit.read_gb_per_s},
+            {"gflops", gflops},
+            {"fraction_of_peak", gflops / limit.gflops}};
+}
+
+/// All tests with one number of threads.
+class Bench {
+public:
+    Bench(const BenchFlags& flags, const model::Model& model, BenchTable& table, Progress& progress)
+        : flags_(flags),
+          model_(model),
+          kernels_(cpu::select_kernels(flags.model.isa.c_str())),
+          table_(table),
+          progress_(progress),
+          tests_(tests_of(flags)) {
+        for (const BenchTest& test : tests_) {
+            max_tokens_ = std::max(max_tokens_, test.depth + test.tokens);
+            max_batch_ = std::max(max_batch_, test.batch);
+        }
+        const int64_t most = flags.model.max_model_len > 0 ? flags.model.context(model.max_context) : model.max_context;
+        if (max_tokens_ > most)
+            fail("-d, -p and -n ask for sequences of ", max_tokens_, " tokens, expected at most ", most,
+                 flags.model.max_model_len > 0 ? " (--max-model-len)" : " (max_position_embeddings)");
+    }
+
+    void with_threads(const std::vector<int>& cpus) {
+        cpu::Workers workers(cpus);
+        scheduler::BandwidthProbe probe(workers);
+        // matmul multiplies in float32 in every tier.
+        const auto limit_now = [&] {
+            return Limit{probe.read(), scheduler::measure_peak(workers, kernels_, cpu::Unit::kF32)};
+        };
+        BenchRun run(model_, workers, kernels_, max_tokens_, max_batch_, flags_.model.seed);
+        for (const BenchTest& test : tests_) {
+            run.prepare(test);
+            // On both sides of the test: what some machines can do changes from second to second.
+            const Limit before = limit_now();
+            std::vector<BenchSample> samples;
+            for (int64_t i = 0; i < flags_.repetitions; ++i, progress_.update(++done_))
+                samples.push_back(run.run(test));
+            const Limit after = limit_now();
+            const Limit limit{std::max(before.read_gb_per_s, after.read_gb_per_s),
+                              std::max(before.gflops, after.gflops)};
+            add_row(test, workers.count(), row_of(test, samples, limit));
+            if (flags_.profile_steps) add_profile(test, workers.count(), run.profile(test), limit);
+        }
+    }
+
+    /// After the last row. Profiles stand below a table for people; a document for programs keeps stdout to itself.
+    void finish() {
+        table_.finish();
+        std::fputs(profiles_.c_str(), flags_.format == "md" ? stdout : stderr);
+    }
+
+private:
+    void add_row(const BenchTest& test, int threads, const Json& measured) {
+        Json row = {{"test", test.name()}, {"threads", threads}, {"depth", test.depth}, {"batch", test.batch}};
+        row.update(measured);
+        row.update({{"placement", "cpu"},
+                    {"model", engine::model_name(model_.checkpoint)},
+                    {"format", formats_of(model_.trunk)},
+                    {"isa", kernels_.name},
+                    {"gpu", "none"}});
+        table_.add(row);
+    }
+
+    void add_profile(const BenchTest& test, int threads, const scheduler::StepProfile& profile, const Limit& limit) {
+        profiles_ += "\n" + test.name() + ", " + std::to_string(threads) + " threads, depth " +
+                     std::to_string(test.depth) + ", batch " + std::to_string(test.batch) + ":\n" +
+                     profile_table(profile, limit.read_gb_per_s);
+    }
+
+    const BenchFlags& flags_;
+    const model::Model& model_;
+    const cpu::KernelTable& kernels_;
+    BenchTable& table_;
+    Progress& progress_;
+    std::vector<BenchTest> tests_;
+    std::string profiles_;
+    int64_t max_tokens_ = 0, max_batch_ = 1, done_ = 0;
+};
+
+void bench(BenchFlags flags) {
+    log::start(flags.model.log_level);
+    if (flags.threads.empty()) flags.threads = {flags.model.threads};
+    const scheduler::Machine machine = scheduler::detect_machine();
+    std::vector<std::vector<int>> cpus;
+    for (const int64_t threads : flags.threads)
+        cpus.push_back(scheduler::worker_cpus(machine, static_cast<int>(threads)));
+    tests_of(flags);  // throws before the weights are loaded
+
+    const auto model = model::load_model(flags.model.path(), flags.model.load_options());
+    const auto packed = flags.model.weights_in_place ? nullptr : engine::pack_weights(*model, machine.cores());
+    BenchTable table(flags.format);
+    Progress progress("bench:", std::ssize(tests_of(flags)) * std::ssize(cpus) * flags.repetitions, "repetitions");
+    Bench bench(flags, *model, table, progress);
+    for (const std::vector<int>& list : cpus) bench.with_threads(list);
+    bench.finish();
+}
+
+}  // namespace
+
+void add_bench(CLI::App& root) {
+    auto flags = std::make_shared<BenchFlags>();
+    CLI::App& command = *root.add_subcommand("bench", "speed of a model, beside the limits of this machine");
+    flags->model.declare(command, ModelFlags::Positional::kOptional);
+    const char* group = "Tests: one row a combination";
+    const auto list = [&](const char* name, std::vector<int64_t>& numbers, int64_t low, int64_t high,
+                          const char* text) { add_list(command, name, numbers, low, high, text)->group(group); };
+    constexpr int64_t kTokens = int64_t{1} << 24;
+    list("-p,--prompt", flags->prompts, 0, kTokens, "tokens of a prompt (test ppN); 0: none; default 512");
+    list("-n,--generate", flags->outputs, 0, kTokens, "tokens generated one by one (test tgN); 0: none; default 128");
+    list("-d,--depth", flags->depths, 0, kTokens, "tokens in the cache before, mostly copies of others; default 0");
+    list("-b,--batch", flags->batches, 1, kMaxBatch, "sequences at once; default 1");
+    list("-t", flags->threads, 1, 1 << 16, "CPU workers; default: --threads");
+    command.add_option("-r,--repetitions", flags->repetitions, "of every test; the mean is reported")
+        ->check(CLI::Range(int64_t{1}, int64_t{100000}))
+        ->group(group)
+        ->capture_default_str();
+    command.add_option("-o,--output", flags->format, "md, json, jsonl or csv")
+        ->check(CLI::IsMember({"md", "json", "jsonl", "csv"}))
+        ->group("Output")
+        ->capture_default_str();
+    command
+        .add_flag("--profile-steps", flags->profile_steps,
+                  "one more repetition of every test, timed operator by operator (to stderr unless -o md)")
+        ->group("Output");
+    command.callback([flags] { bench(*flags); });
+}
+
+}  // namespace thermocline::app

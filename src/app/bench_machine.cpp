@@ -1,0 +1,88 @@
+// `bench-machine`: measures this machine and writes its file (configs/machines).
+#include "scheduler/machine_speed.h"
+#include "scheduler/topology.h"
+#include "src/app/commands.h"
+#include "src/app/progress.h"
+#include "src/app/settings.h"
+#include "src/base/error.h"
+#include "src/base/json.h"
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <unistd.h>
+
+namespace thermocline::app {
+
+namespace {
+
+struct MachineFlags {
+    std::string output;
+    bool json = false;
+};
+
+/// configs/machines/HOST.json of the checkout.
+std::string default_output() {
+    const std::filesystem::path readme = bundled("configs/README.md");
+    if (readme.empty()) fail("configs is not above this binary: say with -o FILE where to write");
+    const std::filesystem::path folder = readme.parent_path() / "machines";
+    std::error_code refused;  // shows when the file is opened
+    std::filesystem::create_directory(folder, refused);
+    char host[256] = {};
+    if (::gethostname(host, sizeof host - 1) != 0) fail("this machine has no name: say with -o FILE where to write");
+    return (folder / (std::string(host) + ".json")).string();
+}
+
+void print_group(const std::string& name, const scheduler::GroupSpeed& group) {
+    std::printf("%-8s read", name.c_str());
+    for (const double rate : group.read_gb_per_s) std::printf(" %.1f", rate);
+    std::printf(" GB/s%s, write %.1f, copy %.1f GB/s, barrier %.2f us\n",
+                group.read_gb_per_s.size() > 1 ? " (1, 2, ... cores)" : "", group.write_gb_per_s, group.copy_gb_per_s,
+                group.barrier_us);
+}
+
+void print(const scheduler::Machine& machine, const scheduler::MachineSpeed& speed) {
+    std::printf("%s, %d cores\n", machine.cpu_model.c_str(), machine.cores());
+    for (const scheduler::Cache& cache : machine.caches)
+        std::printf("L%-7d %lld KiB, shared by %d cores\n", cache.level, static_cast<long long>(cache.bytes >> 10),
+                    cache.cores);
+    for (size_t i = 0; i < machine.nodes.size(); ++i)
+        print_group("node " + std::to_string(machine.nodes[i].id), speed.nodes[i]);
+    print_group("all", speed.all);
+    for (const scheduler::TierPeak& peak : speed.peaks)
+        std::printf("%-12s %-5s %8.1f Gop/s on one core, %8.1f on all\n", peak.isa.c_str(),
+                    scheduler::unit_name(peak.unit), peak.one_core, peak.all_cores);
+}
+
+void bench_machine(const MachineFlags& flags) {
+    const std::string path = flags.output.empty() ? default_output() : flags.output;
+    std::ofstream file(path, std::ios::app);  // before seconds are spent; what is there stays until then
+    if (!file) fail(printable(path), ": cannot write");
+    file.close();
+    const scheduler::Machine machine = scheduler::detect_machine();
+    Progress progress("bench-machine:", scheduler::measurement_count(machine), "measurements");
+    const auto speed = scheduler::measure_machine(machine, [&](int64_t done) { progress.update(done); });
+    const Json json = scheduler::machine_json(machine, speed);
+    file.open(path, std::ios::trunc);
+    file << dump_json(json, 2) << "\n";
+    file.close();
+    if (!file) fail(printable(path), ": cannot write");
+    if (flags.json)
+        std::printf("%s\n", dump_json(json).c_str());
+    else
+        print(machine, speed);
+}
+
+}  // namespace
+
+void add_bench_machine(CLI::App& root) {
+    auto flags = std::make_shared<MachineFlags>();
+    CLI::App& command = *root.add_subcommand("bench-machine", "measures this machine: memory, arithmetic, barriers");
+    command.add_option("-o,--output", flags->output, "machine file to write; default: configs/machines/HOST.json");
+    command.add_flag("--json", flags->json, "print the machine file instead of a table");
+    command.callback([flags] { bench_machine(*flags); });
+}
+
+}  // namespace thermocline::app

@@ -1,0 +1,66 @@
+// Speed of one model with one set of workers: runs a test as often as asked and counts what it read and computed.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/workers.h"
+#include "memory/sequence_cache.h"
+#include "scheduler/executor.h"
+#include "scheduler/profiler.h"
+#include "src/model/registry.h"
+#include "src/ops/cost.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace thermocline::app {
+
+struct BenchTest {
+    bool prompt;     // prompts of `tokens` tokens, or as many tokens one by one
+    int64_t tokens;  // of every sequence
+    int64_t depth;   // tokens in the caches before
+    int64_t batch;   // sequences
+    std::string name() const { return (prompt ? "pp" : "tg") + std::to_string(tokens); }
+};
+
+/// One repetition.
+struct BenchSample {
+    double seconds = 0.0;
+    ops::Cost cost;
+};
+
+class BenchRun {
+public:
+    /// Everything must outlive this. `max_tokens` and `max_batch`: the largest of the tests to come.
+    BenchRun(const model::Model& model, cpu::Workers& workers, const cpu::KernelTable& kernels, int64_t max_tokens,
+             int64_t max_batch, uint64_t seed);
+
+    /// Puts `test.depth` tokens into the caches and runs a few passes, so that what follows runs warm. Throws Error if
+    /// there is no memory for the caches.
+    void prepare(const BenchTest& test);
+    /// One repetition of the prepared test.
+    BenchSample run(const BenchTest& test);
+    /// Where its time goes: another repetition.
+    scheduler::StepProfile profile(const BenchTest& test);
+
+private:
+    void rewind(const BenchTest& test);
+    void prompts(const BenchTest& test, BenchSample& sample);
+    void generate(const BenchTest& test, BenchSample& sample);
+    void forward(BenchSample& sample);
+    /// Adds the next `count` random tokens of a sequence to the pass to come.
+    void add_part(memory::SequenceCache& sequence, int64_t count, bool output);
+
+    const model::Model& model_;
+    scheduler::Executor executor_;
+    uint64_t seed_;
+    uint64_t drawn_ = 0;
+    std::vector<std::unique_ptr<memory::SequenceCache>> sequences_;
+    std::vector<std::byte> filled_;  // snapshot of a sequence of `depth` tokens
+    std::vector<int32_t> tokens_;    // of the pass to come
+    std::vector<scheduler::Part> parts_;
+};
+
+}  // namespace thermocline::app

@@ -1,0 +1,41 @@
+// Weights without a file (--load-format dummy): random numbers in the formats and sizes of the official checkpoint,
+// entered into a WeightDirectory as if they had been read, so that nothing behind it can tell. What is made depends on
+// the seed and on the place of the tensor alone: a model cut to N layers holds the same numbers as the whole one.
+#pragma once
+
+#include "src/base/tensor.h"
+#include "src/model/weights.h"
+#include "src/quant/format.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace thermocline::model {
+
+struct DummyTensor {
+    enum class Values : uint8_t {
+        kCodes,    ///< any finite code of kE4M3, any byte of kI8 (pairs of e2m1)
+        kScales,   ///< kE8M0: powers of two near `size`
+        kNumbers,  ///< kBF16, kF32: root mean square `size`
+        kGains,    ///< kBF16: 1 .. 1.25
+        kIds,      ///< kI64 [rows, k]: integers below `size`, different ones in a row
+    };
+    std::string name;
+    quant::Format format;
+    Shape shape;
+    Values values;
+    double size;
+};
+
+/// Root mean squares of random codes, to choose scales by.
+inline constexpr double kDummyE4M3Size = 0.62, kDummyE2M1Size = 2.93;
+
+/// A checkpoint that holds a config and no tensors yet. `path`: a config file, or a directory with config.json.
+/// Throws Error.
+Checkpoint open_config(const std::string& path);
+
+/// Makes the tensors with all cores. Throws Error naming the sizes if they do not fit the memory that is free.
+void add_dummy_tensors(const std::vector<DummyTensor>& tensors, uint64_t seed, Checkpoint& checkpoint);
+
+}  // namespace thermocline::model

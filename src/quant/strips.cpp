@@ -1,0 +1,225 @@
+#include "src/quant/strips.h"
+
+#include "src/base/check.h"
+#include "src/quant/blocks.h"
+#include "src/quant/scalar.h"
+
+#include <cstring>
+
+namespace thermocline::quant {
+namespace {
+
+uint32_t read_word(const std::byte* p) {
+    uint32_t word;
+    std::memcpy(&word, p, sizeof word);
+    return word;
+}
+
+/// Nibbles 0..3 of the low half of x, one to a byte.
+uint32_t spread_nibbles(uint32_t x) {
+    x &= 0xffff;
+    x = (x | x << 8) & 0x00ff00ff;
+    return (x | x << 4) & 0x0f0f0f0f;
+}
+
+/// Where the codes and scales of one row of the source are, and how eight or fewer columns become a word.
+struct SourceRow {
+    const Matrix& matrix;
+    const std::byte* codes;
+    const std::byte* scales;
+
+    SourceRow(const Matrix& m, int64_t n)
+        : matrix(m), codes(m.data + n * m.row_bytes), scales(m.scales ? m.scales + n * m.scale_stride : nullptr) {}
+
+    /// Word `line` of the row: columns [line * 32 / bits, ...).
+    uint32_t word(int64_t line) const {
+        switch (matrix.format) {
+            case Format::kE2M1Pair:
+            case Format::kInt4Pair: {
+                const uint32_t pairs = read_word(codes + 4 * line);
+                return spread_nibbles(pairs) | spread_nibbles(pairs >> 16) << 4;
+            }
+            case Format::kMxfp4Block: {  // byte i of a block holds columns i and 16 + i
+                const std::byte* bytes = codes + line / 4 * 17 + 1 + line % 2 * 8;
+                const int shift = line % 4 < 2 ? 0 : 4;
+                return (read_word(bytes) >> shift & 0x0f0f0f0f) | (read_word(bytes + 4) >> shift & 0x0f0f0f0f) << 4;
+            }
+            case Format::kQ8_0:
+                return read_word(codes + line / 8 * 34 + 2 + line % 8 * 4);
+            default:
+                return read_word(codes + 4 * line);
+        }
+    }
+
+    /// The scale of group `index` of the row, as its bytes.
+    const std::byte* scale(int64_t index, int bytes) const {
+        if (matrix.format == Format::kMxfp4Block) return codes + index * 17;
+        if (matrix.format == Format::kQ8_0) return codes + index * 34;
+        return scales + index * bytes;
+    }
+};
+
+/// FP8 whose scales 16 rows and 128 columns always share.
+bool has_shared_scales(const Matrix& m) {
+    const bool rows = m.scale_rows % kStripRows == 0 || m.scale_rows >= m.rows;
+    return m.scales && rows && (m.scale_cols % kStripBlock == 0 || m.scale_cols >= m.cols);
+}
+
+bool has_packed_form(const Matrix& m) {
+    if (m.layout != Layout::kRows || m.rows % kStripRows != 0 || m.cols % kStripBlock != 0) return false;
+    if (m.rows == 0 || m.cols == 0 || m.row_bytes != bytes_of(m.format, m.cols)) return false;
+    switch (m.format) {
+        case Format::kF32:
+        case Format::kF16:
+        case Format::kBF16:
+            return !m.scales;
+        case Format::kQ8_0:
+        case Format::kMxfp4Block:
+            return true;
+        case Format::kE4M3:
+            return has_shared_scales(m);
+        case Format::kE2M1Pair:
+            return m.scale_rows == 1 && ((m.scale_format == Format::kE8M0 && m.scale_cols == 32) ||
+                                         (m.scale_format == Format::kE4M3 && m.scale_cols == 16));
+        case Format::kInt4Pair:
+            return m.scales && !m.zero_points && m.scale_rows == 1 && m.scale_format == Format::kBF16 &&
+                   (m.scale_cols == 32 || m.scale_cols == 128);
+        default:
+            return false;
+    }
+}
+
+double scale_value(Format format, const std::byte* p) {
+    uint16_t wide;
+    std::memcpy(&wide, p, format == Format::kE8M0 || format == Format::kE4M3 ? 1 : 2);
+    switch (format) {
+        case Format::kE8M0:
+            return e8m0_to_float(static_cast<uint8_t>(wide & 255));
+        case Format::kE4M3:
+            return e4m3_to_float(static_cast<uint8_t>(wide & 255));
+        case Format::kBF16:
+            return bf16_to_float(wide);
+        default:
+            return f16_to_float(wide);
+    }
+}
+
+double code_value(Format format, uint32_t code) {
+    switch (format) {
+        case Format::kE2M1Pair:
+            return e2m1_to_float(static_cast<uint8_t>(code));
+        case Format::kInt4Pair:
+            return static_cast<double>(code) - 8.0;
+        case Format::kE4M3:
+            return e4m3_to_float(static_cast<uint8_t>(code));
+        case Format::kQ8_0:
+            return static_cast<int8_t>(code);
+        case Format::kF16:
+            return f16_to_float(static_cast<uint16_t>(code));
+        case Format::kBF16:
+            return bf16_to_float(static_cast<uint16_t>(code));
+        default:
+            return std::bit_cast<float>(code);
+    }
+}
+
+}  // namespace
+
+int64_t StripShape::block_bytes() const {
+    const int64_t scales = scale_bytes == 0 ? 0 : kStripRows * scale_bytes * (kStripBlock / scale_cols);
+    return code_bytes() + (scales + kLineBytes - 1) / kLineBytes * kLineBytes;
+}
+
+StripShape strip_shape(const Matrix& m) {
+    StripShape shape;
+    switch (m.format) {
+        case Format::kE2M1Pair:
+        case Format::kInt4Pair:
+            shape.code_bits = 4;
+            break;
+        case Format::kE4M3:
+        case Format::kQ8_0:
+            shape.code_bits = 8;
+            break;
+        case Format::kF16:
+        case Format::kBF16:
+            shape.code_bits = 16;
+            break;
+        default:
+            shape.code_bits = 32;
+    }
+    if (m.scale_in_strip) {
+        shape.scale_bytes = static_cast<int>(bytes_of(m.scale_format, 1));
+        shape.scale_cols = static_cast<int>(m.scale_cols);
+    }
+    return shape;
+}
+
+Matrix packed_form(const Matrix& matrix) {
+    Matrix packed = matrix;
+    if (!has_packed_form(matrix)) return packed;
+    packed.layout = Layout::kStrips;
+    packed.data = nullptr;
+    packed.row_bytes = 0;
+    if (matrix.format == Format::kMxfp4Block) {
+        packed.format = Format::kE2M1Pair;
+        packed.scale_format = Format::kE8M0;
+        packed.scale_cols = 32;
+    } else if (matrix.format == Format::kQ8_0) {
+        packed.scale_format = Format::kF16;
+        packed.scale_cols = 32;
+    }
+    packed.scale_in_strip = packed.format != Format::kE4M3 && packed.scale_cols != 1;
+    if (packed.scale_in_strip) {
+        packed.scales = nullptr;
+        packed.scale_rows = 1;
+        packed.scale_stride = 0;
+    }
+    packed.strip_bytes = strip_shape(packed).block_bytes() * (matrix.cols / kStripBlock);
+    return packed;
+}
+
+void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* out) {
+    const Matrix packed = packed_form(matrix);
+    CHECK(packed.layout == Layout::kStrips && first >= 0 && count >= 0 && (first + count) * kStripRows <= matrix.rows);
+    const StripShape shape = strip_shape(packed);
+    const int64_t lines = shape.code_bytes() / kLineBytes,
+                  groups = shape.scale_cols ? kStripBlock / shape.scale_cols : 0;
+    for (int64_t strip = first; strip < first + count; ++strip) {
+        for (int64_t block = 0; block < matrix.cols / kStripBlock; ++block, out += shape.block_bytes()) {
+            std::memset(out + shape.code_bytes(), 0, static_cast<size_t>(shape.block_bytes() - shape.code_bytes()));
+            for (int64_t r = 0; r < kStripRows; ++r) {
+                const SourceRow row(matrix, strip * kStripRows + r);
+                for (int64_t line = 0; line < lines; ++line) {
+                    const uint32_t word = row.word(block * lines + line);
+                    std::memcpy(out + line * kLineBytes + r * 4, &word, sizeof word);
+                }
+                for (int64_t g = 0; g < groups; ++g)
+                    std::memcpy(out + shape.code_bytes() + (g * kStripRows + r) * shape.scale_bytes,
+                                row.scale(block * groups + g, shape.scale_bytes),
+                                static_cast<size_t>(shape.scale_bytes));
+            }
+        }
+    }
+}
+
+float strip_input_factor(const Matrix& m) {
+    const bool tiny = m.format == Format::kE4M3 || m.format == Format::kE2M1Pair;
+    return m.layout == Layout::kStrips && tiny ? 0x1p60f : 1.0f;
+}
+
+double strip_value(const Matrix& m, int64_t n, int64_t k) {
+    const StripShape shape = strip_shape(m);
+    const int64_t r = n % kStripRows, column = k % kStripBlock, place = column % shape.line_columns();
+    const std::byte* block = m.data + n / kStripRows * m.strip_bytes + k / kStripBlock * shape.block_bytes();
+    const uint32_t word = read_word(block + column / shape.line_columns() * kLineBytes + r * 4);
+    // The eight nibbles of a word lie low, low, low, low, high, high, high, high.
+    const int64_t bit = shape.code_bits == 4 ? place % 4 * 8 + place / 4 * 4 : place * shape.code_bits;
+    const uint32_t mask = shape.code_bits == 32 ? ~0u : (1u << shape.code_bits) - 1;
+    const double code = code_value(m.format, word >> bit & mask);
+    if (!m.scale_in_strip) return code;
+    const int64_t index = column / shape.scale_cols * kStripRows + r;
+    return code * scale_value(m.scale_format, block + shape.code_bytes() + index * shape.scale_bytes);
+}
+
+}  // namespace thermocline::quant

@@ -1,0 +1,53 @@
+// The packed layout of weights (hybrid-engine.md 2.2): strips of 16 rows, one after the other; a strip is a run of
+// blocks of 128 columns; a block is its codes, then its scales, in whole cache lines.
+//
+//   codes:  lines of 64 bytes = 16 words of 4 bytes; word r of a line holds consecutive columns of row r: 1 of 32 bits,
+//           2 of 16, 4 of 8, or 8 of 4 bits (column 8 v + j in the low, 8 v + 4 + j in the high nibble of byte j).
+//   scales: per group of scale_cols columns one for each of the 16 rows, in the format of the source. FP8 scales of
+//           128 x 128 blocks stay where they are (Matrix::scales): 16 rows share them.
+//
+// So one long stream per thread, sixteen rows to sixteen lanes without a horizontal sum, and not a byte more than the
+// file (but for padding to cache lines). Matrices whose format or shape has no such form stay as they lie.
+#pragma once
+
+#include "src/quant/matrix.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace thermocline::quant {
+
+inline constexpr int64_t kStripRows = 16;
+inline constexpr int64_t kStripBlock = 128;  // columns
+inline constexpr int64_t kLineBytes = 64;
+
+/// What the blocks of a packed matrix look like.
+struct StripShape {
+    int code_bits = 0;    // 4, 8, 16 or 32
+    int scale_bytes = 0;  // of one scale in the block; 0: none there
+    int scale_cols = 0;   // columns of such a scale: 16, 32 or 128
+
+    int64_t code_bytes() const { return kStripRows * kStripBlock * code_bits / 8; }
+    int64_t block_bytes() const;
+    int line_columns() const { return 32 / code_bits; }
+};
+
+/// The shape of a packed matrix (layout kStrips).
+StripShape strip_shape(const Matrix& packed);
+
+/// All of the packed form of `matrix` but its data: format, scales and strip_bytes as pack_strips() will leave them.
+/// layout stays kRows if there is no packed form: rows % 16, cols % 128, rows that do not follow one another, other
+/// formats than F32, F16, BF16, Q8_0, FP8 with blocks of scales, MXFP4, NVFP4 and symmetric INT4.
+Matrix packed_form(const Matrix& matrix);
+
+/// Writes strips [first, first + count) of `matrix` to `out` [count * packed_form(matrix).strip_bytes].
+void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* out);
+
+/// A power of two that kernels want the vectors multiplied with that meet this matrix: one-byte floats are taken apart
+/// into tiny numbers, and the product must stay clear of the subnormals. 1 for layout kRows.
+float strip_input_factor(const Matrix& matrix);
+
+/// Number (n, k) of a packed matrix without the multiplier: the definition of the layout, for oracles.
+double strip_value(const Matrix& packed, int64_t n, int64_t k);
+
+}  // namespace thermocline::quant

@@ -1,0 +1,143 @@
+// Packed matrices: the layout against the rows it was made from, and every tier's kernels against double precision.
+#include "src/quant/strips.h"
+
+#include "cpu/kernels.h"
+#include "src/quant/reference.h"
+#include "tests/cpu/random_matrix.h"
+#include "tests/cpu/tiers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <gtest/gtest.h>
+
+namespace thermocline::cpu {
+namespace {
+
+using quant::Format;
+using quant::Layout;
+using quant::Matrix;
+
+constexpr int64_t kRows = 48, kCols = 384;
+
+std::vector<MatrixShape> packed_shapes() {
+    std::vector<MatrixShape> shapes;
+    for (const Format format : {Format::kF32, Format::kF16, Format::kBF16, Format::kQ8_0, Format::kMxfp4Block})
+        shapes.push_back({.format = format, .rows = kRows, .cols = kCols});
+    for (const Format scales : {Format::kE8M0, Format::kF32, Format::kBF16, Format::kF16}) {
+        shapes.push_back({Format::kE4M3, kRows, kCols, scales, 128, 128});
+        shapes.push_back({Format::kE4M3, kRows, kCols, scales, 16, 128});
+        shapes.push_back({Format::kE4M3, kRows, kCols, scales, 1 << 20, 1 << 20});
+    }
+    shapes.push_back({Format::kE2M1Pair, kRows, kCols, Format::kE8M0, 1, 32});
+    shapes.push_back({Format::kE2M1Pair, kRows, kCols, Format::kE4M3, 1, 16, false, 1.7e-4f});
+    shapes.push_back({Format::kInt4Pair, kRows, kCols, Format::kBF16, 1, 128});
+    shapes.push_back({Format::kInt4Pair, kRows, kCols, Format::kBF16, 1, 32});
+    return shapes;
+}
+
+struct Packed {
+    RandomMatrix rows;
+    std::vector<std::byte> bytes;
+    Matrix strips;
+
+    Packed(const MatrixShape& shape, uint32_t seed) : rows(shape, seed) {
+        strips = quant::packed_form(rows.view());
+        bytes.resize(static_cast<size_t>(strips.rows / quant::kStripRows * strips.strip_bytes));
+        strips.data = bytes.data();
+        quant::pack_strips(rows.view(), 0, strips.rows / quant::kStripRows, bytes.data());
+    }
+};
+
+class Strips : public testing::TestWithParam<Tier> {
+protected:
+    std::vector<float> multiply(const Matrix& w, int64_t first, int64_t count, std::vector<float> x, int64_t m) {
+        for (float& value : x) value *= quant::strip_input_factor(w);
+        std::vector<float> y(static_cast<size_t>(m * count), std::nanf(""));
+        GetParam().kernels->matmul(w, first, count, x.data(), w.cols, m, y.data(), count);
+        return y;
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(, Strips, testing::ValuesIn(tiers()), [](const auto& tier) { return tier.param.name; });
+
+TEST(StripLayout, HoldsTheNumbersOfTheRows) {
+    for (const MatrixShape& shape : packed_shapes()) {
+        const Packed packed(shape, 1);
+        ASSERT_EQ(packed.strips.layout, Layout::kStrips) << to_string(shape);
+        EXPECT_EQ(quant::decode_matrix(packed.strips), quant::decode_matrix(packed.rows.view())) << to_string(shape);
+    }
+}
+
+TEST(StripLayout, TakesNoMoreBytesThanTheRowsButForPadding) {
+    const Packed mxfp4({Format::kE2M1Pair, 64, 4096, Format::kE8M0, 1, 32}, 1);
+    EXPECT_EQ(mxfp4.strips.bytes(), mxfp4.rows.view().bytes());
+    const Packed fp8({Format::kE4M3, 128, 4096, Format::kE8M0, 128, 128}, 1);
+    EXPECT_EQ(fp8.strips.bytes(), fp8.rows.view().bytes());
+    const Packed q8({.format = Format::kQ8_0, .rows = 64, .cols = 4096}, 1);
+    EXPECT_EQ(q8.strips.bytes(), q8.rows.view().bytes());
+}
+
+TEST(StripLayout, IsRefusedWhereNoPackedFormExists) {
+    const auto refused = [](const MatrixShape& shape) {
+        return quant::packed_form(RandomMatrix(shape, 1).view()).layout == Layout::kRows;
+    };
+    EXPECT_TRUE(refused({.format = Format::kBF16, .rows = 40, .cols = 128}));
+    EXPECT_TRUE(refused({.format = Format::kBF16, .rows = 48, .cols = 96}));
+    EXPECT_TRUE(refused({.format = Format::kQ4_K, .rows = 48, .cols = 256}));
+    EXPECT_TRUE(refused({Format::kE4M3, 48, 256, Format::kF32, 8, 128}));
+    EXPECT_TRUE(refused({Format::kE4M3, 48, 256, Format::kF32, 16, 64}));
+    EXPECT_TRUE(refused({Format::kInt4Pair, 48, 256, Format::kBF16, 1, 128, true}));
+    const RandomMatrix wide({.format = Format::kBF16, .rows = 48, .cols = 256}, 1);
+    Matrix half = wide.view();
+    half.cols = 128;  // columns of a wider matrix do not follow one another
+    EXPECT_EQ(quant::packed_form(half).layout, Layout::kRows);
+}
+
+TEST_P(Strips, MatmulEqualsTheReferenceInDouble) {
+    constexpr int64_t kTokens = 7;
+    for (const MatrixShape& shape : packed_shapes()) {
+        const Packed packed(shape, 2);
+        // Of all sizes: small activations must not drown in subnormal products.
+        std::vector<float> x = random_floats(kTokens * kCols, 3), weights = quant::decode_matrix(packed.rows.view());
+        for (int64_t t = 0; t < kTokens; ++t)
+            for (int64_t k = 0; k < kCols; ++k)
+                x[static_cast<size_t>(t * kCols + k)] *= std::pow(10.0f, static_cast<float>(3 - 2 * t));
+        const std::vector<float> y = multiply(packed.strips, 0, kRows, x, kTokens);
+        for (int64_t t = 0; t < kTokens; ++t) {
+            double difference = 0.0, norm = 0.0;
+            for (int64_t n = 0; n < kRows; ++n) {
+                double sum = 0.0;
+                for (int64_t k = 0; k < kCols; ++k)
+                    sum += double{weights[static_cast<size_t>(n * kCols + k)]} * x[static_cast<size_t>(t * kCols + k)];
+                const double error = y[static_cast<size_t>(t * kRows + n)] - sum;
+                difference += error * error, norm += sum * sum;
+            }
+            EXPECT_LT(std::sqrt(difference / norm), 2e-6) << to_string(shape) << " vector " << t;
+        }
+    }
+}
+
+TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
+    constexpr int64_t kMost = 27;
+    for (const MatrixShape& shape : packed_shapes()) {
+        const Packed packed(shape, 4);
+        const std::vector<float> x = random_floats(kMost * kCols, 5);
+        const std::vector<float> all = multiply(packed.strips, 0, kRows, x, kMost);
+        for (const int64_t m : {1, 2, 6, 13}) {
+            const std::vector<float> y = multiply(packed.strips, 0, kRows, {x.begin(), x.begin() + m * kCols}, m);
+            EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << to_string(shape) << " " << m;
+        }
+        for (const int64_t first : {0, 16, 32}) {
+            const std::vector<float> y = multiply(packed.strips, first, 16, {x.begin(), x.begin() + 3 * kCols}, 3);
+            for (int64_t t = 0; t < 3; ++t)
+                EXPECT_EQ(std::memcmp(&y[static_cast<size_t>(t * 16)], &all[static_cast<size_t>(t * kRows + first)],
+                                      16 * sizeof(float)),
+                          0)
+                    << to_string(shape) << " from row " << first;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace thermocline::cpu

@@ -1,0 +1,87 @@
+// The demo model with packed weights against the same model read where its file lies.
+#include "memory/packed_weights.h"
+
+#include "src/quant/reference.h"
+#include "tests/model/engine_fixture.h"
+
+#include <cstring>
+#include <gtest/gtest.h>
+#include <numeric>
+
+namespace thermocline {
+namespace {
+
+const std::string kDemo = THERMOCLINE_SOURCE_DIR "/models/demo";
+constexpr model::LoadOptions kExact = {.kv_cache = model::KvCacheDtype::kF32, .activations = model::Activations::kBf16};
+
+struct PackedModel {
+    std::unique_ptr<model::Model> model;
+    std::unique_ptr<memory::PackedWeights> packed;
+
+    explicit PackedModel(const model::LoadOptions& options, int threads = 2)
+        : model(model::load_model(kDemo, options)) {
+        ops::Plan* plans[] = {&model->trunk, &*model->mtp};
+        packed = std::make_unique<memory::PackedWeights>(plans, memory::PackedWeights::Source::kFiles, threads);
+    }
+};
+
+std::vector<int32_t> some_tokens(int32_t count) {
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < count; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % 4000);
+    return tokens;
+}
+
+Logits logits_of(const model::Model& model, int workers, int64_t chunk) {
+    Engine engine(model, "auto", workers);
+    const auto sequence = engine.new_sequence();
+    return engine.feed(*sequence, some_tokens(150), chunk);
+}
+
+TEST(PackedWeights, HoldTheNumbersOfTheFile) {
+    const auto plain = model::load_model(kDemo, {});
+    const PackedModel packed({});
+    for (size_t i = 0; i < plain->trunk.matrices.size(); ++i)
+        EXPECT_EQ(quant::decode_matrix(packed.model->trunk.matrices[i].matrix),
+                  quant::decode_matrix(plain->trunk.matrices[i].matrix))
+            << plain->trunk.matrices[i].name;
+    const ops::ExpertSet &a = packed.model->trunk.experts[1], &b = plain->trunk.experts[1];
+    for (size_t e = 0; e < a.w1.size(); ++e) {
+        EXPECT_EQ(a.w1[e].layout, quant::Layout::kStrips);
+        EXPECT_EQ(quant::decode_matrix(a.w1[e]), quant::decode_matrix(b.w1[e]));
+        EXPECT_EQ(quant::decode_matrix(a.w2[e]), quant::decode_matrix(b.w2[e]));
+        EXPECT_EQ(quant::decode_matrix(a.w3[e]), quant::decode_matrix(b.w3[e]));
+    }
+}
+
+TEST(PackedWeights, LeaveOnlyTheEmbeddingAndOddShapesWhereTheyLie) {
+    const PackedModel packed({});
+    EXPECT_GT(packed.packed->bytes(), 8 << 20);
+    EXPECT_LT(packed.packed->unpacked_bytes(), packed.packed->bytes() / 2);
+    // Trunk and MTP layer share the head: packed once.
+    EXPECT_EQ(packed.model->mtp->matrices.back().matrix.data, packed.model->trunk.matrices.back().matrix.data);
+}
+
+TEST(PackedWeights, GiveTheLogitsOfTheFile) {
+    const auto plain = model::load_model(kDemo, kExact);
+    const PackedModel packed(kExact);
+    const Logits a = logits_of(*packed.model, 1, 64), b = logits_of(*plain, 1, 64);
+    for (size_t t = 0; t < a.size(); ++t)
+        EXPECT_LT(difference(a[t], std::vector<double>(b[t].begin(), b[t].end())), 2e-4) << "token " << t;
+}
+
+TEST(PackedWeights, ResultsDependNeitherOnThreadsNorOnChunks) {
+    const PackedModel packed({}, 1);
+    const Logits expected = logits_of(*packed.model, 1, 150);
+    const auto expect_same = [&](const Logits& logits, const char* what) {
+        for (size_t t = 0; t < expected.size(); ++t)
+            ASSERT_EQ(std::memcmp(logits[t].data(), expected[t].data(), expected[t].size() * sizeof(float)), 0)
+                << what << ", token " << t;
+    };
+    expect_same(logits_of(*packed.model, 1, 1), "one by one");
+    expect_same(logits_of(*packed.model, 2, 7), "chunks of 7, two threads");
+    expect_same(logits_of(*packed.model, 3, 150), "three threads");
+    expect_same(logits_of(*PackedModel({}, 3).model, 2, 1), "packed by three");
+}
+
+}  // namespace
+}  // namespace thermocline
