@@ -38,8 +38,7 @@ static inline __m512i _mm512_cvtepu16_epi32(__m256i x) {
 static inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);
     simde__m512i_private to;
-    for (int i = 0; i < 16; ++i)
-        to.i32[i] = x.i16[2 * i] * y.i16[2 * i] + x.i16[2 * i + 1] * y.i16[2 * i + 1];
+    for (int i = 0; i < 16; ++i) to.i32[i] = x.i16[2 * i] * y.i16[2 * i] + x.i16[2 * i + 1] * y.i16[2 * i + 1];
     return simde__m512i_from_private(to);
 }
 
