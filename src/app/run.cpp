@@ -54,6 +54,7 @@ void complete(const RunFlags& flags, engine::Assembly& assembly, const std::stri
     // A prompt that is continued, not a chat: BOS as the model was trained to see a text begin.
     if (assembly.tokenizer->bos_id() && assembly.tokenizer->add_bos())
         request.prompt.insert(request.prompt.begin(), *assembly.tokenizer->bos_id());
+    assembly.engine->check(request);  // before anything is printed
     std::printf("%s", prompt.c_str());
     std::fflush(stdout);
     auto output = std::make_unique<engine::PlainOutput>(*assembly.tokenizer, flags.stop, false, true, 0);

@@ -5,6 +5,7 @@
 #include "src/base/log.h"
 
 #include <algorithm>
+#include <cmath>
 #include <exception>
 #include <utility>
 
@@ -58,6 +59,15 @@ void Engine::check(const Request& request) const {
     for (const int32_t id : request.prompt) check_id(id, "prompt token");
     for (const int32_t id : request.stop_tokens) check_id(id, "stop token");
     for (const auto& bias : request.sampling.logit_bias) check_id(bias.first, "logit_bias token");
+    const SamplingParams& sampling = request.sampling;
+    const std::pair<const char*, float> numbers[] = {{"temperature", sampling.temperature},
+                                                     {"top_p", sampling.top_p},
+                                                     {"min_p", sampling.min_p},
+                                                     {"presence_penalty", sampling.presence_penalty},
+                                                     {"frequency_penalty", sampling.frequency_penalty},
+                                                     {"repetition_penalty", sampling.repetition_penalty}};
+    for (const auto& [name, value] : numbers)
+        if (!std::isfinite(value)) fail(name, " is ", value, ", expected a finite number");
 }
 
 std::shared_ptr<Ticket> Engine::submit(Request request, std::shared_ptr<Listener> listener) {

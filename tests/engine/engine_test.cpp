@@ -3,6 +3,7 @@
 #include "src/base/queue.h"
 #include "tests/engine/fake_model.h"
 
+#include <cmath>
 #include <condition_variable>
 #include <gtest/gtest.h>
 #include <mutex>
@@ -114,6 +115,9 @@ TEST_F(EngineTest, RefusesBadRequests) {
     EXPECT_NE(message(request).find("263 is out of vocabulary"), std::string::npos);
     request.prompt.back() = -1;
     EXPECT_NE(message(request).find("-1 is out of vocabulary"), std::string::npos);
+    request = greedy("a");
+    request.sampling.temperature = std::nanf("");
+    EXPECT_NE(message(request).find("temperature is nan"), std::string::npos);
     EXPECT_THROW(engine->check(greedy(std::string(64, 'a'))), ContextOverflow);
     EXPECT_NO_THROW(engine->check(greedy(std::string(64, 'a'), 0)));
     EXPECT_THROW(engine->check(greedy(std::string(65, 'a'), 0)), ContextOverflow);
