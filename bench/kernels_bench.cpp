@@ -1,7 +1,6 @@
 // Speed of the matmul kernels on one core: GB/s of weights for one vector (decode), GFLOP/s for 64 (prefill), for every
 // format as it lies in files (rows) and packed (strips), next to what plain reads and multiply-adds in registers reach
-// on the same machine in the same run. Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags]. Results:
-// bench/results/.
+// on the same machine in the same run. Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags].
 #include "cpu/kernels.h"
 #include "src/quant/strips.h"
 #include "tests/cpu/random_matrix.h"
@@ -29,6 +28,17 @@ void read_memory(benchmark::State& state) {
         benchmark::Counter(static_cast<double>(kBytes) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
+void multiply_adds(benchmark::State& state, const KernelTable& kernels) {
+    int64_t operations = 0;
+    for (auto _ : state) {
+        float sink = 0.0f;
+        operations = kernels.peak(Unit::kF32, 1 << 20, &sink);
+        benchmark::DoNotOptimize(sink);
+    }
+    state.counters["GFLOP/s"] =
+        benchmark::Counter(static_cast<double>(operations) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+}
+
 bool has_packed_form(MatrixShape shape) {
     shape.rows = 128;
     return quant::packed_form(RandomMatrix(shape, 1).view()).layout == quant::Layout::kStrips;
@@ -37,7 +47,7 @@ bool has_packed_form(MatrixShape shape) {
 void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m, bool pack) {
     const int64_t row_bytes = quant::bytes_of(shape.format, shape.cols);
     shape.rows = m == 1 ? kBytes / row_bytes / 128 * 128 : 512;
-    // 64 distinct rows, repeated: what is multiplied does not matter, only that it comes from memory.
+    // 128 distinct rows, repeated: what is multiplied does not matter, only that it comes from memory.
     MatrixShape few = shape;
     few.rows = std::min<int64_t>(128, shape.rows);
     const RandomMatrix random(few, 1);
@@ -92,6 +102,8 @@ int main(int argc, char** argv) {
     }
     const KernelTable& kernels = select_kernels(isa.c_str());
     benchmark::RegisterBenchmark("read", read_memory);
+    benchmark::RegisterBenchmark("multiply_adds",
+                                 [&kernels](benchmark::State& state) { multiply_adds(state, kernels); });
     for (const int64_t m : {1, 64}) {
         for (const MatrixShape& shape : every_format(1, kCols)) {
             const std::string name = std::string(kernels.name) + "/m" + std::to_string(m) + "/" +

@@ -1,6 +1,5 @@
 // Embed and Linear: the steps that read weight matrices row by row.
-#include "cpu/run.h"
-#include "src/quant/strips.h"
+#include "cpu/inputs.h"
 
 #include <algorithm>
 #include <cstring>
@@ -29,19 +28,9 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
     if (vectors == 0) return;
     const int64_t in_cols = s.groups * w.cols;
     const float* x = f.slot(s.in);  // [vectors, groups * K]
-    const float factor = quant::strip_input_factor(w);
-    const bool rounding = s.rounding == ops::InputRounding::kE4M3;
-    if (rounding || factor != 1.0f) {
-        float* prepared = f.shared.data();
-        f.workers.split(vectors, 4, [&](int64_t begin, int64_t end, int) {
-            for (int64_t v = begin; v < end; ++v) {
-                const float* from = x + v * in_cols;
-                float* to = prepared + v * in_cols;
-                rounding ? f.kernels.round_e4m3(from, factor, to, in_cols)
-                         : f.kernels.scale(factor, from, nullptr, to, in_cols);
-            }
-        });
-        x = prepared;
+    if (needs_preparing(w, s.rounding)) {
+        prepare_inputs(f, w, s.rounding, x, f.shared.data(), vectors, in_cols);
+        x = f.shared.data();
     }
     float* y = f.slot(s.out);  // [vectors, W.rows]
     const int64_t group_rows = w.rows / s.groups;

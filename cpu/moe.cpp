@@ -3,8 +3,8 @@
 // Experts run in two phases. Phase one: strips of the intermediate channels of every expert that a row chose; phase
 // two: strips of the output channels, each worker adding all experts of a row in ascending order of their ids. So no
 // two workers write the same number and a row's result depends on nothing but the row.
+#include "cpu/inputs.h"
 #include "cpu/scratch.h"
-#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <cmath>
@@ -79,16 +79,6 @@ Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& s
     return d;
 }
 
-/// What the next matrices want of their inputs: rounded or not, times strip_input_factor(). `out` may be `in`.
-void prepare_rows(const Frame& f, bool rounding, float factor, const float* in, float* out, int64_t rows,
-                  int64_t width) {
-    f.workers.split(rows, 4, [&](int64_t begin, int64_t end, int) {
-        for (int64_t r = begin; r < end; ++r)
-            rounding ? f.kernels.round_e4m3(in + r * width, factor, out + r * width, width)
-                     : f.kernels.scale(factor, in + r * width, nullptr, out + r * width, width);
-    });
-}
-
 }  // namespace
 
 void run(const ops::Route& s, const Frame& f) noexcept {
@@ -114,15 +104,13 @@ void run(const ops::Route& s, const Frame& f) noexcept {
 
 void run(const ops::Experts& s, const Frame& f) noexcept {
     const ops::ExpertSet& set = f.plan.experts[static_cast<size_t>(s.experts)];
-    const bool rounding = s.rounding == ops::InputRounding::kE4M3;
     const int64_t rows = f.batch.rows(), pairs = rows * s.top_k;
     const Dispatch d = dispatch(s, f, set);
 
     const float* x = f.slot(s.x);
     // All matrices of a set are of one kind (memory/packed_weights.cpp).
-    const float factor_in = quant::strip_input_factor(set.w1[0]), factor_out = quant::strip_input_factor(set.w2[0]);
-    if (rounding || factor_in != 1.0f) {
-        prepare_rows(f, rounding, factor_in, x, d.prepared, rows, set.hidden);
+    if (needs_preparing(set.w1[0], s.rounding)) {
+        prepare_inputs(f, set.w1[0], s.rounding, x, d.prepared, rows, set.hidden);
         x = d.prepared;
     }
     f.workers.split(pairs, 16, [&](int64_t begin, int64_t end, int) {
@@ -147,7 +135,8 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
                                  d.h + (p0 + i) * set.intermediate + first, count);
         }
     });
-    if (rounding || factor_out != 1.0f) prepare_rows(f, rounding, factor_out, d.h, d.h, pairs, set.intermediate);
+    if (needs_preparing(set.w2[0], s.rounding))
+        prepare_inputs(f, set.w2[0], s.rounding, d.h, d.h, pairs, set.intermediate);
 
     f.workers.split((set.hidden + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int worker) {
         float* y = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]

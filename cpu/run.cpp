@@ -1,7 +1,7 @@
 #include "cpu/run.h"
 
+#include "cpu/inputs.h"
 #include "cpu/scratch.h"
-#include "src/quant/strips.h"
 
 #include <algorithm>
 
@@ -15,8 +15,7 @@ struct Sizer {
 
     ScratchSize operator()(const ops::Linear& s) const {
         const quant::Matrix& w = plan.matrices[static_cast<size_t>(s.weight)].matrix;
-        const bool prepared = s.rounding != ops::InputRounding::kExact || quant::strip_input_factor(w) != 1.0f;
-        return {prepared ? max_rows * plan.slots[static_cast<size_t>(s.in)].cols : 0, 0};
+        return {needs_preparing(w, s.rounding) ? max_rows * plan.slots[static_cast<size_t>(s.in)].cols : 0, 0};
     }
     ScratchSize operator()(const ops::RoundKv& s) const {
         return {0, (quant::kv_row_bytes(s.format, s.width, s.rope) + 3) / 4};

@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 #include "src/quant/blocks.h"
 #include "src/quant/codebooks.h"
+#include "src/quant/strips.h"
 
 namespace thermocline::cpu {
 

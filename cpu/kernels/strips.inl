@@ -6,14 +6,12 @@
 //   m = 1: codes are decoded into registers and multiplied at once; two units at a time hide the latency of the chains.
 //   m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
 
-constexpr int kStripRows = 16;
+constexpr int kStripRows = quant::kStripRows, kBlock = quant::kStripBlock, kLine = quant::kLineBytes;
 constexpr int kParts = kStripRows / kLanes;
-constexpr int kBlock = 128;
-constexpr int kLine = 64;
 constexpr int kAhead = 4096;  // bytes that the stream is fetched ahead
 constexpr int kStripTokens = kParts == 1 ? 12 : kParts == 2 ? 6 : 2;  // accumulators that fit into the registers
 
-[[gnu::always_inline]] inline U load_words(const uint8_t* p) {
+[[gnu::always_inline]] inline U load_line(const uint8_t* p) {
     U words;
     __builtin_memcpy(&words, p, sizeof words);
     return words;
@@ -21,28 +19,30 @@ constexpr int kStripTokens = kParts == 1 ? 12 : kParts == 2 ? 6 : 2;  // accumul
 
 // ---- codes: words of a line -> column j of it ----------------------------------------------------------------------
 
-struct StripF32 {
+/// Formats whose columns need nothing done to all of a word first.
+struct WholeWords {
+    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
+};
+
+struct StripF32 : WholeWords {
     static constexpr int kColumns = 1, kUnit = 64;
     [[gnu::always_inline]] F column(U words, int) const {
         return (F)words;
     }
-    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
-struct StripBF16 {
+struct StripBF16 : WholeWords {
     static constexpr int kColumns = 2, kUnit = 64;
     [[gnu::always_inline]] F column(U words, int j) const {
         return (F)(j == 0 ? words << 16 : words & 0xffff0000);
     }
-    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
-struct StripF16 {
+struct StripF16 : WholeWords {
     static constexpr int kColumns = 2, kUnit = 64;
     [[gnu::always_inline]] F column(U words, int j) const {
         return f16_of_words(j == 0 ? words & 0xffff : words >> 16);
     }
-    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
 /// Byte j of every word as e4m3, times 2^-120: the fields stand where those of a float do. So that products stay far from
@@ -54,20 +54,18 @@ struct StripF16 {
 
 constexpr float kE4M3Unit = 0x1p60f;
 
-struct StripE4M3 {
+struct StripE4M3 : WholeWords {
     static constexpr int kColumns = 4, kUnit = 64;
     [[gnu::always_inline]] F column(U words, int j) const {
         return e4m3_column(words, j);
     }
-    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
-struct StripQ8 {
+struct StripQ8 : WholeWords {
     static constexpr int kColumns = 4, kUnit = 32;
     [[gnu::always_inline]] F column(U words, int j) const {
         return to_float((I)(j == 3 ? words : words << (24 - 8 * j)) >> 24);
     }
-    [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
 /// Nibbles that a table of 16 bytes turns into one-byte numbers, four columns at a time.
@@ -211,7 +209,7 @@ struct StripKernel {
                         const uint8_t* line = p + ((u + i) * kLines + l) * kLine;
                         const float* part = x + (u + i) * Codes::kUnit + l * Codes::kColumns;
                         unrolled<kParts>([&](int v) __attribute__((always_inline)) {
-                            for_columns(codes, load_words(line + v * kLanes * 4), [&](int j, F w)
+                            for_columns(codes, load_line(line + v * kLanes * 4), [&](int j, F w)
                                         __attribute__((always_inline)) {
                                             sum[i][v] = fma(w, broadcast(part[j]), sum[i][v]);
                                         });
@@ -257,7 +255,7 @@ struct StripKernel {
             for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
             for (int l = 0; l < kBlock / Codes::kColumns; ++l) {
                 for (int v = 0; v < kParts; ++v) {
-                    for_columns(codes, load_words(p + l * kLine + v * kLanes * 4), [&](int j, F w)
+                    for_columns(codes, load_line(p + l * kLine + v * kLanes * 4), [&](int j, F w)
                                 __attribute__((always_inline)) {
                                     store(tile + (l * Codes::kColumns + j) * kStripRows + v * kLanes, w);
                                 });

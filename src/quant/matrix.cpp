@@ -1,6 +1,7 @@
 #include "src/quant/matrix.h"
 
 #include "src/base/check.h"
+#include "src/quant/strips.h"
 
 namespace thermocline::quant {
 namespace {
@@ -12,7 +13,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t Matrix::bytes() const {
     const FormatTraits& t = traits(format);
     int64_t total =
-        layout == Layout::kStrips ? rows / 16 * strip_bytes : rows * ceil_div(cols, t.block) * t.block_bytes;
+        layout == Layout::kStrips ? rows / kStripRows * strip_bytes : rows * ceil_div(cols, t.block) * t.block_bytes;
     if (scales) total += ceil_div(rows, scale_rows) * bytes_of(scale_format, ceil_div(cols, scale_cols));
     if (zero_points) total += ceil_div(rows, 8) * ceil_div(cols, scale_cols) * 4;
     return total;
