@@ -98,7 +98,6 @@ struct Player {
     const ops::Batch& batch;
     OracleSequences& sequences;
     OracleSlots& slots;
-    Bf16 bf16;
 
     int64_t cols(ops::Slot slot) const { return plan.slots.at(static_cast<size_t>(slot)).cols; }
     int64_t rows(ops::Slot slot) const {
@@ -242,7 +241,7 @@ struct Player {
                 for (int64_t c = 0; c < width; ++c) {
                     double sum = post[k] * row(s.y, t)[c];
                     for (int64_t j = 0; j < n; ++j) sum += a[j * n + k] * before[static_cast<size_t>(j * width + c)];
-                    row(s.streams, t)[k * width + c] = s.round_bf16 && bf16 == Bf16::kRound ? to_bf16(sum) : sum;
+                    row(s.streams, t)[k * width + c] = s.round_bf16 ? to_bf16(sum) : sum;
                 }
             }
         }
@@ -268,7 +267,7 @@ struct Player {
         for (int64_t t = 0; t < batch.rows(); ++t) {
             for (int64_t first = 0; first < cols(s.x); first += s.width) {
                 if (s.hadamard) hadamard(row(s.x, t) + first, s.width);
-                round_kv(s.format, s.rope, bf16, row(s.x, t) + first, s.width);
+                round_kv(s.format, s.rope, row(s.x, t) + first, s.width);
             }
         }
     }
@@ -304,7 +303,7 @@ struct Player {
         for (size_t c = 0; c < entry.size(); ++c) entry[c] *= factor * vector(s.norm)[c];
         rotate(entry.data(), s.width, rope(s.rope), w * s.ratio, false);
         if (s.hadamard) hadamard(entry.data(), s.width);
-        round_kv(cache(s.entries).format, cache(s.entries).rope, bf16, entry.data(), s.width);
+        round_kv(cache(s.entries).format, cache(s.entries).rope, entry.data(), s.width);
         return entry;
     }
 
@@ -400,7 +399,7 @@ struct Player {
             window.resize(static_cast<size_t>(segment.position));
             for (int64_t t = segment.first_row; t < segment.first_row + segment.rows; ++t) {
                 Vector key = copy(s.kv, t, 0, s.width);
-                round_kv(cache(s.window_cache).format, cache(s.window_cache).rope, bf16, key.data(), s.width);
+                round_kv(cache(s.window_cache).format, cache(s.window_cache).rope, key.data(), s.width);
                 window.push_back(key);
             }
         }
@@ -494,14 +493,13 @@ OracleSlots make_slots(const ops::Plan& plan, const ops::Batch& batch) {
 }
 
 void oracle_step(const ops::Plan& plan, const ops::Step& step, const ops::Batch& batch, OracleSequences& sequences,
-                 OracleSlots& slots, Bf16 bf16) {
+                 OracleSlots& slots) {
     CHECK(sequences.size() == batch.segments.size());
-    std::visit(Player{plan, batch, sequences, slots, bf16}, step);
+    std::visit(Player{plan, batch, sequences, slots}, step);
 }
 
-void oracle_run(const ops::Plan& plan, const ops::Batch& batch, OracleSequences& sequences, OracleSlots& slots,
-                Bf16 bf16) {
-    for (const ops::Step& step : plan.steps) oracle_step(plan, step, batch, sequences, slots, bf16);
+void oracle_run(const ops::Plan& plan, const ops::Batch& batch, OracleSequences& sequences, OracleSlots& slots) {
+    for (const ops::Step& step : plan.steps) oracle_step(plan, step, batch, sequences, slots);
     for (size_t i = 0; i < sequences.size(); ++i)
         sequences[i]->position = batch.segments[i].position + batch.segments[i].rows;
 }
@@ -521,15 +519,14 @@ OracleBatch::OracleBatch(const OracleSequences& sequences, const std::vector<std
     }
 }
 
-void round_kv(quant::KvFormat format, int64_t rope, Bf16 bf16, double* row, int64_t width) {
-    const bool exact = bf16 == Bf16::kExact;
-    if (format == quant::KvFormat::kF32 || (format == quant::KvFormat::kBF16 && exact)) return;
+void round_kv(quant::KvFormat format, int64_t rope, double* row, int64_t width) {
+    if (format == quant::KvFormat::kF32) return;
     std::vector<float> values(row, row + width);
     std::vector<std::byte> bytes(static_cast<size_t>(quant::kv_row_bytes(format, width, rope)));
     quant::encode_kv_row(format, values.data(), width, rope, bytes.data());
     quant::decode_kv_row(format, bytes.data(), width, rope, values.data());
-    const int64_t kept = format == quant::KvFormat::kFp8 && exact ? rope : 0;
-    std::copy(values.begin(), values.end() - kept, row);
+    const int64_t exact = format == quant::KvFormat::kFp8F32 ? rope : 0;
+    std::copy(values.begin(), values.end() - exact, row);
 }
 
 void hadamard(double* x, int64_t width) {

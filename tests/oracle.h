@@ -4,7 +4,7 @@
 // check cpu::run and the GPU kernels) or a whole plan (to check the engine). Slow; for tests only. Single-threaded.
 //
 // Roundings that belong to the model (RoundKv, cache formats, e4m3 inputs, bf16 streams) are applied, with the value
-// first taken to float32; nothing else is rounded. KvFormat::kF32 keeps the double.
+// first taken to float32; nothing else is rounded. KvFormat::kF32 and the rope channels of kFp8F32 keep the double.
 #pragma once
 
 #include "src/ops/batch.h"
@@ -14,10 +14,6 @@
 #include <vector>
 
 namespace thermocline::oracle {
-
-/// kExact leaves numbers alone that the engine keeps in bf16 (residual streams, bf16 caches, rotary channels of fp8
-/// caches), as the golden values of appendix A were made.
-enum class Bf16 { kRound, kExact };
 
 /// One row per absolute position (rings) or entry (entries).
 using History = std::vector<std::vector<double>>;
@@ -44,11 +40,10 @@ OracleSlots make_slots(const ops::Plan& plan, const ops::Batch& batch);
 
 /// Plays one step. The sequences' `position` is not changed.
 void oracle_step(const ops::Plan& plan, const ops::Step& step, const ops::Batch& batch, OracleSequences& sequences,
-                 OracleSlots& slots, Bf16 bf16 = Bf16::kRound);
+                 OracleSlots& slots);
 
 /// Plays all steps in order, then moves every sequence's position past its rows.
-void oracle_run(const ops::Plan& plan, const ops::Batch& batch, OracleSequences& sequences, OracleSlots& slots,
-                Bf16 bf16 = Bf16::kRound);
+void oracle_run(const ops::Plan& plan, const ops::Batch& batch, OracleSequences& sequences, OracleSlots& slots);
 
 /// A batch and the arrays it points to: `parts[i]` continues sequences[i]; logits of the last `outputs` rows of each.
 struct OracleBatch {
@@ -61,7 +56,7 @@ struct OracleBatch {
 };
 
 /// In place: the value of a row after it went through a cache of this format (kv_row encode, then decode).
-void round_kv(quant::KvFormat format, int64_t rope, Bf16 bf16, double* row, int64_t width);
+void round_kv(quant::KvFormat format, int64_t rope, double* row, int64_t width);
 
 /// In place: Walsh-Hadamard transform in natural order times width^-0.5; width a power of two (2.7).
 void hadamard(double* x, int64_t width);

@@ -48,6 +48,7 @@ void decode_kv(quant::KvFormat format, const std::byte* const* rows, int64_t cou
         const uint8_t* row = bytes(rows[i]);
         switch (format) {
             case KvFormat::kF32:
+            case KvFormat::kFp8F32:
                 __builtin_memcpy(out, row, static_cast<size_t>(width) * 4);
                 break;
             case KvFormat::kBF16:

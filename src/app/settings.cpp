@@ -69,8 +69,9 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
     command
         .add_option(
             "--kv-cache-dtype", kv_cache_dtype,
-            "auto (= bf16), f32 (no rounding anywhere, to compare with oracles), bf16, or fp8 (the trained form)")
-        ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8"}))
+            "auto (= bf16), bf16, fp8 (the trained form); to compare with oracles: f32 (no rounding anywhere), fp8-f32 "
+            "(what fp8 rounds, simulated in f32)")
+        ->check(CLI::IsMember({"auto", "f32", "bf16", "fp8", "fp8-f32"}))
         ->group(group)
         ->capture_default_str();
     command
@@ -136,9 +137,10 @@ std::string ModelFlags::path() const {
 
 model::LoadOptions ModelFlags::load_options() const {
     model::LoadOptions options;
-    options.kv_cache = kv_cache_dtype == "f32"   ? model::KvCacheDtype::kF32
-                       : kv_cache_dtype == "fp8" ? model::KvCacheDtype::kFp8
-                                                 : model::KvCacheDtype::kBf16;
+    options.kv_cache = kv_cache_dtype == "f32"       ? model::KvCacheDtype::kF32
+                       : kv_cache_dtype == "fp8"     ? model::KvCacheDtype::kFp8
+                       : kv_cache_dtype == "fp8-f32" ? model::KvCacheDtype::kFp8F32
+                                                     : model::KvCacheDtype::kBf16;
     options.activations = activations == "bf16" ? model::Activations::kBf16 : model::Activations::kModel;
     options.layers = layers;
     options.format = load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;

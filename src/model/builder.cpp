@@ -104,8 +104,8 @@ Builder::Site Builder::hyper_in(Slot streams, const std::string& weights, int64_
 }
 
 void Builder::hyper_out(Slot y, Slot streams, const Site& site) {
-    plan_.steps.push_back(ops::HyperOut{y, site.post_comb, streams, narrow(cols(streams) / cols(y)),
-                                        options_.kv_cache != KvCacheDtype::kF32});
+    const bool exact = options_.kv_cache == KvCacheDtype::kF32 || options_.kv_cache == KvCacheDtype::kFp8F32;
+    plan_.steps.push_back(ops::HyperOut{y, site.post_comb, streams, narrow(cols(streams) / cols(y)), !exact});
 }
 
 Builder::Slot Builder::hyper_head(Slot streams, const std::string& weights, int64_t width, float eps, float norm_eps) {

@@ -26,8 +26,8 @@ Memory memory_of(Builder& b, const Shape& s, KvCacheDtype dtype) {
     Memory m{KvFormat::kBF16, KvFormat::kBF16, false, b.add_rope(rope_frequencies(s.window_rope, s.rope_dim)),
              b.add_rope(rope_frequencies(s.context_rope, s.rope_dim))};
     if (dtype == KvCacheDtype::kF32) m.keys = m.index = KvFormat::kF32;
-    if (dtype == KvCacheDtype::kFp8) {
-        m.keys = KvFormat::kFp8;
+    if (dtype == KvCacheDtype::kFp8 || dtype == KvCacheDtype::kFp8F32) {
+        m.keys = dtype == KvCacheDtype::kFp8 ? KvFormat::kFp8 : KvFormat::kFp8F32;
         m.index = KvFormat::kFp4;
         m.hadamard = true;
         if (!std::has_single_bit(static_cast<uint64_t>(s.index_dim)) || s.index_dim % 32 != 0)

@@ -15,7 +15,7 @@ namespace thermocline::model {
 
 enum class Activations : uint8_t { kModel, kBf16 };
 enum class LoadFormat : uint8_t { kAuto, kDummy };
-enum class KvCacheDtype : uint8_t { kF32, kBf16, kFp8 };
+enum class KvCacheDtype : uint8_t { kF32, kBf16, kFp8F32, kFp8 };
 
 struct LoadOptions {
     LoadFormat format = LoadFormat::kAuto;  ///< kDummy: random weights for a config, nothing is read but that

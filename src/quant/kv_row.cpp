@@ -49,6 +49,17 @@ void decode_fp8(const std::byte* row, int64_t width, int64_t rope, float* x) {
     decode_bf16(row + plain, rope, x + plain);
 }
 
+void encode_fp8_f32(const float* x, int64_t width, int64_t rope, std::byte* out) {
+    std::memcpy(out, x, static_cast<size_t>(width) * sizeof *x);
+    for (int64_t k = 0; k < width - rope; k += kFp8Group) {
+        float group[kFp8Group];
+        const int64_t size = std::min(kFp8Group, width - rope - k);
+        std::copy_n(x + k, size, group);
+        round_e4m3_blocks64(group, size);
+        std::memcpy(out + k * 4, group, static_cast<size_t>(size) * sizeof *x);
+    }
+}
+
 void encode_fp4(const float* x, int64_t width, std::byte* out) {
     std::byte* scales = out + width / 2;
     for (int64_t k = 0; k < width; k += kFp4Group) {
@@ -78,6 +89,7 @@ int64_t kv_row_bytes(KvFormat format, int64_t width, int64_t rope) {
     CHECK(rope >= 0 && rope <= width);
     switch (format) {
         case KvFormat::kF32:
+        case KvFormat::kFp8F32:
             return width * 4;
         case KvFormat::kBF16:
             return width * 2;
@@ -97,6 +109,8 @@ void encode_kv_row(KvFormat format, const float* x, int64_t width, int64_t rope,
         case KvFormat::kF32:
             std::memcpy(out, x, static_cast<size_t>(width) * sizeof *x);
             return;
+        case KvFormat::kFp8F32:
+            return encode_fp8_f32(x, width, rope, out);
         case KvFormat::kBF16:
             return encode_bf16(x, width, out);
         case KvFormat::kFp8:
@@ -109,6 +123,7 @@ void encode_kv_row(KvFormat format, const float* x, int64_t width, int64_t rope,
 void decode_kv_row(KvFormat format, const std::byte* row, int64_t width, int64_t rope, float* x) {
     switch (format) {
         case KvFormat::kF32:
+        case KvFormat::kFp8F32:
             std::memcpy(x, row, static_cast<size_t>(width) * sizeof *x);
             return;
         case KvFormat::kBF16:

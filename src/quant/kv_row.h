@@ -2,6 +2,8 @@
 // self-contained and may lie at any address. Pure functions, nothing allocates.
 //
 //   kF32, kBF16  the numbers                                                                  width * 4, width * 2
+//   kFp8F32      the numbers that kFp8 would give, rope channels exact, as f32: to compare with      width * 4
+//                reference implementations, which simulate the trained form in wider numbers
 //   kFp8         e4m3 of channels [0, width - rope), then the rope channels as bf16, then one e8m0 scale byte per 64
 //                e4m3 channels (the last group may be shorter), zero bytes up to a multiple of 4.  512, rope 64: 584
 //   kFp4         all channels (rope is ignored: the caller has mixed them by hadamard()) as e2m1, two a byte, low
@@ -16,7 +18,7 @@
 
 namespace thermocline::quant {
 
-enum class KvFormat : uint8_t { kF32, kBF16, kFp8, kFp4 };
+enum class KvFormat : uint8_t { kF32, kBF16, kFp8F32, kFp8, kFp4 };
 
 /// Bytes of one row. 0 <= rope <= width (CHECK), width even for kFp4 (CHECK).
 int64_t kv_row_bytes(KvFormat format, int64_t width, int64_t rope);

@@ -272,9 +272,9 @@ TEST_P(Kernels, DecodeKvEqualsTheReference) {
         int64_t width, rope;
     };
     using enum quant::KvFormat;
-    for (const Case& c :
-         {Case{kF32, 512, 64}, Case{kBF16, 512, 64}, Case{kFp8, 512, 64}, Case{kFp4, 128, 0}, Case{kF32, 24, 8},
-          Case{kBF16, 23, 8}, Case{kFp8, 40, 8}, Case{kFp8, 101, 3}, Case{kFp4, 36, 0}, Case{kFp8, 16, 16}}) {
+    for (const Case& c : {Case{kF32, 512, 64}, Case{kBF16, 512, 64}, Case{kFp8, 512, 64}, Case{kFp4, 128, 0},
+                          Case{kF32, 24, 8}, Case{kBF16, 23, 8}, Case{kFp8, 40, 8}, Case{kFp8, 101, 3},
+                          Case{kFp4, 36, 0}, Case{kFp8, 16, 16}, Case{kFp8F32, 101, 3}}) {
         constexpr int64_t kRows = 5;
         const std::vector<float> x = random_floats(kRows * c.width, 19);
         const int64_t size = quant::kv_row_bytes(c.format, c.width, c.rope);

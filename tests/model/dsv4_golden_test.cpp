@@ -20,15 +20,20 @@ using model::KvCacheDtype;
 constexpr int64_t kTokens = 300;
 constexpr int64_t kMtpTokens = 200;
 
-/// Largest deviation of `logits` from everything that the golden file records about them.
-double logits_deviation(const Logits& logits, const Json& mode) {
-    double largest = 0;
-    for (const auto& [position, values] : mode["logits_full"].items())
-        largest = std::max(largest, difference(logits[std::stoul(position)], values.get<std::vector<double>>()));
+/// By position: largest deviation of `logits` from everything that the golden file records about them.
+std::vector<double> logits_deviations(const Logits& logits, const Json& mode) {
+    std::vector<double> largest;
     for (size_t i = 0; i < logits.size(); ++i)
-        largest = std::max(largest,
-                           difference(std::span(logits[i]).first(2), mode["first2_all"][i].get<std::vector<double>>()));
+        largest.push_back(difference(std::span(logits[i]).first(2), mode["first2_all"][i].get<std::vector<double>>()));
+    for (const auto& [position, values] : mode["logits_full"].items()) {
+        double& at = largest[std::stoul(position)];
+        at = std::max(at, difference(logits[std::stoul(position)], values.get<std::vector<double>>()));
+    }
     return largest;
+}
+
+double logits_deviation(const Logits& logits, const Json& mode) {
+    return std::ranges::max(logits_deviations(logits, mode));
 }
 
 int64_t argmax_mismatches(const Logits& logits, const Json& mode) {
@@ -57,6 +62,26 @@ TEST(Dsv4Golden, PlainLogitsByDecoding) {
     const Logits logits = engine.feed(*sequence, tiny::tokens(kTokens), 1);
     EXPECT_LT(logits_deviation(logits, tiny::golden()["plain"]), 1e-4);
     EXPECT_EQ(argmax_mismatches(logits, tiny::golden()["plain"]), 0);
+}
+
+// At position 192 a number lies between two codes to within float32: the golden's own float64 program, its weights
+// perturbed by a relative 6e-8, now and then takes the other one too and then differs by 0.0616 at position 204 and by
+// less than 1e-2 elsewhere. So: 1e-4 before that, 1e-2 after it, and 204 may be either.
+TEST(Dsv4Golden, FakeQuantisedLogits) {
+    constexpr size_t kTie = 192, kFarthest = 204;
+    const Json& fakequant = tiny::golden()["fakequant"];
+    for (const std::string& tier : available_tiers()) {
+        SCOPED_TRACE(tier);
+        Engine engine(tiny_model(KvCacheDtype::kFp8F32), tier.c_str());
+        for (const int64_t chunk : {kTokens, int64_t{1}}) {
+            const auto sequence = engine.new_sequence();
+            const Logits logits = engine.feed(*sequence, tiny::tokens(kTokens), chunk);
+            EXPECT_EQ(argmax_mismatches(logits, fakequant), 0);
+            const std::vector<double> deviations = logits_deviations(logits, fakequant);
+            for (size_t i = 0; i < kTokens; ++i)
+                EXPECT_LT(deviations[i], i < kTie ? 1e-4 : i == kFarthest ? 0.07 : 1e-2) << "position " << i;
+        }
+    }
 }
 
 TEST(Dsv4Golden, PlainStreams) {
@@ -128,13 +153,12 @@ struct OracleRun {
     oracle::OracleSlots slots;
     Logits logits;
 
-    explicit OracleRun(const ops::Plan& plan, oracle::Bf16 bf16 = oracle::Bf16::kRound, const After& after = {})
-        : state(plan) {
+    explicit OracleRun(const ops::Plan& plan, const After& after = {}) : state(plan) {
         oracle::OracleSequences sequences = {&state};
         const oracle::OracleBatch batch(sequences, {tiny::tokens(kTokens)}, kTokens);
         slots = oracle::make_slots(plan, batch.view());
         for (size_t i = 0; i < plan.steps.size(); ++i) {
-            oracle::oracle_step(plan, plan.steps[i], batch.view(), sequences, slots, bf16);
+            oracle::oracle_step(plan, plan.steps[i], batch.view(), sequences, slots);
             if (after) after(state, i, slots);
         }
         const auto& flat = slots[static_cast<size_t>(plan.logits)];
@@ -150,10 +174,8 @@ TEST(Dsv4Golden, OracleMatchesPlain) {
     EXPECT_EQ(argmax_mismatches(run.logits, tiny::golden()["plain"]), 0);
 }
 
-// The golden values keep rotary channels and residual streams exact; with that, the oracle must meet them closely
-// although the mode is discontinuous.
 TEST(Dsv4Golden, OracleMatchesFakeQuantised) {
-    const OracleRun run(tiny_model(KvCacheDtype::kFp8).trunk, oracle::Bf16::kExact);
+    const OracleRun run(tiny_model(KvCacheDtype::kFp8F32).trunk);
     EXPECT_LT(logits_deviation(run.logits, tiny::golden()["fakequant"]), 1e-2);
     EXPECT_EQ(argmax_mismatches(run.logits, tiny::golden()["fakequant"]), 0);
 }
@@ -217,10 +239,9 @@ void expect_near(std::span<const double> found, const Json& expected, double tol
 void expect_intermediates(KvCacheDtype format, const Json& mode, double tolerance) {
     const ops::Plan& plan = tiny_model(format).trunk;
     Intermediates seen;
-    const OracleRun run(plan, oracle::Bf16::kExact,
-                        [&](const oracle::OracleState& state, size_t step, const oracle::OracleSlots& slots) {
-                            seen.after(plan, state, step, slots);
-                        });
+    const OracleRun run(plan, [&](const oracle::OracleState& state, size_t step, const oracle::OracleSlots& slots) {
+        seen.after(plan, state, step, slots);
+    });
     const auto row = [](const std::vector<double>& slot, int position) {
         const size_t cols = slot.size() / kTokens;
         return std::span(slot).subspan(static_cast<size_t>(position) * cols, cols);
@@ -266,7 +287,7 @@ void expect_intermediates(KvCacheDtype format, const Json& mode, double toleranc
 TEST(Dsv4Golden, OracleIntermediatesPlain) { expect_intermediates(KvCacheDtype::kF32, tiny::golden()["plain"], 1e-5); }
 
 TEST(Dsv4Golden, OracleIntermediatesFakeQuantised) {
-    expect_intermediates(KvCacheDtype::kFp8, tiny::golden()["fakequant"], 1e-3);
+    expect_intermediates(KvCacheDtype::kFp8F32, tiny::golden()["fakequant"], 1e-3);
 }
 
 // Rounded caches make the model discontinuous: a float32 engine sometimes rounds to the neighbouring code, now and then

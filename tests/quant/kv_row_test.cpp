@@ -59,6 +59,15 @@ TEST(KvRow, Fp8EqualsFakeQuantisation) {
     }
 }
 
+TEST(KvRow, Fp8F32RoundsAsFp8AndKeepsTheRopeChannels) {
+    for (const auto& [width, rope] : {std::pair{512, 64}, {71, 2}, {24, 24}}) {
+        std::vector<float> x = normal(width, 4);
+        const std::vector<float> y = round_trip(KvFormat::kFp8F32, x, rope);
+        round_e4m3_blocks64(x.data(), width - rope);
+        EXPECT_EQ(y, x) << width << " " << rope;
+    }
+}
+
 TEST(KvRow, Fp8Layout) {
     std::vector<float> x(512, 0.0f);
     x[0] = 448.0f;   // scale 1 for group 0
