@@ -1,8 +1,8 @@
 // Speed of the matmul kernels on one core: GB/s of weights for one vector (decode), GFLOP/s for 64 (prefill), for every
-// format as it lies in files (rows) and packed (strips), next to what plain reads and multiply-adds in registers reach
-// on the same machine in the same run. Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags].
-#include "cpu/kernels.h"
-#include "src/quant/strips.h"
+// format as it lies in files (rows), packed (strips) and packed with int8 vectors (int8), next to what plain reads and
+// multiply-adds in registers reach on the same machine in the same run. Usage: kernels_bench [--isa=TIER] [Google
+// Benchmark's flags].
+#include "cpu/inputs.h"
 #include "tests/cpu/random_matrix.h"
 
 #include <benchmark/benchmark.h>
@@ -39,12 +39,18 @@ void multiply_adds(benchmark::State& state, const KernelTable& kernels) {
         benchmark::Counter(static_cast<double>(operations) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
-bool has_packed_form(MatrixShape shape) {
+/// How a matrix lies and what its vectors are.
+enum class Form { kRows, kStrips, kInt8 };
+constexpr const char* kFormNames[] = {"/rows", "/strips", "/int8"};
+
+bool exists(Form form, MatrixShape shape) {
     shape.rows = 128;
-    return quant::packed_form(RandomMatrix(shape, 1).view()).layout == quant::Layout::kStrips;
+    const quant::Matrix packed = quant::packed_form(RandomMatrix(shape, 1).view());
+    return form == Form::kRows || (form == Form::kStrips && packed.layout == quant::Layout::kStrips) ||
+           quant::has_integer_codes(packed);
 }
 
-void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m, bool pack) {
+void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m, Form kind) {
     const int64_t row_bytes = quant::bytes_of(shape.format, shape.cols);
     shape.rows = m == 1 ? kBytes / row_bytes / 128 * 128 : 512;
     // 128 distinct rows, repeated: what is multiplied does not matter, only that it comes from memory.
@@ -70,17 +76,20 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
         w.scales = scales.data();
     }
     std::vector<std::byte> strips;
-    if (pack) {
+    if (kind != Form::kRows) {
         const quant::Matrix rows = w;
         w = quant::packed_form(rows);
         strips.resize(static_cast<size_t>(w.rows / quant::kStripRows * w.strip_bytes));
         w.data = strips.data();
         quant::pack_strips(rows, 0, w.rows / quant::kStripRows, strips.data());
     }
-    const std::vector<float> x = random_floats(m * w.cols, 2);
+    const InputForm form(w, kind == Form::kInt8 ? ops::InputRounding::kInt8 : ops::InputRounding::kExact);
+    const std::vector<float> numbers = random_floats(m * w.cols, 2);
+    std::vector<float> x(numbers.size() + kPanelSlack);
+    for (int64_t i = 0; i < m; ++i) form.prepare(kernels, numbers.data() + i * w.cols, w.cols, x.data(), i, m);
     std::vector<float> y(static_cast<size_t>(m * w.rows));
     for (auto _ : state) {
-        kernels.matmul(w, 0, w.rows, x.data(), w.cols, m, y.data(), w.rows);
+        form.matmul(kernels)(w, 0, w.rows, x.data(), form.stride(m, w.cols), m, y.data(), w.rows);
         benchmark::DoNotOptimize(y.data());
     }
     const auto rate = benchmark::Counter::kIsIterationInvariantRate;
@@ -109,11 +118,11 @@ int main(int argc, char** argv) {
             const std::string name = std::string(kernels.name) + "/m" + std::to_string(m) + "/" +
                                      std::string(thermocline::quant::traits(shape.format).name) +
                                      (shape.multiplier != 1.0f ? "_NV" : "");
-            for (const bool pack : {false, true}) {
-                if (pack && !has_packed_form(shape)) continue;
+            for (const Form form : {Form::kRows, Form::kStrips, Form::kInt8}) {
+                if (!exists(form, shape)) continue;
                 benchmark::RegisterBenchmark(
-                    (name + (pack ? "/strips" : "/rows")).c_str(),
-                    [&kernels, shape, m, pack](benchmark::State& state) { matmul(state, kernels, shape, m, pack); })
+                    (name + kFormNames[static_cast<int>(form)]).c_str(),
+                    [&kernels, shape, m, form](benchmark::State& state) { matmul(state, kernels, shape, m, form); })
                     ->Unit(benchmark::kMillisecond);
             }
         }

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "src/quant/kv_row.h"
-#include "src/quant/matrix.h"
+#include "src/quant/strips.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -15,14 +15,25 @@ namespace thermocline::cpu {
 /// What multiplies: a peak is one of these.
 enum class Unit : uint8_t { kF32, kBF16, kI8 };
 
+/// Vectors that a kernel passes at a time: group g of m vectors is [m * g / groups, m * (g + 1) / groups), so that all
+/// are nearly equal and none is larger than `most`.
+[[gnu::always_inline]] inline int64_t panel_groups(int64_t m, int64_t most) { return (m + most - 1) / most; }
+
 struct KernelTable {
     const char* name;  ///< "scalar", "avx2", "avx512", "avx512_bf16"
 
     /// y[m, n - first] = sum_k W[n, k] * x[m, k] for rows n in [first, first + count), every weight format, decoded
     /// on the fly. Accumulates in float32 in an order that depends on k alone. Layout kStrips: `first` and `count` are
-    /// multiples of 16, and x comes multiplied by quant::strip_input_factor(w).
+    /// multiples of 16, and x comes multiplied by quant::strip_input_factor(w) as a panel whose blocks are x_stride
+    /// apart: [K / 128], of these the groups of panel_groups(), of these [128][vectors of the group]. Up to 16 numbers
+    /// behind the panel are read.
     void (*matmul)(const quant::Matrix& w, int64_t first, int64_t count, const float* x /*[m, x_stride]*/,
                    int64_t x_stride, int64_t m, float* y /*[m, y_stride]*/, int64_t y_stride) noexcept;
+    /// The same for packed matrices with integer codes (quant::has_integer_codes). The panel is [K / 128], of these
+    /// [m][4] quant::Int8Group.
+    void (*matmul_int8)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
+                        int64_t m, float* y, int64_t y_stride) noexcept;
+    int panel_tokens;  ///< most vectors of a group of a panel
     /// Row n of W (layout kRows) as float32: out [W.cols].
     void (*decode_row)(const quant::Matrix& w, int64_t row, float* out) noexcept;
 
@@ -37,6 +48,8 @@ struct KernelTable {
     /// e4m3 fake quantisation in groups of 128 with power-of-two scales (deepseek-v4.md 2.11), times a power of two;
     /// y may be x.
     void (*round_e4m3)(const float* x, float factor, float* y, int64_t n) noexcept;
+    /// int8 in groups of 32 columns; n % 32 == 0. x and out may begin at the same address.
+    void (*round_int8)(const float* x, quant::Int8Group* out, int64_t n) noexcept;
     /// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
     void (*swiglu)(const float* gate, const float* up, float limit, float weight, float* out, int64_t n) noexcept;
 

@@ -24,13 +24,22 @@ void run(const ops::Embed& s, const Frame& f) noexcept {
 
 void run(const ops::Linear& s, const Frame& f) noexcept {
     const quant::Matrix& w = f.plan.matrices[static_cast<size_t>(s.weight)].matrix;
-    const int64_t vectors = f.rows(s.in) * s.fold;
+    const InputForm form(w, s.rounding);
+    const int64_t vectors = f.rows(s.in) * s.fold, width = w.cols;
     if (vectors == 0) return;
-    const int64_t in_cols = s.groups * w.cols;
-    const float* x = f.slot(s.in);  // [vectors, groups * K]
-    if (needs_preparing(w, s.rounding)) {
-        prepare_inputs(f, w, s.rounding, x, f.shared.data(), vectors, in_cols);
-        x = f.shared.data();
+    // Of every group in turn: its vectors, or their panel.
+    const float* x = f.slot(s.in);
+    int64_t x_stride = form.panel ? form.stride(1, width) : s.groups * width, group_stride = width;
+    if (!form.takes_as_is(vectors)) {
+        float* prepared = f.shared.data();
+        f.workers.split(vectors * s.groups, 4, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i)
+                form.prepare(f.kernels, x + i * width, width, prepared + i % s.groups * width * vectors, i / s.groups,
+                             vectors);
+        });
+        x = prepared;
+        x_stride = form.stride(vectors, width);
+        group_stride = width * vectors;
     }
     float* y = f.slot(s.out);  // [vectors, W.rows]
     const int64_t group_rows = w.rows / s.groups;
@@ -41,7 +50,8 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
         while (begin < end) {  // a part may span output groups, which read different inputs
             const int64_t group = begin / group_rows;
             const int64_t stop = std::min(end, (group + 1) * group_rows);
-            f.kernels.matmul(w, begin, stop - begin, x + group * w.cols, in_cols, vectors, y + begin, w.rows);
+            form.matmul(f.kernels)(w, begin, stop - begin, x + group * group_stride, x_stride, vectors, y + begin,
+                                   w.rows);
             begin = stop;
         }
     });

@@ -45,9 +45,8 @@ struct Dispatch {
     float* weight;    // [pairs]
     int32_t* active;  // [min(experts, pairs)] experts with at least one pair, ascending
     int32_t active_count;
-    float* x;         // [pairs, hidden] inputs, gathered (and rounded)
-    float* h;         // [pairs, intermediate]
-    float* prepared;  // [rows, hidden] inputs, rounded and scaled, before gathering
+    float* h;  // [pairs, intermediate]
+    float* x;  // [pairs, hidden or intermediate] prepared inputs (cpu/inputs.h) of every active expert in turn
 };
 
 Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& set) {
@@ -59,9 +58,8 @@ Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& s
     d.row = reinterpret_cast<int32_t*>(take(pairs));
     d.weight = take(pairs);
     d.active = reinterpret_cast<int32_t*>(take(std::min(experts, pairs)));
-    d.x = take(pairs * set.hidden);
     d.h = take(pairs * set.intermediate);
-    d.prepared = take(rows * set.hidden);
+    d.x = take(pairs * std::max(set.hidden, set.intermediate));
 
     std::fill(d.begin, d.begin + experts + 2, 0);
     for (int64_t t = 0; t < rows; ++t)
@@ -107,17 +105,18 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
     const int64_t rows = f.batch.rows(), pairs = rows * s.top_k;
     const Dispatch d = dispatch(s, f, set);
 
-    const float* x = f.slot(s.x);
     // All matrices of a set are of one kind (memory/packed_weights.cpp).
-    if (needs_preparing(set.w1[0], s.rounding)) {
-        prepare_inputs(f, set.w1[0], s.rounding, x, d.prepared, rows, set.hidden);
-        x = d.prepared;
-    }
-    f.workers.split(pairs, 16, [&](int64_t begin, int64_t end, int) {
-        for (int64_t p = begin; p < end; ++p)
-            std::memcpy(d.x + p * set.hidden, x + d.row[p] * set.hidden,
-                        sizeof(float) * static_cast<size_t>(set.hidden));
-    });
+    const InputForm form_x(set.w1[0], s.rounding), form_h(set.w2[0], s.rounding);
+    const auto prepare = [&](const InputForm& form, int64_t width, auto input_of) {
+        f.workers.split(pairs, 4, [&](int64_t begin, int64_t end, int) {
+            const int32_t* expert = std::upper_bound(d.begin, d.begin + set.w1.size() + 1, begin) - 1;
+            for (int64_t p = begin; p < end; ++p) {
+                while (p >= expert[1]) ++expert;
+                form.prepare(f.kernels, input_of(p), width, d.x + *expert * width, p - *expert, expert[1] - *expert);
+            }
+        });
+    };
+    prepare(form_x, set.hidden, [&](int64_t p) { return f.row(s.x, d.row[p]); });
 
     const int64_t strips = (set.intermediate + kStrip - 1) / kStrip;
     f.workers.split(d.active_count * strips, 1, [&](int64_t begin, int64_t end, int worker) {
@@ -128,15 +127,16 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
             const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
             float* up = gate + m * kStrip;
             const auto index = static_cast<size_t>(e);
-            f.kernels.matmul(set.w1[index], first, count, d.x + p0 * set.hidden, set.hidden, m, gate, kStrip);
-            f.kernels.matmul(set.w3[index], first, count, d.x + p0 * set.hidden, set.hidden, m, up, kStrip);
+            const float* in = d.x + p0 * set.hidden;
+            const int64_t stride = form_x.stride(m, set.hidden);
+            form_x.matmul(f.kernels)(set.w1[index], first, count, in, stride, m, gate, kStrip);
+            form_x.matmul(f.kernels)(set.w3[index], first, count, in, stride, m, up, kStrip);
             for (int64_t i = 0; i < m; ++i)
                 f.kernels.swiglu(gate + i * kStrip, up + i * kStrip, s.limit, d.weight[p0 + i],
                                  d.h + (p0 + i) * set.intermediate + first, count);
         }
     });
-    if (needs_preparing(set.w2[0], s.rounding))
-        prepare_inputs(f, set.w2[0], s.rounding, d.h, d.h, pairs, set.intermediate);
+    prepare(form_h, set.intermediate, [&](int64_t p) { return d.h + p * set.intermediate; });
 
     f.workers.split((set.hidden + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int worker) {
         float* y = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]
@@ -146,8 +146,8 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
             for (int32_t a = 0; a < d.active_count; ++a) {
                 const int32_t e = d.active[a];
                 const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
-                f.kernels.matmul(set.w2[static_cast<size_t>(e)], first, count, d.h + p0 * set.intermediate,
-                                 set.intermediate, m, y, kStrip);
+                form_h.matmul(f.kernels)(set.w2[static_cast<size_t>(e)], first, count, d.x + p0 * set.intermediate,
+                                         form_h.stride(m, set.intermediate), m, y, kStrip);
                 for (int64_t i = 0; i < m; ++i)
                     f.kernels.axpy(1.0f, y + i * kStrip, f.row(s.out, d.row[p0 + i]) + first, count);
             }
@@ -158,7 +158,7 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
 ScratchSize experts_scratch(const ops::Experts& s, const ops::ExpertSet& set, int64_t max_rows) {
     const int64_t pairs = max_rows * s.top_k, experts = static_cast<int64_t>(set.w1.size());
     const int64_t shared = experts + 2 + 2 * pairs + std::min(experts, pairs) +
-                           pairs * (set.hidden + set.intermediate) + max_rows * set.hidden;
+                           pairs * (set.intermediate + std::max(set.hidden, set.intermediate));
     return {shared, 2 * pairs * kStrip};  // a token table may name an expert twice for a row
 }
 

@@ -15,7 +15,8 @@ struct Sizer {
 
     ScratchSize operator()(const ops::Linear& s) const {
         const quant::Matrix& w = plan.matrices[static_cast<size_t>(s.weight)].matrix;
-        return {needs_preparing(w, s.rounding) ? max_rows * plan.slots[static_cast<size_t>(s.in)].cols : 0, 0};
+        const InputForm form(w, s.rounding);
+        return {form.takes_as_is(max_rows) ? 0 : max_rows * plan.slots[static_cast<size_t>(s.in)].cols, 0};
     }
     ScratchSize operator()(const ops::RoundKv& s) const {
         return {0, (quant::kv_row_bytes(s.format, s.width, s.rope) + 3) / 4};
@@ -44,6 +45,7 @@ ScratchSize scratch_size(const ops::Plan& plan, int64_t max_rows, int64_t max_to
         most.shared = std::max(most.shared, one.shared);
         most.per_worker = std::max(most.per_worker, one.per_worker);
     }
+    most.shared += kPanelSlack;
     return most;
 }
 

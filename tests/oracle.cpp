@@ -4,6 +4,7 @@
 #include "src/quant/kv_row.h"
 #include "src/quant/reference.h"
 #include "src/quant/scalar.h"
+#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <bit>
@@ -22,6 +23,15 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 double to_bf16(double x) { return quant::round_bf16(static_cast<float>(x)); }
 
 /// e4m3 in groups of 128 with a power-of-two scale, floor 1e-4 (2.11).
+/// Groups of 32, largest magnitude -> 127.
+void round_int8(Vector& x) {
+    for (size_t first = 0; first < x.size(); first += 32) {
+        double amax = 0;
+        for (size_t i = first; i < first + 32; ++i) amax = std::max(amax, std::abs(x[i]));
+        for (size_t i = first; amax > 0 && i < first + 32; ++i) x[i] = std::nearbyint(x[i] * 127 / amax) * amax / 127;
+    }
+}
+
 void round_e4m3(Vector& x) {
     for (size_t first = 0; first < x.size(); first += 128) {
         const size_t last = std::min(first + 128, x.size());
@@ -37,6 +47,11 @@ void round_e4m3(Vector& x) {
             x[i] = std::copysign(std::nearbyint(magnitude / step) * step * scale, x[i]);
         }
     }
+}
+
+void round_input(ops::InputRounding rounding, const quant::Matrix& w, Vector& x) {
+    if (rounding == ops::InputRounding::kE4M3) round_e4m3(x);
+    if (rounding == ops::InputRounding::kInt8 && quant::has_integer_codes(w)) round_int8(x);
 }
 
 /// `width` channels from `first` on, rotated at `position`: interleaved pairs of the last rope.dims() channels (2.4).
@@ -140,7 +155,7 @@ struct Player {
         for (int64_t t = 0; t < rows(s.in); ++t) {
             for (int64_t v = 0; v < vectors; ++v) {
                 inputs.push_back(copy(s.in, t, v * w.cols, w.cols));
-                if (s.rounding == ops::InputRounding::kE4M3) round_e4m3(inputs.back());
+                round_input(s.rounding, w, inputs.back());
             }
         }
         for (int64_t n = 0; n < w.rows; ++n) {
@@ -433,17 +448,16 @@ struct Player {
 
     void operator()(const ops::Experts& s) const {
         const ops::ExpertSet& set = plan.experts.at(static_cast<size_t>(s.experts));
-        const bool rounded = s.rounding == ops::InputRounding::kE4M3;
         for (int64_t t = 0; t < batch.rows(); ++t) {
             Vector x = copy(s.x, t, 0, set.hidden), sum(static_cast<size_t>(set.hidden), 0.0);
-            if (rounded) round_e4m3(x);
+            round_input(s.rounding, set.w1[0], x);
             for (int64_t k = 0; k < s.top_k; ++k) {
                 const auto e = static_cast<size_t>(row(s.ids, t)[k]);
                 const Vector gate = multiply(set.w1.at(e), x), up = multiply(set.w3.at(e), x);
                 Vector inner;
                 for (size_t i = 0; i < gate.size(); ++i)
                     inner.push_back(row(s.weights, t)[k] * swiglu(gate[i], up[i], s.limit));
-                if (rounded) round_e4m3(inner);
+                round_input(s.rounding, set.w2[0], inner);
                 const Vector y = multiply(set.w2.at(e), inner);
                 for (size_t i = 0; i < y.size(); ++i) sum[i] += y[i];
             }

@@ -142,6 +142,37 @@ using Codes = __m256i;
              (F)_mm256_and_si256(second, upper)}};
 }
 
+// ---- int8 (cpu/kernels/strips_int8.inl) ----------------------------------------------------------------------------
+
+[[gnu::always_inline]] inline __m256i broadcast_quad(const void* p) {
+    return _mm256_set1_epi32(static_cast<int32_t>(read_u32(p)));
+}
+
+/// Sums of two products in 16 bits, modulo 2^16: a unit of 32 columns fits once the offset is taken off.
+template <int offset>
+struct OffsetDot {
+    using Sums = __m256i;
+    [[gnu::always_inline]] static Sums start(const int16_t* sums) {
+        return _mm256_mullo_epi16(broadcast_quad(sums), _mm256_set1_epi16(-offset));
+    }
+    [[gnu::always_inline]] static Sums add(Sums sums, U codes, const int8_t* quad) {
+        return _mm256_add_epi16(sums, _mm256_maddubs_epi16((__m256i)codes, broadcast_quad(quad)));
+    }
+    [[gnu::always_inline]] static I total(Sums sums) { return (I)_mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+};
+
+struct SignedDot {
+    using Sums = __m256i;
+    [[gnu::always_inline]] static U prepare(U codes) { return codes; }
+    [[gnu::always_inline]] static Sums start(const int16_t*) { return _mm256_setzero_si256(); }
+    [[gnu::always_inline]] static Sums add(Sums sums, U codes, const int8_t* quad) {
+        const __m256i w = (__m256i)codes;
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(broadcast_quad(quad), w));
+        return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    [[gnu::always_inline]] static I total(Sums sums) { return (I)sums; }
+};
+
 // ---- units besides the float one (cpu/kernels/peak.inl) ------------------------------------------------------------
 
 constexpr int kBf16Operations = 0, kByteOperations = 64;

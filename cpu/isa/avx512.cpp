@@ -1,5 +1,5 @@
-// The kernels for AVX-512 F, BW, VL and DQ: 16 lanes. Compiled with those flags; nothing but kAvx512Kernels leaves
-// this unit (tests/cpu/isa_symbols_test.cpp).
+// The kernels for AVX-512 F, BW, VL, DQ and VNNI: 16 lanes. Compiled with those flags; nothing but kAvx512Kernels
+// leaves this unit (tests/cpu/isa_symbols_test.cpp).
 #include "cpu/isa/tables.h"
 
 #include <immintrin.h>

@@ -107,11 +107,32 @@ struct Codes {
         {(F)_mm512_permutexvar_ps(codes.first, (__m512)table), (F)_mm512_permutexvar_ps(codes.second, (__m512)table)}};
 }
 
+// ---- int8 (cpu/kernels/strips_int8.inl) ----------------------------------------------------------------------------
+
+[[gnu::always_inline]] inline __m512i broadcast_quad(const void* p) {
+    return _mm512_set1_epi32(static_cast<int32_t>(read_u32(p)));
+}
+
+template <int offset>
+struct OffsetDot {
+    using Sums = __m512i;
+    [[gnu::always_inline]] static Sums start(const int16_t* sums) {
+        return _mm512_madd_epi16(broadcast_quad(sums), _mm512_set1_epi16(-offset));
+    }
+    [[gnu::always_inline]] static Sums add(Sums sums, U codes, const int8_t* quad) {
+        return _mm512_dpbusd_epi32(sums, (__m512i)codes, broadcast_quad(quad));
+    }
+    [[gnu::always_inline]] static I total(Sums sums) { return (I)sums; }
+};
+
+struct SignedDot : OffsetDot<128> {
+    [[gnu::always_inline]] static U prepare(U codes) { return codes ^ 0x80808080; }
+};
+
 // ---- units besides the float one (cpu/kernels/peak.inl) ------------------------------------------------------------
 
 constexpr int kByteOperations = 128;
 /// The sum is a factor too: products of constants would be computed once.
 [[gnu::always_inline]] inline I multiply_bytes(I sum) {
-    const __m512i products = _mm512_maddubs_epi16((__m512i)sum, _mm512_set1_epi8(3));
-    return (I)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(products, _mm512_set1_epi16(1)));
+    return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)sum, _mm512_set1_epi8(3));
 }

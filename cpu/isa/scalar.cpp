@@ -143,6 +143,30 @@ struct Codes {
     return group;
 }
 
+// ---- int8 (cpu/kernels/strips_int8.inl) ----------------------------------------------------------------------------
+
+template <int offset>
+struct OffsetDot {
+    using Sums = I;
+    [[gnu::always_inline]] static Sums start(const int16_t* sums) { return I{} - offset * (sums[0] + sums[1]); }
+    [[gnu::always_inline]] static Sums add(Sums sums, U codes, const int8_t* quad) {
+        for (int j = 0; j < 4; ++j) sums += (I)(codes >> (8 * j) & 255) * quad[j];
+        return sums;
+    }
+    [[gnu::always_inline]] static I total(Sums sums) { return sums; }
+};
+
+struct SignedDot {
+    using Sums = I;
+    [[gnu::always_inline]] static U prepare(U codes) { return codes; }
+    [[gnu::always_inline]] static Sums start(const int16_t*) { return I{}; }
+    [[gnu::always_inline]] static Sums add(Sums sums, U codes, const int8_t* quad) {
+        for (int j = 0; j < 4; ++j) sums += ((I)(codes << (24 - 8 * j)) >> 24) * quad[j];
+        return sums;
+    }
+    [[gnu::always_inline]] static I total(Sums sums) { return sums; }
+};
+
 // ---- no unit but the float one -----------------------------------------------------------------------------------
 
 constexpr int kBf16Operations = 0, kByteOperations = 0;

@@ -9,6 +9,7 @@
 #include "cpu/kernels/strips.inl"
 #include "cpu/kernels/matmul.inl"
 #include "cpu/kernels/elementwise.inl"
+#include "cpu/kernels/strips_int8.inl"
 #include "cpu/kernels/attention.inl"
 #include "cpu/kernels/peak.inl"
 // clang-format on
@@ -17,6 +18,8 @@ constexpr KernelTable make_kernels(const char* name) {
     return {
         .name = name,
         .matmul = matmul,
+        .matmul_int8 = matmul_int8,
+        .panel_tokens = kStripTokens,
         .decode_row = decode_row,
         .dot = dot,
         .sum_squares = sum_squares,
@@ -24,6 +27,7 @@ constexpr KernelTable make_kernels(const char* name) {
         .scale = scale,
         .round_bf16 = round_bf16,
         .round_e4m3 = round_e4m3,
+        .round_int8 = round_int8,
         .swiglu = swiglu,
         .decode_kv = decode_kv,
         .attention_scores = attention_scores,

@@ -182,11 +182,19 @@ inline void multiply_many(const Decoder& decoder, const quant::Matrix& w, int64_
 
 // ---- entries of the table -----------------------------------------------------------------------------------------
 
+inline void apply_multiplier(const quant::Matrix& w, int64_t m, int64_t count, float* y, int64_t y_stride) {
+    if (w.multiplier == 1.0f) return;
+    for (int64_t t = 0; t < m; ++t) {
+        for (int64_t n = 0; n < count; ++n) y[t * y_stride + n] *= w.multiplier;
+    }
+}
+
 void matmul(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride, int64_t m, float* y,
             int64_t y_stride) noexcept {
     if (m < 1) return;
     if (w.layout == quant::Layout::kStrips) {
-        with_strip_kernel(w, [&](const auto& kernel) { kernel.multiply(w, first, count, x, x_stride, m, y, y_stride); });
+        with_strip_kernel(w,
+                          [&](const auto& kernel) { kernel.multiply(w, first, count, x, x_stride, m, y, y_stride); });
     } else {
         with_decoder(w, [&](const auto& decoder) {
             if (m > 1) return multiply_many(decoder, w, first, count, {x, x_stride, m, y, y_stride});
@@ -195,10 +203,7 @@ void matmul(const quant::Matrix& w, int64_t first, int64_t count, const float* x
             }
         });
     }
-    if (w.multiplier == 1.0f) return;
-    for (int64_t t = 0; t < m; ++t) {
-        for (int64_t n = 0; n < count; ++n) y[t * y_stride + n] *= w.multiplier;
-    }
+    apply_multiplier(w, m, count, y, y_stride);
 }
 
 void decode_row(const quant::Matrix& w, int64_t row, float* out) noexcept {

@@ -8,7 +8,8 @@ constexpr int kChains = 12;
 template <typename V, typename MultiplyAdd>
 [[gnu::always_inline]] inline V run_chains(int64_t rounds, MultiplyAdd multiply_add) {
     V sums[kChains];
-    unrolled<kChains>([&](int i) __attribute__((always_inline)) { sums[i] = V{} + static_cast<decltype(V{}[0] + 0)>(i + 1); });
+    unrolled<kChains>([&](int i)
+                          __attribute__((always_inline)) { sums[i] = V{} + static_cast<decltype(V{}[0] + 0)>(i + 1); });
     for (int64_t round = 0; round < rounds; ++round)
         unrolled<kChains>([&](int i) __attribute__((always_inline)) { sums[i] = multiply_add(sums[i]); });
     V total = {};

@@ -1,15 +1,19 @@
-// Packed matrices (src/quant/strips.h) times vectors: one row to a lane, so a strip of 16 rows is kParts vectors, and the
-// numbers of x are broadcast. An output is a sum over units of columns (a group of scales, or 64), added in order: inside
-// a unit one chain of multiply-adds through the columns, then total += scale * unit. This order depends on the column
-// alone, so an output depends neither on m nor on the split of the rows.
+// Packed matrices (src/quant/strips.h) times vectors: one row to a lane, so a strip of 16 rows is kParts vectors, and
+// the numbers of x are broadcast. An output is a sum over units of columns (a group of scales, or 64), added in order:
+// inside a unit one chain of multiply-adds through the columns, then total += scale * unit. This order depends on the
+// column alone, so an output depends neither on m nor on the split of the rows.
 //
 //   m = 1: codes are decoded into registers and multiplied at once; two units at a time hide the latency of the chains.
 //   m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
+//
+// Vectors come as a panel, [blocks][m][128], x_stride = 128 m apart: rows of a power of two would share a few cache
+// sets.
 
 constexpr int kStripRows = quant::kStripRows, kBlock = quant::kStripBlock, kLine = quant::kLineBytes;
 constexpr int kParts = kStripRows / kLanes;
-constexpr int kAhead = 4096;  // bytes that the stream is fetched ahead
+constexpr int kAhead = 4096;                                          // bytes that the stream is fetched ahead
 constexpr int kStripTokens = kParts == 1 ? 12 : kParts == 2 ? 6 : 2;  // accumulators that fit into the registers
+constexpr int kTileGroups = 96 / kStripTokens;                        // whose sums stay in L1 beside the tile
 
 [[gnu::always_inline]] inline U load_line(const uint8_t* p) {
     U words;
@@ -26,16 +30,12 @@ struct WholeWords {
 
 struct StripF32 : WholeWords {
     static constexpr int kColumns = 1, kUnit = 64;
-    [[gnu::always_inline]] F column(U words, int) const {
-        return (F)words;
-    }
+    [[gnu::always_inline]] F column(U words, int) const { return (F)words; }
 };
 
 struct StripBF16 : WholeWords {
     static constexpr int kColumns = 2, kUnit = 64;
-    [[gnu::always_inline]] F column(U words, int j) const {
-        return (F)(j == 0 ? words << 16 : words & 0xffff0000);
-    }
+    [[gnu::always_inline]] F column(U words, int j) const { return (F)(j == 0 ? words << 16 : words & 0xffff0000); }
 };
 
 struct StripF16 : WholeWords {
@@ -45,8 +45,8 @@ struct StripF16 : WholeWords {
     }
 };
 
-/// Byte j of every word as e4m3, times 2^-120: the fields stand where those of a float do. So that products stay far from
-/// the subnormal floats, x comes multiplied by 2^60 (quant::strip_input_factor); the scales bring the other 2^60.
+/// Byte j of every word as e4m3, times 2^-120: the fields stand where those of a float do. So that products stay far
+/// from the subnormal floats, x comes multiplied by 2^60 (quant::strip_input_factor); the scales bring the other 2^60.
 [[gnu::always_inline]] inline F e4m3_column(U words, int j) {
     const I top = (I)(j == 3 ? words : words << (24 - 8 * j));
     return as_float((top >> 4) & static_cast<int32_t>(0x87f00000));
@@ -56,9 +56,7 @@ constexpr float kE4M3Unit = 0x1p60f;
 
 struct StripE4M3 : WholeWords {
     static constexpr int kColumns = 4, kUnit = 64;
-    [[gnu::always_inline]] F column(U words, int j) const {
-        return e4m3_column(words, j);
-    }
+    [[gnu::always_inline]] F column(U words, int j) const { return e4m3_column(words, j); }
 };
 
 struct StripQ8 : WholeWords {
@@ -73,9 +71,7 @@ template <int unit>
 struct StripE2M1 {
     static constexpr int kColumns = 8, kUnit = unit;
     ByteTable table = make_byte_table(kE2M1AsE4M3);
-    [[gnu::always_inline]] F column(U bytes, int j) const {
-        return e4m3_column(bytes, j % 4);
-    }
+    [[gnu::always_inline]] F column(U bytes, int j) const { return e4m3_column(bytes, j % 4); }
     /// Half 0: columns 0..3, half 1: columns 4..7.
     [[gnu::always_inline]] U prepare(U words, int half) const {
         return look_up_bytes(table, (half ? words >> 4 : words) & 0x0f0f0f0f);
@@ -100,20 +96,22 @@ struct NoScales {
     [[gnu::always_inline]] F of(const uint8_t*, int, int) const { return broadcast(1.0f); }
 };
 
+/// 2^(code - 127); code 0 is a subnormal float.
 struct E8M0Scales {
     static constexpr bool kInBlock = true;
+    float unit;  // of the codes
     [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const {
         const I codes = load_u8(p + u * kStripRows + v * kLanes);
-        // 2^(code - 127); code 0 is a subnormal float.
-        return as_float(codes << 23 | ((codes == 0) & 0x00400000)) * broadcast(kE4M3Unit);
+        return as_float(codes << 23 | ((codes == 0) & 0x00400000)) * broadcast(unit);
     }
 };
 
 struct E4M3Scales {
     static constexpr bool kInBlock = true;
+    float unit;
     [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const {
         const I codes = load_u8(p + u * kStripRows + v * kLanes);
-        return e4m3_column((U)codes, 0) * broadcast(0x1p120f) * broadcast(kE4M3Unit);
+        return e4m3_column((U)codes, 0) * broadcast(0x1p120f) * broadcast(unit);
     }
 };
 
@@ -183,6 +181,41 @@ template <typename Codes, typename Body>
     });
 }
 
+/// sums[t][16] += the tile of all units, [128][16], times x[.][t] for the `count` <= tokens vectors of a group; the
+/// other sums of the group come out as garbage.
+template <int unit, int tokens>
+void pass(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
+    for (int u = 0; u < kBlock / unit; ++u) {
+        F sum[tokens][kParts] = {};
+        for (int k = 0; k < unit; ++k, tile += kStripRows, x += count) {
+            F w[kParts];
+            for (int v = 0; v < kParts; ++v) w[v] = load(tile + v * kLanes);
+            unrolled<tokens>([&](int t) __attribute__((always_inline)) {
+                const F number = broadcast(x[t]);
+                for (int v = 0; v < kParts; ++v) sum[t][v] = fma(w[v], number, sum[t][v]);
+            });
+        }
+        unrolled<tokens>([&](int t) __attribute__((always_inline)) {
+            for (int v = 0; v < kParts; ++v) {
+                float* at = sums + t * kStripRows + v * kLanes;
+                store(at, fma(unit_scales[u][v], sum[t][v], load(at)));
+            }
+        });
+    }
+}
+
+/// Fewer chains than kFew * kParts do not hide the latency of the multiply-adds: they would take as long.
+template <int unit>
+void pass_group(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
+    constexpr int kFew = (kStripTokens * 2 + 2) / 3, kMiddle = (kStripTokens * 5 + 5) / 6;
+    if (count <= kFew)
+        pass<unit, kFew>(count, tile, unit_scales, x, sums);
+    else if (count <= kMiddle)
+        pass<unit, kMiddle>(count, tile, unit_scales, x, sums);
+    else
+        pass<unit, kStripTokens>(count, tile, unit_scales, x, sums);
+}
+
 template <typename Codes, typename Scales>
 struct StripKernel {
     Codes codes;
@@ -196,10 +229,11 @@ struct StripKernel {
         return Scales::kInBlock ? scales.of(block + kCodeBytes, u, v) : broadcast(shared);
     }
 
-    void one(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, float* y) const {
+    void one(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride,
+             float* y) const {
         F total[kParts] = {};
         const uint8_t* p = strip.data;
-        for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += kBlock) {
+        for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
             const float shared = strip.shared_scale(b);
             for (int u = 0; u < kUnits; u += 2) {
@@ -209,10 +243,11 @@ struct StripKernel {
                         const uint8_t* line = p + ((u + i) * kLines + l) * kLine;
                         const float* part = x + (u + i) * Codes::kUnit + l * Codes::kColumns;
                         unrolled<kParts>([&](int v) __attribute__((always_inline)) {
-                            for_columns(codes, load_line(line + v * kLanes * 4), [&](int j, F w)
-                                        __attribute__((always_inline)) {
-                                            sum[i][v] = fma(w, broadcast(part[j]), sum[i][v]);
-                                        });
+                            for_columns(
+                                codes,
+                                load_line(line + v * kLanes * 4), [&](int j, F w) __attribute__((always_inline)) {
+                                    sum[i][v] = fma(w, broadcast(part[j]), sum[i][v]);
+                                });
                         });
                     });
                 }
@@ -226,32 +261,13 @@ struct StripKernel {
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }
 
-    /// y[t][16] (+)= the tile of one unit, [kUnit][16], times x[t].
-    template <int tokens>
-    [[gnu::always_inline]] static void pass(const float* tile, const F* unit_scale, bool first, const float* x,
-                                            int64_t x_stride, float* y, int64_t y_stride) {
-        F sum[tokens][kParts] = {};
-        for (int k = 0; k < Codes::kUnit; ++k) {
-            F w[kParts];
-            for (int v = 0; v < kParts; ++v) w[v] = load(tile + k * kStripRows + v * kLanes);
-            unrolled<tokens>([&](int t) __attribute__((always_inline)) {
-                const F number = broadcast(x[t * x_stride + k]);
-                for (int v = 0; v < kParts; ++v) sum[t][v] = fma(w[v], number, sum[t][v]);
-            });
-        }
-        unrolled<tokens>([&](int t) __attribute__((always_inline)) {
-            for (int v = 0; v < kParts; ++v) {
-                float* at = y + t * y_stride + v * kLanes;
-                store(at, fma(unit_scale[v], sum[t][v], first ? F{} : load(at)));
-            }
-        });
-    }
-
+    /// Groups [first, last) of a panel of m vectors, at most kTileGroups.
     void many(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride, int64_t m,
-              float* y, int64_t y_stride) const {
-        alignas(64) float tile[kBlock * kStripRows];
+              int64_t first, int64_t last, float* y, int64_t y_stride) const {
+        alignas(64) float tile[kBlock * kStripRows], sums[kTileGroups][kStripTokens * kStripRows] = {};
+        const int64_t groups = panel_groups(m, kStripTokens);
         const uint8_t* p = strip.data;
-        for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += kBlock) {
+        for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
             for (int l = 0; l < kBlock / Codes::kColumns; ++l) {
                 for (int v = 0; v < kParts; ++v) {
@@ -265,16 +281,17 @@ struct StripKernel {
             const float shared = strip.shared_scale(b);
             for (int u = 0; u < kUnits; ++u)
                 for (int v = 0; v < kParts; ++v) unit_scales[u][v] = scale(p, shared, u, v);
-            // All units of a few vectors, whose block of x then is in L1.
-            int64_t t = 0;
-            for (; t + kStripTokens <= m; t += kStripTokens)
-                for (int u = 0; u < kUnits; ++u)
-                    pass<kStripTokens>(tile + u * Codes::kUnit * kStripRows, unit_scales[u], b == 0 && u == 0,
-                                       x + t * x_stride + u * Codes::kUnit, x_stride, y + t * y_stride, y_stride);
-            for (; t < m; ++t)
-                for (int u = 0; u < kUnits; ++u)
-                    pass<1>(tile + u * Codes::kUnit * kStripRows, unit_scales[u], b == 0 && u == 0,
-                            x + t * x_stride + u * Codes::kUnit, x_stride, y + t * y_stride, y_stride);
+            for (int64_t g = first; g < last; ++g) {
+                const int64_t t = m * g / groups, count = m * (g + 1) / groups - t;
+                pass_group<Codes::kUnit>(count, tile, unit_scales, x + t * kBlock, sums[g - first]);
+            }
+        }
+        for (int64_t g = first; g < last; ++g) {
+            const int64_t begin = m * g / groups, end = m * (g + 1) / groups;
+            for (int64_t t = begin; t < end; ++t)
+                for (int v = 0; v < kParts; ++v)
+                    store(y + t * y_stride + v * kLanes,
+                          load(sums[g - first] + (t - begin) * kStripRows + v * kLanes));
         }
     }
 
@@ -283,10 +300,13 @@ struct StripKernel {
         const int64_t blocks = w.cols / kBlock, block_bytes = w.strip_bytes / blocks;
         for (int64_t n = 0; n < count; n += kStripRows) {
             const Strip strip(w, first + n);
-            if (m == 1)
-                one(strip, block_bytes, blocks, x, y + n);
-            else
-                many(strip, block_bytes, blocks, x, x_stride, m, y + n, y_stride);
+            if (m == 1) {
+                one(strip, block_bytes, blocks, x, x_stride, y + n);
+                continue;
+            }
+            const int64_t groups = panel_groups(m, kStripTokens);
+            for (int64_t g = 0; g < groups; g += kTileGroups)
+                many(strip, block_bytes, blocks, x, x_stride, m, g, smaller(groups, g + kTileGroups), y + n, y_stride);
         }
     }
 };
@@ -297,8 +317,8 @@ template <typename Body>
     using quant::Format;
     switch (w.format) {
         case Format::kE2M1Pair:
-            if (w.scale_format == Format::kE8M0) return body(StripKernel<StripE2M1<32>, E8M0Scales>{});
-            return body(StripKernel<StripE2M1<16>, E4M3Scales>{});
+            if (w.scale_format == Format::kE8M0) return body(StripKernel<StripE2M1<32>, E8M0Scales>{{}, {kE4M3Unit}});
+            return body(StripKernel<StripE2M1<16>, E4M3Scales>{{}, {kE4M3Unit}});
         case Format::kInt4Pair:
             if (w.scale_cols == 32) return body(StripKernel<StripInt4<32>, BF16Scales>{});
             return body(StripKernel<StripInt4<64>, Grouped<BF16Scales, 2>>{});

@@ -75,9 +75,11 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group)
         ->capture_default_str();
     command
-        .add_option("--activations", activations,
-                    "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not")
-        ->check(CLI::IsMember({"model", "bf16"}))
+        .add_option(
+            "--activations", activations,
+            "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not; int8: "
+            "fastest, inputs of MXFP4, NVFP4, INT4 and Q8_0 matrices are rounded to int8 per 32, others as model")
+        ->check(CLI::IsMember({"model", "bf16", "int8"}))
         ->group(group)
         ->capture_default_str();
     command.add_option("--seed", seed, "key of the random numbers, dummy weights among them")
@@ -141,7 +143,13 @@ model::LoadOptions ModelFlags::load_options() const {
                        : kv_cache_dtype == "fp8"     ? model::KvCacheDtype::kFp8
                        : kv_cache_dtype == "fp8-f32" ? model::KvCacheDtype::kFp8F32
                                                      : model::KvCacheDtype::kBf16;
-    options.activations = activations == "bf16" ? model::Activations::kBf16 : model::Activations::kModel;
+    if (activations == "int8" && weights_in_place)
+        fail(
+            "--activations int8 multiplies packed weights, which --weights-in-place does without: leave one of them "
+            "out");
+    options.activations = activations == "int8"   ? model::Activations::kInt8
+                          : activations == "bf16" ? model::Activations::kBf16
+                                                  : model::Activations::kModel;
     options.layers = layers;
     options.format = load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
     options.seed = seed;

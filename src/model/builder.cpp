@@ -41,9 +41,11 @@ ops::VectorId Builder::vector(const std::string& name, const Shape& shape) {
 }
 
 ops::InputRounding Builder::rounding(const quant::Matrix& matrix, bool trained) const {
-    const bool fp8_fp4 = matrix.format == quant::Format::kE4M3 || matrix.format == quant::Format::kE2M1Pair;
-    return trained && fp8_fp4 && options_.activations == Activations::kModel ? ops::InputRounding::kE4M3
-                                                                             : ops::InputRounding::kExact;
+    const bool fp8 = matrix.format == quant::Format::kE4M3;
+    if (options_.activations == Activations::kInt8 && !fp8) return ops::InputRounding::kInt8;
+    const bool trained_format = fp8 || matrix.format == quant::Format::kE2M1Pair;
+    return trained && trained_format && options_.activations != Activations::kBf16 ? ops::InputRounding::kE4M3
+                                                                                   : ops::InputRounding::kExact;
 }
 
 Builder::Slot Builder::embed(const std::string& weight, int64_t width, int32_t copies) {

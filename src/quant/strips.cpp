@@ -208,6 +208,11 @@ float strip_input_factor(const Matrix& m) {
     return m.layout == Layout::kStrips && tiny ? 0x1p60f : 1.0f;
 }
 
+bool has_integer_codes(const Matrix& m) {
+    return m.layout == Layout::kStrips &&
+           (m.format == Format::kE2M1Pair || m.format == Format::kInt4Pair || m.format == Format::kQ8_0);
+}
+
 double strip_value(const Matrix& m, int64_t n, int64_t k) {
     const StripShape shape = strip_shape(m);
     const int64_t r = n % kStripRows, column = k % kStripBlock, place = column % shape.line_columns();

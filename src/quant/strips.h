@@ -47,6 +47,18 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
 /// into tiny numbers, and the product must stay clear of the subnormals. 1 for layout kRows.
 float strip_input_factor(const Matrix& matrix);
 
+inline constexpr int kInt8Columns = 32;
+
+/// 32 numbers of a vector as int8: x = codes * scale. The scale is the largest magnitude / 127.
+struct Int8Group {
+    int8_t codes[kInt8Columns];
+    float scale;
+    int16_t sums[6];  ///< of the codes: of columns 0, 1 and 2, 3 (mod 4) of each half, then of both halves
+};
+
+/// Whether the matrix can be multiplied with int8 vectors in integers: packed MXFP4, NVFP4, INT4 and Q8_0.
+bool has_integer_codes(const Matrix& matrix);
+
 /// Number (n, k) of a packed matrix without the multiplier: the definition of the layout, for oracles.
 double strip_value(const Matrix& packed, int64_t n, int64_t k);
 

@@ -48,7 +48,7 @@ int32_t token_id_of(const SortedJson& value, const std::string& token) {
 void check_off(const SortedJson& object, std::initializer_list<const char*> keys, const std::string& where) {
     for (const char* key : keys) {
         const SortedJson& value = member(object, key);
-        const bool off = value.is_null() || value == false || value == "" || value == 0.0;
+        const bool off = value.is_null() || value == false || value == SortedJson("") || value == 0.0;
         if (!off) fail(where, ".", key, " is ", shown(value), ", expected none");
     }
 }

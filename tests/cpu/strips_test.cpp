@@ -1,7 +1,7 @@
 // Packed matrices: the layout against the rows it was made from, and every tier's kernels against double precision.
 #include "src/quant/strips.h"
 
-#include "cpu/kernels.h"
+#include "cpu/inputs.h"
 #include "src/quant/reference.h"
 #include "tests/cpu/random_matrix.h"
 #include "tests/cpu/tiers.h"
@@ -51,10 +51,15 @@ struct Packed {
 
 class Strips : public testing::TestWithParam<Tier> {
 protected:
-    std::vector<float> multiply(const Matrix& w, int64_t first, int64_t count, std::vector<float> x, int64_t m) {
-        for (float& value : x) value *= quant::strip_input_factor(w);
-        std::vector<float> y(static_cast<size_t>(m * count), std::nanf(""));
-        GetParam().kernels->matmul(w, first, count, x.data(), w.cols, m, y.data(), count);
+    const KernelTable& kernels = *GetParam().kernels;
+
+    /// x [m, w.cols], rounded to int8 before if `rounding` says so.
+    std::vector<float> multiply(const Matrix& w, int64_t first, int64_t count, const std::vector<float>& x, int64_t m,
+                                ops::InputRounding rounding = ops::InputRounding::kExact) {
+        const InputForm form(w, rounding);
+        std::vector<float> panel(x.size() + kPanelSlack), y(static_cast<size_t>(m * count), std::nanf(""));
+        for (int64_t i = 0; i < m; ++i) form.prepare(kernels, x.data() + i * w.cols, w.cols, panel.data(), i, m);
+        form.matmul(kernels)(w, first, count, panel.data(), form.stride(m, w.cols), m, y.data(), count);
         return y;
     }
 };
@@ -119,22 +124,91 @@ TEST_P(Strips, MatmulEqualsTheReferenceInDouble) {
 }
 
 TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
-    constexpr int64_t kMost = 27;
+    using ops::InputRounding;
+    constexpr int64_t kMost = 67;
     for (const MatrixShape& shape : packed_shapes()) {
-        const Packed packed(shape, 4);
-        const std::vector<float> x = random_floats(kMost * kCols, 5);
-        const std::vector<float> all = multiply(packed.strips, 0, kRows, x, kMost);
-        for (const int64_t m : {1, 2, 6, 13}) {
-            const std::vector<float> y = multiply(packed.strips, 0, kRows, {x.begin(), x.begin() + m * kCols}, m);
-            EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << to_string(shape) << " " << m;
+        for (const InputRounding rounding : {InputRounding::kExact, InputRounding::kInt8}) {
+            const Packed packed(shape, 4);
+            SCOPED_TRACE(to_string(shape) + (rounding == InputRounding::kInt8 ? " int8" : ""));
+            const std::vector<float> x = random_floats(kMost * kCols, 5);
+            const std::vector<float> all = multiply(packed.strips, 0, kRows, x, kMost, rounding);
+            for (const int64_t m : {1, 2, 6, 13, 33}) {
+                const std::vector<float> y =
+                    multiply(packed.strips, 0, kRows, {x.begin(), x.begin() + m * kCols}, m, rounding);
+                EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << m;
+            }
+            for (const int64_t first : {0, 16, 32}) {
+                const std::vector<float> y =
+                    multiply(packed.strips, first, 16, {x.begin(), x.begin() + 3 * kCols}, 3, rounding);
+                for (int64_t t = 0; t < 3; ++t)
+                    EXPECT_EQ(std::memcmp(&y[static_cast<size_t>(t * 16)], &all[static_cast<size_t>(t * kRows + first)],
+                                          16 * sizeof(float)),
+                              0)
+                        << "from row " << first;
+            }
         }
-        for (const int64_t first : {0, 16, 32}) {
-            const std::vector<float> y = multiply(packed.strips, first, 16, {x.begin(), x.begin() + 3 * kCols}, 3);
-            for (int64_t t = 0; t < 3; ++t)
-                EXPECT_EQ(std::memcmp(&y[static_cast<size_t>(t * 16)], &all[static_cast<size_t>(t * kRows + first)],
-                                      16 * sizeof(float)),
-                          0)
-                    << to_string(shape) << " from row " << first;
+    }
+}
+
+/// Vectors whose groups have very different sizes, with zeros and the largest codes of both signs.
+std::vector<float> int8_inputs(int64_t vectors) {
+    std::vector<float> x = random_floats(vectors * kCols, 6);
+    for (size_t i = 0; i < x.size(); ++i) x[i] *= std::pow(10.0f, static_cast<float>(i / 32 % 9) - 4.0f);
+    std::fill_n(x.begin(), 32, 0.0f);
+    for (size_t i = 32; i < 64; ++i) x[i] = i % 3 == 0 ? 5.0f : -5.0f;
+    return x;
+}
+
+TEST_P(Strips, Int8RoundingIsToTheNearestOfTheGroup) {
+    const std::vector<float> x = int8_inputs(1);
+    std::vector<quant::Int8Group> groups(kCols / 32), scalar(kCols / 32);
+    kernels.round_int8(x.data(), groups.data(), kCols);
+    find_kernels("scalar")->round_int8(x.data(), scalar.data(), kCols);
+    EXPECT_EQ(std::memcmp(groups.data(), scalar.data(), groups.size() * sizeof groups[0]), 0);
+    for (size_t g = 0; g < groups.size(); ++g) {
+        int sums[4] = {};
+        for (size_t i = 0; i < 32; ++i) {
+            EXPECT_NEAR(groups[g].codes[i] * groups[g].scale, x[32 * g + i], groups[g].scale * 0.50001f);
+            sums[i / 16 * 2 + i % 4 / 2] += groups[g].codes[i];
+        }
+        for (size_t i = 0; i < 4; ++i) EXPECT_EQ(groups[g].sums[i], sums[i]);
+        EXPECT_EQ(groups[g].sums[4], sums[0] + sums[2]);
+        EXPECT_EQ(groups[g].sums[5], sums[1] + sums[3]);
+    }
+    for (const float bad : {std::nanf(""), HUGE_VALF}) {
+        std::vector<float> poisoned(x.begin(), x.begin() + 32);
+        poisoned[7] = bad;
+        kernels.round_int8(poisoned.data(), groups.data(), 32);
+        EXPECT_TRUE(std::isnan(groups[0].scale));
+    }
+}
+
+TEST_P(Strips, Int8MatmulEqualsTheRoundedVectorsInDouble) {
+    constexpr int64_t kVectors = 3;
+    for (const MatrixShape& shape : packed_shapes()) {
+        Packed packed(shape, 7);
+        if (!quant::has_integer_codes(packed.strips)) continue;
+        // The largest codes of both signs in the rows that meet the largest of x.
+        for (int64_t i = 0; i < packed.strips.strip_bytes / 3 / 2; ++i)
+            if (i / 4 % 16 < 4)
+                packed.bytes[static_cast<size_t>(i)] =
+                    static_cast<std::byte>(shape.format == Format::kQ8_0 ? 0x80 : 0x7f);
+        const std::vector<float> weights = quant::decode_matrix(packed.strips), x = int8_inputs(kVectors);
+        const std::vector<float> y = multiply(packed.strips, 0, kRows, x, kVectors, ops::InputRounding::kInt8);
+        for (int64_t t = 0; t < kVectors; ++t) {
+            std::vector<quant::Int8Group> groups(kCols / 32);
+            kernels.round_int8(x.data() + t * kCols, groups.data(), kCols);
+            for (int64_t n = 0; n < kRows; ++n) {
+                double sum = 0.0, size = 0.0;
+                for (int64_t k = 0; k < kCols; ++k) {
+                    const quant::Int8Group& group = groups[static_cast<size_t>(k / 32)];
+                    const double product =
+                        double{weights[static_cast<size_t>(n * kCols + k)]} * group.codes[k % 32] * group.scale;
+                    sum += product, size += std::abs(product);
+                }
+                EXPECT_NEAR(y[static_cast<size_t>(t * kRows + n)], sum, 1e-6 * size)
+                    << to_string(shape) << " vector " << t << " row " << n;
+            }
         }
     }
 }

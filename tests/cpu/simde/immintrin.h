@@ -42,6 +42,15 @@ static inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     return simde__m512i_from_private(to);
 }
 
+/// Not inlined: SIMDe's takes the compiler minutes.
+#undef _mm512_dpbusd_epi32
+static __attribute__((noinline)) __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) {
+    const simde__m512i_private x = simde__m512i_to_private(a), y = simde__m512i_to_private(b);
+    simde__m512i_private to = simde__m512i_to_private(sums);
+    for (int i = 0; i < 64; ++i) to.i32[i / 4] += x.u8[i] * y.i8[i];
+    return simde__m512i_from_private(to);
+}
+
 static inline __m512 _mm512_cvtepi32_ps(__m512i x) {
     const simde__m512i_private from = simde__m512i_to_private(x);
     simde__m512_private to;
