@@ -22,42 +22,57 @@ uint32_t spread_nibbles(uint32_t x) {
     return (x | x << 4) & 0x0f0f0f0f;
 }
 
-/// Where the codes and scales of one row of the source are, and how eight or fewer columns become a word.
-struct SourceRow {
-    const Matrix& matrix;
-    const std::byte* codes;
-    const std::byte* scales;
-
-    SourceRow(const Matrix& m, int64_t n)
-        : matrix(m), codes(m.data + n * m.row_bytes), scales(m.scales ? m.scales + n * m.scale_stride : nullptr) {}
-
-    /// Word `line` of the row: columns [line * 32 / bits, ...).
-    uint32_t word(int64_t line) const {
-        switch (matrix.format) {
-            case Format::kE2M1Pair:
-            case Format::kInt4Pair: {
-                const uint32_t pairs = read_word(codes + 4 * line);
-                return spread_nibbles(pairs) | spread_nibbles(pairs >> 16) << 4;
-            }
-            case Format::kMxfp4Block: {  // byte i of a block holds columns i and 16 + i
-                const std::byte* bytes = codes + line / 4 * 17 + 1 + line % 2 * 8;
-                const int shift = line % 4 < 2 ? 0 : 4;
-                return (read_word(bytes) >> shift & 0x0f0f0f0f) | (read_word(bytes + 4) >> shift & 0x0f0f0f0f) << 4;
-            }
-            case Format::kQ8_0:
-                return read_word(codes + line / 8 * 34 + 2 + line % 8 * 4);
-            default:
-                return read_word(codes + 4 * line);
+/// The words of a block of one row, to the same place of every line. `codes` are the row's codes of the block.
+template <Format format>
+void put_words(const std::byte* codes, std::byte* out) {
+    const auto put = [out](int line, uint32_t word) { std::memcpy(out + line * kLineBytes, &word, sizeof word); };
+    if constexpr (format == Format::kE2M1Pair || format == Format::kInt4Pair) {
+        for (int line = 0; line < 16; ++line) {
+            const uint32_t pairs = read_word(codes + 4 * line);
+            put(line, spread_nibbles(pairs) | spread_nibbles(pairs >> 16) << 4);
         }
+    } else if constexpr (format == Format::kMxfp4Block) {  // byte i of 16 holds columns i and 16 + i
+        for (int group = 0; group < 4; ++group, codes += 17) {
+            for (int half = 0; half < 2; ++half) {
+                const uint32_t first = read_word(codes + 1 + 8 * half), second = read_word(codes + 5 + 8 * half);
+                put(4 * group + half, (first & 0x0f0f0f0f) | (second & 0x0f0f0f0f) << 4);
+                put(4 * group + 2 + half, (first >> 4 & 0x0f0f0f0f) | (second & 0xf0f0f0f0));
+            }
+        }
+    } else if constexpr (format == Format::kQ8_0) {
+        for (int line = 0; line < 32; ++line) put(line, read_word(codes + line / 8 * 34 + 2 + line % 8 * 4));
+    } else {
+        constexpr int kLines = format == Format::kF32 ? 128 : format == Format::kE4M3 ? 32 : 64;
+        for (int line = 0; line < kLines; ++line) put(line, read_word(codes + 4 * line));
     }
+}
 
-    /// The scale of group `index` of the row, as its bytes.
-    const std::byte* scale(int64_t index, int bytes) const {
-        if (matrix.format == Format::kMxfp4Block) return codes + index * 17;
-        if (matrix.format == Format::kQ8_0) return codes + index * 34;
-        return scales + index * bytes;
+using PutWords = void (*)(const std::byte* codes, std::byte* out);
+
+PutWords put_words_of(Format format) {
+    switch (format) {
+        case Format::kE2M1Pair:
+        case Format::kInt4Pair:
+            return put_words<Format::kE2M1Pair>;
+        case Format::kMxfp4Block:
+            return put_words<Format::kMxfp4Block>;
+        case Format::kQ8_0:
+            return put_words<Format::kQ8_0>;
+        case Format::kE4M3:
+            return put_words<Format::kE4M3>;
+        case Format::kF32:
+            return put_words<Format::kF32>;
+        default:
+            return put_words<Format::kF16>;
     }
-};
+}
+
+/// The scale of group `index` of row n, as its bytes.
+const std::byte* scale_at(const Matrix& m, int64_t n, int64_t index, int bytes) {
+    if (m.format == Format::kMxfp4Block) return m.data + n * m.row_bytes + index * 17;
+    if (m.format == Format::kQ8_0) return m.data + n * m.row_bytes + index * 34;
+    return m.scales + n * m.scale_stride + index * bytes;
+}
 
 /// FP8 whose scales 16 rows and 128 columns always share.
 bool has_shared_scales(const Matrix& m) {
@@ -183,20 +198,19 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
     const Matrix packed = packed_form(matrix);
     CHECK(packed.layout == Layout::kStrips && first >= 0 && count >= 0 && (first + count) * kStripRows <= matrix.rows);
     const StripShape shape = strip_shape(packed);
-    const int64_t lines = shape.code_bytes() / kLineBytes,
-                  groups = shape.scale_cols ? kStripBlock / shape.scale_cols : 0;
+    const PutWords put_words = put_words_of(matrix.format);
+    const int64_t groups = shape.scale_cols ? kStripBlock / shape.scale_cols : 0;
+    const int64_t row_block = bytes_of(matrix.format, kStripBlock);
     for (int64_t strip = first; strip < first + count; ++strip) {
+        const std::byte* codes = matrix.data + strip * kStripRows * matrix.row_bytes;
         for (int64_t block = 0; block < matrix.cols / kStripBlock; ++block, out += shape.block_bytes()) {
-            std::memset(out + shape.code_bytes(), 0, static_cast<size_t>(shape.block_bytes() - shape.code_bytes()));
+            std::byte* scales = out + shape.code_bytes();
+            std::memset(scales, 0, static_cast<size_t>(shape.block_bytes() - shape.code_bytes()));
             for (int64_t r = 0; r < kStripRows; ++r) {
-                const SourceRow row(matrix, strip * kStripRows + r);
-                for (int64_t line = 0; line < lines; ++line) {
-                    const uint32_t word = row.word(block * lines + line);
-                    std::memcpy(out + line * kLineBytes + r * 4, &word, sizeof word);
-                }
+                put_words(codes + r * matrix.row_bytes + block * row_block, out + r * 4);
                 for (int64_t g = 0; g < groups; ++g)
-                    std::memcpy(out + shape.code_bytes() + (g * kStripRows + r) * shape.scale_bytes,
-                                row.scale(block * groups + g, shape.scale_bytes),
+                    std::memcpy(scales + (g * kStripRows + r) * shape.scale_bytes,
+                                scale_at(matrix, strip * kStripRows + r, block * groups + g, shape.scale_bytes),
                                 static_cast<size_t>(shape.scale_bytes));
             }
         }
