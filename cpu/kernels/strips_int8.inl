@@ -42,7 +42,7 @@ struct Int8Kernel {
 
     static constexpr int kUnits = kBlock / unit, kQuads = unit / 4, kLines = kQuads / Digits::kHalves;
     static constexpr int kCodeBytes = kUnits * kLines * kLine;
-    static constexpr int kTokens = 48;  // whose block of the panel stays in L1
+    static constexpr int kTokens = 48, kTogether = 4;  // block of the panel and sums: in L1
 
     /// Codes of unit u for part v of the rows, by quads.
     [[gnu::always_inline]] void decode(const uint8_t* block, int u, int v, U codes[kQuads]) const {
@@ -81,43 +81,49 @@ struct Int8Kernel {
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }
 
-    /// m <= kTokens.
-    void many(const uint8_t* p, int64_t block_bytes, int64_t blocks, const uint8_t* x, int64_t x_stride, int64_t m,
-              float* y, int64_t y_stride) const {
-        alignas(64) float sums[kTokens * kStripRows] = {};
-        for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
-            for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
-            for (int u = 0; u < kUnits; ++u) {
-                for (int v = 0; v < kParts; ++v) {
-                    U codes[kQuads];
-                    decode(p, u, v, codes);
-                    const F scale = scales.of(p + kCodeBytes, u, v);
-                    for (int64_t t = 0; t < m; ++t) {
-                        float* at = sums + t * kStripRows + v * kLanes;
-                        store(at, add_unit(codes, scale, groups(x + t * kInt8Stride), u, load(at)));
+    /// `strips` <= kTogether strips that follow one another, m <= kTokens vectors.
+    void many(const uint8_t* data, int64_t strips, int64_t strip_bytes, int64_t blocks, const uint8_t* x,
+              int64_t x_stride, int64_t m, float* y, int64_t y_stride) const {
+        alignas(64) float sums[kTogether][kTokens * kStripRows];
+        __builtin_memset(sums, 0, static_cast<size_t>(strips) * sizeof sums[0]);
+        const int64_t block_bytes = strip_bytes / blocks;
+        for (int64_t b = 0; b < blocks; ++b, data += block_bytes, x += x_stride) {
+            for (int64_t s = 0; s < strips; ++s) {
+                const uint8_t* p = data + s * strip_bytes;
+                for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
+                for (int u = 0; u < kUnits; ++u) {
+                    for (int v = 0; v < kParts; ++v) {
+                        U codes[kQuads];
+                        decode(p, u, v, codes);
+                        const F scale = scales.of(p + kCodeBytes, u, v);
+                        for (int64_t t = 0; t < m; ++t) {
+                            float* at = sums[s] + t * kStripRows + v * kLanes;
+                            store(at, add_unit(codes, scale, groups(x + t * kInt8Stride), u, load(at)));
+                        }
                     }
                 }
             }
         }
-        for (int64_t t = 0; t < m; ++t)
-            for (int v = 0; v < kParts; ++v)
-                store(y + t * y_stride + v * kLanes, load(sums + t * kStripRows + v * kLanes));
+        for (int64_t s = 0; s < strips; ++s)
+            for (int64_t t = 0; t < m; ++t)
+                __builtin_memcpy(y + t * y_stride + s * kStripRows, sums[s] + t * kStripRows,
+                                 kStripRows * sizeof(float));
     }
 
     static const Int8Group* groups(const uint8_t* p) { return reinterpret_cast<const Int8Group*>(p); }
 
     void multiply(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride, int64_t m,
                   float* y, int64_t y_stride) const {
-        const int64_t blocks = w.cols / kBlock, block_bytes = w.strip_bytes / blocks;
+        const int64_t blocks = w.cols / kBlock;
+        const uint8_t* data = bytes(w.data) + first / kStripRows * w.strip_bytes;
         const uint8_t* panel = reinterpret_cast<const uint8_t*>(x);
-        for (int64_t n = 0; n < count; n += kStripRows) {
-            const uint8_t* strip = bytes(w.data) + (first + n) / kStripRows * w.strip_bytes;
-            if (m == 1) {
-                one(strip, block_bytes, blocks, panel, x_stride * 4, y + n);
-                continue;
-            }
+        x_stride *= static_cast<int64_t>(sizeof(float));
+        for (int64_t n = 0; n < count && m == 1; n += kStripRows, data += w.strip_bytes)
+            one(data, w.strip_bytes / blocks, blocks, panel, x_stride, y + n);
+        for (int64_t n = 0; n < count && m > 1; n += kTogether * kStripRows, data += kTogether * w.strip_bytes) {
+            const int64_t strips = smaller(kTogether, (count - n) / kStripRows);
             for (int64_t t = 0; t < m; t += kTokens)
-                many(strip, block_bytes, blocks, panel + t * kInt8Stride, x_stride * 4, smaller(m - t, kTokens),
+                many(data, strips, w.strip_bytes, blocks, panel + t * kInt8Stride, x_stride, smaller(m - t, kTokens),
                      y + t * y_stride + n, y_stride);
         }
     }

@@ -124,7 +124,8 @@ void decode(const BlockQ6_K& b, double* y) {
         const int nn = i / 128, k = (i % 128) / 32, l = i % 32;
         const uint8_t byte = b.ql[64 * nn + 32 * (k & 1) + l];
         const int q = (k < 2 ? lo(byte) : hi(byte)) | ((b.qh[32 * nn + l] >> (2 * k)) & 3) << 4;
-        y[i] = f16(b.d) * b.scales[i / 16] * (q - 32);
+        const int group = i / 16;
+        y[i] = f16(b.d) * b.scales[group] * (q - 32);
     }
 }
 

@@ -130,7 +130,8 @@ void encode(const float* x, BlockQ6_K& b) {
         b.scales[t] = static_cast<int8_t>(quantise(steps[t], f16_to_float(b.d), -127, 127));
     }
     for (int i = 0; i < 256; ++i) {
-        const int q = quantise(x[i], f16_to_float(b.d) * static_cast<float>(b.scales[i / 16]), -32, 31) + 32;
+        const int group = i / 16;
+        const int q = quantise(x[i], f16_to_float(b.d) * static_cast<float>(b.scales[group]), -32, 31) + 32;
         const int nn = i / 128, k = (i % 128) / 32, l = i % 32;
         uint8_t& low = b.ql[64 * nn + 32 * (k & 1) + l];
         uint8_t& high = b.qh[32 * nn + l];

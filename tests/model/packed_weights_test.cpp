@@ -4,6 +4,7 @@
 #include "src/quant/reference.h"
 #include "tests/model/engine_fixture.h"
 
+#include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
 #include <numeric>
@@ -69,18 +70,37 @@ TEST(PackedWeights, GiveTheLogitsOfTheFile) {
         EXPECT_LT(difference(a[t], std::vector<double>(b[t].begin(), b[t].end())), 2e-4) << "token " << t;
 }
 
+// Rounding to int8 per 32 costs a percent per matrix (hybrid-engine.md 2.1).
+TEST(PackedWeights, Int8ActivationsStayCloseToExactOnes) {
+    const PackedModel exact(kExact),
+        packed({.kv_cache = model::KvCacheDtype::kF32, .activations = model::Activations::kInt8});
+    const Logits a = logits_of(*packed.model, 1, 64), b = logits_of(*exact.model, 1, 64);
+    double error = 0.0, size = 0.0;
+    for (size_t t = 0; t < a.size(); ++t)
+        for (size_t i = 0; i < a[t].size(); ++i) {
+            error += std::pow(double{a[t][i]} - b[t][i], 2);
+            size += std::pow(double{b[t][i]}, 2);
+        }
+    RecordProperty("relative_error", std::to_string(std::sqrt(error / size)));
+    EXPECT_GT(error, 0.0);
+    EXPECT_LT(std::sqrt(error / size), 0.05);
+}
+
 TEST(PackedWeights, ResultsDependNeitherOnThreadsNorOnChunks) {
-    const PackedModel packed({}, 1);
-    const Logits expected = logits_of(*packed.model, 1, 150);
-    const auto expect_same = [&](const Logits& logits, const char* what) {
-        for (size_t t = 0; t < expected.size(); ++t)
-            ASSERT_EQ(std::memcmp(logits[t].data(), expected[t].data(), expected[t].size() * sizeof(float)), 0)
-                << what << ", token " << t;
-    };
-    expect_same(logits_of(*packed.model, 1, 1), "one by one");
-    expect_same(logits_of(*packed.model, 2, 7), "chunks of 7, two threads");
-    expect_same(logits_of(*packed.model, 3, 150), "three threads");
-    expect_same(logits_of(*PackedModel({}, 3).model, 2, 1), "packed by three");
+    for (const model::Activations activations : {model::Activations::kModel, model::Activations::kInt8}) {
+        const model::LoadOptions options = {.activations = activations};
+        const PackedModel packed(options, 1);
+        const Logits expected = logits_of(*packed.model, 1, 150);
+        const auto expect_same = [&](const Logits& logits, const char* what) {
+            for (size_t t = 0; t < expected.size(); ++t)
+                ASSERT_EQ(std::memcmp(logits[t].data(), expected[t].data(), expected[t].size() * sizeof(float)), 0)
+                    << what << ", token " << t;
+        };
+        expect_same(logits_of(*packed.model, 1, 1), "one by one");
+        expect_same(logits_of(*packed.model, 2, 7), "chunks of 7, two threads");
+        expect_same(logits_of(*packed.model, 3, 150), "three threads");
+        expect_same(logits_of(*PackedModel(options, 3).model, 2, 1), "packed by three");
+    }
 }
 
 }  // namespace
