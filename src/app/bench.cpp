@@ -136,9 +136,11 @@ public:
     void with_threads(const std::vector<int>& cpus) {
         cpu::Workers workers(cpus);
         scheduler::BandwidthProbe probe(workers);
-        // matmul multiplies in float32 in every tier.
+        // Of the fastest unit that multiplies: matmul is float32 in every tier, but for int8 inputs.
         const auto limit_now = [&] {
-            return Limit{probe.read(), scheduler::measure_peak(workers, kernels_, cpu::Unit::kF32)};
+            const auto peak = [&](cpu::Unit unit) { return scheduler::measure_peak(workers, kernels_, unit); };
+            const double f32 = peak(cpu::Unit::kF32);
+            return Limit{probe.read(), flags_.model.activations == "int8" ? std::max(f32, peak(cpu::Unit::kI8)) : f32};
         };
         BenchRun run(model_, workers, kernels_, max_tokens_, max_batch_, flags_.model.seed);
         for (const BenchTest& test : tests_) {
