@@ -6,8 +6,8 @@
 //   m = 1: codes are decoded into registers and multiplied at once; two units at a time hide the latency of the chains.
 //   m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
 //
-// Vectors come as a panel, [blocks][m][128], x_stride = 128 m apart: rows of a power of two would share a few cache
-// sets.
+// Vectors come as a panel (cpu/kernels.h): what a pass broadcasts lies together, where rows of a power of two would
+// share a few cache sets and banks.
 
 constexpr int kStripRows = quant::kStripRows, kBlock = quant::kStripBlock, kLine = quant::kLineBytes;
 constexpr int kParts = kStripRows / kLanes;
