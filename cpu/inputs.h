@@ -4,11 +4,7 @@
 
 #include "cpu/run.h"
 
-#include <cstring>
-
 namespace thermocline::cpu {
-
-inline constexpr int64_t kPanelSlack = 16;  // numbers behind a panel that kernels read
 
 struct InputForm {
     bool e4m3, int8, panel;
@@ -29,19 +25,19 @@ struct InputForm {
     /// Converts `in` [width] and puts it where vector i of m belongs in `out` [m * width], which matmul takes.
     void prepare(const KernelTable& kernels, const float* in, int64_t width, float* out, int64_t i, int64_t m) const {
         if (!panel) return convert(kernels, in, out + i * width, width);
-        const int64_t groups = panel_groups(m, kernels.panel_tokens), group = ((i + 1) * groups - 1) / m;
-        const int64_t first = m * group / groups, count = m * (group + 1) / groups - first;
-        constexpr int64_t kGroups = quant::kStripBlock / quant::kInt8Columns;
-        for (int64_t k = 0; k < width; k += quant::kStripBlock) {
-            float* block = out + k * m;
-            if (int8) {
-                kernels.round_int8(in + k, reinterpret_cast<quant::Int8Group*>(block) + i * kGroups,
+        if (int8) {
+            constexpr int64_t kGroups = quant::kStripBlock / quant::kInt8Columns;
+            for (int64_t k = 0; k < width; k += quant::kStripBlock)
+                kernels.round_int8(in + k, reinterpret_cast<quant::Int8Group*>(out + k * m) + i * kGroups,
                                    quant::kStripBlock);
-                continue;
-            }
+            return;
+        }
+        const PanelGroups groups(m, kernels.panel_tokens);
+        const int64_t group = groups.of(i), first = groups.first(group), count = groups.first(group + 1) - first;
+        for (int64_t k = 0; k < width; k += quant::kStripBlock) {
             float numbers[quant::kStripBlock];
             convert(kernels, in + k, numbers, quant::kStripBlock);
-            float* column = block + first * quant::kStripBlock + i - first;
+            float* column = out + k * m + first * quant::kStripBlock + i - first;
             for (const float number : numbers) {
                 *column = number;
                 column += count;

@@ -15,9 +15,18 @@ namespace thermocline::cpu {
 /// What multiplies: a peak is one of these.
 enum class Unit : uint8_t { kF32, kBF16, kI8 };
 
-/// Vectors that a kernel passes at a time: group g of m vectors is [m * g / groups, m * (g + 1) / groups), so that all
-/// are nearly equal and none is larger than `most`.
-[[gnu::always_inline]] inline int64_t panel_groups(int64_t m, int64_t most) { return (m + most - 1) / most; }
+/// The m vectors of a panel in groups that a kernel passes at a time: nearly equal, none larger than `most`.
+struct PanelGroups {
+    int64_t m, count;
+
+    [[gnu::always_inline]] PanelGroups(int64_t vectors, int64_t most) : m(vectors), count((m + most - 1) / most) {}
+    /// The first vector of group g; of g = count: m.
+    [[gnu::always_inline]] int64_t first(int64_t g) const { return m * g / count; }
+    /// The group of vector i.
+    [[gnu::always_inline]] int64_t of(int64_t i) const { return ((i + 1) * count - 1) / m; }
+};
+
+inline constexpr int64_t kPanelSlack = 16;  // numbers behind a panel that kernels read
 
 struct KernelTable {
     const char* name;  ///< "scalar", "avx2", "avx512", "avx512_bf16"
@@ -25,8 +34,8 @@ struct KernelTable {
     /// y[m, n - first] = sum_k W[n, k] * x[m, k] for rows n in [first, first + count), every weight format, decoded
     /// on the fly. Accumulates in float32 in an order that depends on k alone. Layout kStrips: `first` and `count` are
     /// multiples of 16, and x comes multiplied by quant::strip_input_factor(w) as a panel whose blocks are x_stride
-    /// apart: [K / 128], of these the groups of panel_groups(), of these [128][vectors of the group]. Up to 16 numbers
-    /// behind the panel are read.
+    /// apart: [K / 128], of these the groups of PanelGroups, of these [128][vectors of the group].
+    /// Up to kPanelSlack numbers behind it are read.
     void (*matmul)(const quant::Matrix& w, int64_t first, int64_t count, const float* x /*[m, x_stride]*/,
                    int64_t x_stride, int64_t m, float* y /*[m, y_stride]*/, int64_t y_stride) noexcept;
     /// The same for packed matrices with integer codes (quant::has_integer_codes). The panel is [K / 128], of these

@@ -261,11 +261,10 @@ struct StripKernel {
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }
 
-    /// Groups [first, last) of a panel of m vectors, at most kTileGroups.
-    void many(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride, int64_t m,
-              int64_t first, int64_t last, float* y, int64_t y_stride) const {
+    /// Groups [first, last) of a panel, at most kTileGroups.
+    void many(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride,
+              PanelGroups groups, int64_t first, int64_t last, float* y, int64_t y_stride) const {
         alignas(64) float tile[kBlock * kStripRows], sums[kTileGroups][kStripTokens * kStripRows] = {};
-        const int64_t groups = panel_groups(m, kStripTokens);
         const uint8_t* p = strip.data;
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
@@ -282,12 +281,12 @@ struct StripKernel {
             for (int u = 0; u < kUnits; ++u)
                 for (int v = 0; v < kParts; ++v) unit_scales[u][v] = scale(p, shared, u, v);
             for (int64_t g = first; g < last; ++g) {
-                const int64_t t = m * g / groups, count = m * (g + 1) / groups - t;
+                const int64_t t = groups.first(g), count = groups.first(g + 1) - t;
                 pass_group<Codes::kUnit>(count, tile, unit_scales, x + t * kBlock, sums[g - first]);
             }
         }
         for (int64_t g = first; g < last; ++g) {
-            const int64_t begin = m * g / groups, end = m * (g + 1) / groups;
+            const int64_t begin = groups.first(g), end = groups.first(g + 1);
             for (int64_t t = begin; t < end; ++t)
                 for (int v = 0; v < kParts; ++v)
                     store(y + t * y_stride + v * kLanes,
@@ -304,9 +303,10 @@ struct StripKernel {
                 one(strip, block_bytes, blocks, x, x_stride, y + n);
                 continue;
             }
-            const int64_t groups = panel_groups(m, kStripTokens);
-            for (int64_t g = 0; g < groups; g += kTileGroups)
-                many(strip, block_bytes, blocks, x, x_stride, m, g, smaller(groups, g + kTileGroups), y + n, y_stride);
+            const PanelGroups groups(m, kStripTokens);
+            for (int64_t g = 0; g < groups.count; g += kTileGroups)
+                many(strip, block_bytes, blocks, x, x_stride, groups, g, smaller(groups.count, g + kTileGroups), y + n,
+                     y_stride);
         }
     }
 };
