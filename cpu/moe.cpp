@@ -106,13 +106,13 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
     const Dispatch d = dispatch(s, f, set);
 
     // All matrices of a set are of one kind (memory/packed_weights.cpp).
-    const InputForm form_x(set.w1[0], s.rounding), form_h(set.w2[0], s.rounding);
+    const InputForm form_x(set.w1[0], s.rounding, f.kernels), form_h(set.w2[0], s.rounding, f.kernels);
     const auto prepare = [&](const InputForm& form, int64_t width, auto input_of) {
         f.workers.split(pairs, 4, [&](int64_t begin, int64_t end, int) {
             const int32_t* expert = std::upper_bound(d.begin, d.begin + set.w1.size() + 1, begin) - 1;
             for (int64_t p = begin; p < end; ++p) {
                 while (p >= expert[1]) ++expert;
-                form.prepare(f.kernels, input_of(p), width, d.x + *expert * width, p - *expert, expert[1] - *expert);
+                form.prepare(input_of(p), width, d.x + *expert * width, p - *expert, expert[1] - *expert);
             }
         });
     };
@@ -129,8 +129,8 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
             const auto index = static_cast<size_t>(e);
             const float* in = d.x + p0 * set.hidden;
             const int64_t stride = form_x.stride(m, set.hidden);
-            form_x.matmul(f.kernels)(set.w1[index], first, count, in, stride, m, gate, kStrip);
-            form_x.matmul(f.kernels)(set.w3[index], first, count, in, stride, m, up, kStrip);
+            form_x.matmul()(set.w1[index], first, count, in, stride, m, gate, kStrip);
+            form_x.matmul()(set.w3[index], first, count, in, stride, m, up, kStrip);
             for (int64_t i = 0; i < m; ++i)
                 f.kernels.swiglu(gate + i * kStrip, up + i * kStrip, s.limit, d.weight[p0 + i],
                                  d.h + (p0 + i) * set.intermediate + first, count);
@@ -146,8 +146,8 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
             for (int32_t a = 0; a < d.active_count; ++a) {
                 const int32_t e = d.active[a];
                 const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
-                form_h.matmul(f.kernels)(set.w2[static_cast<size_t>(e)], first, count, d.x + p0 * set.intermediate,
-                                         form_h.stride(m, set.intermediate), m, y, kStrip);
+                form_h.matmul()(set.w2[static_cast<size_t>(e)], first, count, d.x + p0 * set.intermediate,
+                                form_h.stride(m, set.intermediate), m, y, kStrip);
                 for (int64_t i = 0; i < m; ++i)
                     f.kernels.axpy(1.0f, y + i * kStrip, f.row(s.out, d.row[p0 + i]) + first, count);
             }
