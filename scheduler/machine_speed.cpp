@@ -53,6 +53,7 @@ void measure_group(cpu::Workers& workers, GroupSpeed& group) {
 GroupSpeed measure_node(const Node& node, const std::function<void()>& step) {
     GroupSpeed group;
     const std::span<const int> cpus = node.cpus;
+    if (cpus.empty()) return group;  // memory of no core
     for (size_t cores = 1; cores < cpus.size(); ++cores) {
         with_workers(cpus.first(cores),
                      [&](cpu::Workers& workers) { group.read_gb_per_s.push_back(measure_read_bandwidth(workers)); });
@@ -124,7 +125,7 @@ MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Devic
     const auto step = [&] { progress(++done); };
     MachineSpeed speed;
     for (const Node& node : machine.nodes) speed.nodes.push_back(measure_node(node, step));
-    const std::vector<int> cpus = worker_cpus(machine, 0);
+    const std::vector<int> cpus = worker_places(weight_slices(machine, Numa::kNodes), 0).cpus;
     if (machine.nodes.size() == 1) {
         speed.all = speed.nodes.front();
         speed.all.read_gb_per_s = {speed.all.read_gb_per_s.back()};

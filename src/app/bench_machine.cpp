@@ -65,8 +65,13 @@ void print(const scheduler::Machine& machine, const scheduler::MachineSpeed& spe
     for (const scheduler::Cache& cache : machine.caches)
         std::printf("L%-7d %lld KiB, shared by %d cores\n", cache.level, static_cast<long long>(cache.bytes >> 10),
                     cache.cores);
-    for (size_t i = 0; i < machine.nodes.size(); ++i)
-        print_group("node " + std::to_string(machine.nodes[i].id), speed.nodes[i]);
+    for (size_t i = 0; i < machine.nodes.size(); ++i) {
+        const std::string name = "node " + std::to_string(machine.nodes[i].id);
+        if (speed.nodes[i].cores > 0)
+            print_group(name, speed.nodes[i]);
+        else
+            std::printf("%-8s memory without cores\n", name.c_str());
+    }
     print_group("all", speed.all);
     for (const scheduler::TierPeak& peak : speed.peaks)
         std::printf("%-12s %-5s %8.1f Gop/s on one core, %8.1f on all\n", peak.isa.c_str(),

@@ -2,14 +2,16 @@
 #pragma once
 
 #include "memory/packed_weights.h"
+#include "scheduler/topology.h"
 #include "src/model/registry.h"
 
 #include <memory>
+#include <vector>
 
 namespace thermocline::engine {
 
-/// The plans of `model` then read the returned memory, which must live as long as they are played. Throws Error if it
-/// does not fit.
-std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, int threads);
+/// The plans of `model` then read the returned memory, which must live as long as they are played: a part of every
+/// matrix in each slice, packed by all its cores. Throws Error if it does not fit.
+std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<scheduler::Slice>& slices);
 
 }  // namespace thermocline::engine
