@@ -10,6 +10,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <vector>
 
 namespace thermocline::memory {
 
@@ -31,5 +32,8 @@ private:
     std::optional<Pages> pages_;
     int64_t unpacked_bytes_ = 0;
 };
+
+/// The views of `plans` that PackedWeights would rewrite.
+std::vector<quant::Matrix*> packable_views(std::span<ops::Plan* const> plans);
 
 }  // namespace thermocline::memory

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <string>
 #include <sys/mman.h>
+#include <unistd.h>
 
 namespace thermocline {
 
@@ -26,6 +27,13 @@ Pages::Pages(size_t size) : data_(nullptr), size_(size) {
 
 Pages::~Pages() {
     if (data_ != nullptr) ::munmap(data_, size_);
+}
+
+void release_pages(const std::byte* data, int64_t size) {
+    const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(size)) / page * page;
+    if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
 int64_t available_memory() {

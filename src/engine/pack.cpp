@@ -1,5 +1,6 @@
 #include "src/engine/pack.h"
 
+#include "src/base/error.h"
 #include "src/base/log.h"
 
 #include <chrono>
@@ -10,6 +11,11 @@ namespace thermocline::engine {
 std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, int threads) {
     using Clock = std::chrono::steady_clock;
     using Source = memory::PackedWeights::Source;
+    if (model.checkpoint.container == "converted") {
+        log::info("weights: {:.2f} GB mapped, packed when they were converted from {}",
+                  static_cast<double>(model.weight_bytes) * 1e-9, printable(model.checkpoint.source.path));
+        return nullptr;
+    }
     const auto start = Clock::now();
     auto last = start;
     const auto progress = [&](int64_t done, int64_t all) {

@@ -9,7 +9,7 @@
 namespace thermocline::engine {
 
 /// The plans of `model` then read the returned memory, which must live as long as they are played. Throws Error if it
-/// does not fit.
+/// does not fit. Null for a converted model, whose weights are mapped packed.
 std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, int threads);
 
 }  // namespace thermocline::engine
