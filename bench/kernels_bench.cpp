@@ -1,8 +1,10 @@
 // Speed of the matmul kernels on one core: GB/s of weights for one vector (decode), GFLOP/s for 64 (prefill), for every
-// format as it lies in files (rows), packed (strips) and packed with int8 vectors (int8), next to what plain reads and
-// multiply-adds in registers reach on the same machine in the same run. Usage: kernels_bench [--isa=TIER] [Google
-// Benchmark's flags].
+// format as it lies in files (rows), packed (strips) and packed with int8 vectors (int8). Beside each: the share of
+// what this core reads from memory at most, or of what it multiplies at most, measured in the same run just before.
+// Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags].
 #include "cpu/inputs.h"
+#include "scheduler/bandwidth.h"
+#include "scheduler/machine_speed.h"
 #include "tests/cpu/random_matrix.h"
 
 #include <benchmark/benchmark.h>
@@ -15,30 +17,6 @@ namespace {
 constexpr int64_t kBytes = int64_t{96} << 20;
 constexpr int64_t kCols = 4096;
 
-void read_memory(benchmark::State& state) {
-    std::vector<uint64_t> data(kBytes / 8, 1);
-    for (auto _ : state) {
-        uint64_t sums[16] = {};
-        for (size_t i = 0; i < data.size(); i += 16) {
-            for (size_t j = 0; j < 16; ++j) sums[j] += data[i + j];
-        }
-        for (uint64_t& sum : sums) benchmark::DoNotOptimize(sum);
-    }
-    state.counters["GB/s"] =
-        benchmark::Counter(static_cast<double>(kBytes) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
-}
-
-void multiply_adds(benchmark::State& state, const KernelTable& kernels) {
-    int64_t operations = 0;
-    for (auto _ : state) {
-        float sink = 0.0f;
-        operations = kernels.peak(Unit::kF32, 1 << 20, &sink);
-        benchmark::DoNotOptimize(sink);
-    }
-    state.counters["GFLOP/s"] =
-        benchmark::Counter(static_cast<double>(operations) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
-}
-
 /// How a matrix lies and what its vectors are.
 enum class Form { kRows, kStrips, kInt8 };
 constexpr const char* kFormNames[] = {"/rows", "/strips", "/int8"};
@@ -50,7 +28,16 @@ bool exists(Form form, MatrixShape shape) {
            quant::has_integer_codes(packed);
 }
 
+/// The best that the kernels could do at this moment: shared machines change.
+double limit(const KernelTable& kernels, int64_t m, Form form) {
+    Workers one({});
+    if (m == 1) return scheduler::measure_read_bandwidth(one);
+    return scheduler::measure_peak(one, kernels, form == Form::kInt8 ? Unit::kI8 : Unit::kF32);
+}
+
 void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m, Form kind) {
+    const double most = limit(kernels, m, kind);
+    shape.subnormal_scales = false;
     const int64_t row_bytes = quant::bytes_of(shape.format, shape.cols);
     shape.rows = m == 1 ? kBytes / row_bytes / 128 * 128 : 512;
     // 128 distinct rows, repeated: what is multiplied does not matter, only that it comes from memory.
@@ -93,8 +80,12 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
         benchmark::DoNotOptimize(y.data());
     }
     const auto rate = benchmark::Counter::kIsIterationInvariantRate;
-    state.counters["GB/s"] = benchmark::Counter(static_cast<double>(w.bytes()) * 1e-9, rate);
-    state.counters["GFLOP/s"] = benchmark::Counter(2e-9 * static_cast<double>(m * w.rows * w.cols), rate);
+    const double gigabytes = static_cast<double>(w.bytes()) * 1e-9;
+    const double operations = 2e-9 * static_cast<double>(m * w.rows * w.cols);
+    state.counters["GB/s"] = benchmark::Counter(gigabytes, rate);
+    state.counters["GFLOP/s"] = benchmark::Counter(operations, rate);
+    state.counters[m == 1 ? "limit GB/s" : "limit GFLOP/s"] = most;
+    state.counters["of limit"] = benchmark::Counter((m == 1 ? gigabytes : operations) / most, rate);
 }
 
 }  // namespace
@@ -110,9 +101,6 @@ int main(int argc, char** argv) {
         }
     }
     const KernelTable& kernels = select_kernels(isa.c_str());
-    benchmark::RegisterBenchmark("read", read_memory);
-    benchmark::RegisterBenchmark("multiply_adds",
-                                 [&kernels](benchmark::State& state) { multiply_adds(state, kernels); });
     for (const int64_t m : {1, 64}) {
         for (const MatrixShape& shape : every_format(1, kCols)) {
             const std::string name = std::string(kernels.name) + "/m" + std::to_string(m) + "/" +

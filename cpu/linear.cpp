@@ -1,5 +1,6 @@
 // Embed and Linear: the steps that read weight matrices row by row.
 #include "cpu/inputs.h"
+#include "cpu/slices.h"
 
 #include <algorithm>
 #include <cstring>
@@ -45,13 +46,16 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
     const int64_t group_rows = w.rows / s.groups;
     const int64_t unit = w.layout == quant::Layout::kStrips ? quant::kStripRows : 1;
     const int64_t grain = std::max<int64_t>(1, kGrainMacs / (w.cols * vectors * unit));
-    f.workers.split(w.rows / unit, grain, [&](int64_t begin, int64_t end, int) {
-        begin *= unit, end *= unit;
+    const Slices slices(w, unit);
+    split_slices(f.workers, slices, 1, grain, [&](int64_t slice, int64_t begin, int64_t end, int) {
+        const quant::Matrix part = strip_slice(w, slice);
+        const int64_t first = slices.first_row(slice);
+        begin = first + begin * unit, end = first + end * unit;
         while (begin < end) {  // a part may span output groups, which read different inputs
             const int64_t group = begin / group_rows;
             const int64_t stop = std::min(end, (group + 1) * group_rows);
-            form.matmul(f.kernels)(w, begin, stop - begin, x + group * group_stride, x_stride, vectors, y + begin,
-                                   w.rows);
+            form.matmul(f.kernels)(part, begin - first, stop - begin, x + group * group_stride, x_stride, vectors,
+                                   y + begin, w.rows);
             begin = stop;
         }
     });

@@ -5,6 +5,7 @@
 // two workers write the same number and a row's result depends on nothing but the row.
 #include "cpu/inputs.h"
 #include "cpu/scratch.h"
+#include "cpu/slices.h"
 
 #include <algorithm>
 #include <cmath>
@@ -118,38 +119,45 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
     };
     prepare(form_x, set.hidden, [&](int64_t p) { return f.row(s.x, d.row[p]); });
 
-    const int64_t strips = (set.intermediate + kStrip - 1) / kStrip;
-    f.workers.split(d.active_count * strips, 1, [&](int64_t begin, int64_t end, int worker) {
+    const Slices channels(set.w1[0], kStrip);
+    split_slices(f.workers, channels, d.active_count, 1, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
         float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]
+        const int64_t strips = channels.chunks_of(slice), slice_rows = channels.rows_of(slice);
         for (int64_t item = begin; item < end; ++item) {
             const int32_t e = d.active[item / strips];
-            const int64_t first = item % strips * kStrip, count = std::min(kStrip, set.intermediate - first);
+            const int64_t first = item % strips * kStrip, count = std::min(kStrip, slice_rows - first);
             const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
             float* up = gate + m * kStrip;
             const auto index = static_cast<size_t>(e);
             const float* in = d.x + p0 * set.hidden;
             const int64_t stride = form_x.stride(m, set.hidden);
-            form_x.matmul(f.kernels)(set.w1[index], first, count, in, stride, m, gate, kStrip);
-            form_x.matmul(f.kernels)(set.w3[index], first, count, in, stride, m, up, kStrip);
+            const auto multiply = [&](const quant::Matrix& w, float* out) {
+                form_x.matmul(f.kernels)(strip_slice(w, slice), first, count, in, stride, m, out, kStrip);
+            };
+            multiply(set.w1[index], gate);
+            multiply(set.w3[index], up);
+            float* h = d.h + p0 * set.intermediate + channels.first_row(slice) + first;
             for (int64_t i = 0; i < m; ++i)
                 f.kernels.swiglu(gate + i * kStrip, up + i * kStrip, s.limit, d.weight[p0 + i],
-                                 d.h + (p0 + i) * set.intermediate + first, count);
+                                 h + i * set.intermediate, count);
         }
     });
     prepare(form_h, set.intermediate, [&](int64_t p) { return d.h + p * set.intermediate; });
 
-    f.workers.split((set.hidden + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end, int worker) {
+    const Slices outputs(set.w2[0], kStrip);
+    split_slices(f.workers, outputs, 1, 1, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
         float* y = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]
+        const int64_t slice_row = outputs.first_row(slice), slice_rows = outputs.rows_of(slice);
         for (int64_t strip = begin; strip < end; ++strip) {
-            const int64_t first = strip * kStrip, count = std::min(kStrip, set.hidden - first);
-            for (int64_t t = 0; t < rows; ++t) std::fill_n(f.row(s.out, t) + first, count, 0.0f);
+            const int64_t first = strip * kStrip, count = std::min(kStrip, slice_rows - first);
+            const auto out = [&](int64_t t) { return f.row(s.out, t) + slice_row + first; };
+            for (int64_t t = 0; t < rows; ++t) std::fill_n(out(t), count, 0.0f);
             for (int32_t a = 0; a < d.active_count; ++a) {
                 const int32_t e = d.active[a];
                 const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
-                form_h.matmul(f.kernels)(set.w2[static_cast<size_t>(e)], first, count, d.x + p0 * set.intermediate,
-                                         form_h.stride(m, set.intermediate), m, y, kStrip);
-                for (int64_t i = 0; i < m; ++i)
-                    f.kernels.axpy(1.0f, y + i * kStrip, f.row(s.out, d.row[p0 + i]) + first, count);
+                form_h.matmul(f.kernels)(strip_slice(set.w2[static_cast<size_t>(e)], slice), first, count,
+                                         d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, kStrip);
+                for (int64_t i = 0; i < m; ++i) f.kernels.axpy(1.0f, y + i * kStrip, out(d.row[p0 + i]), count);
             }
         }
     });

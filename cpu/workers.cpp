@@ -50,7 +50,14 @@ struct Workers::Shared {
     alignas(64) std::atomic<uint32_t> running = 0;  // workers that have not finished the current job
     alignas(64) Function function = nullptr;        // null: stop; published by `round`
     void* context = nullptr;
+    uint64_t job = 0;
     std::vector<std::thread> threads;
+
+    /// Pieces taken of a worker's part, and in which job: so nobody has to reset it.
+    struct alignas(64) Taken {
+        std::atomic<uint64_t> job_and_pieces = 0;
+    };
+    std::vector<Taken> taken;
 
     void work(int worker, int cpu) {
         pin_this_thread(cpu);
@@ -67,6 +74,7 @@ struct Workers::Shared {
     void start(Function next, void* next_context) {
         function = next;
         context = next_context;
+        ++job;
         running.store(static_cast<uint32_t>(threads.size()), std::memory_order_relaxed);
         round.fetch_add(1, std::memory_order_release);
         round.notify_all();
@@ -78,9 +86,18 @@ struct Workers::Shared {
     }
 };
 
-Workers::Workers(std::span<const int> cpus) : count_(cpus.empty() ? 1 : static_cast<int>(cpus.size())) {
+Workers::Workers(std::span<const int> cpus, std::span<const int> nodes)
+    : count_(cpus.empty() ? 1 : static_cast<int>(cpus.size())) {
+    CHECK(nodes.empty() || nodes.size() == cpus.size());
+    for (int i = 0; i < count_; ++i) {
+        const int node = nodes.empty() ? 0 : nodes[static_cast<size_t>(i)];
+        if (node == node_count()) nodes_.push_back({i, 0});
+        CHECK(node == node_count() - 1);
+        ++nodes_.back().count;
+    }
     if (count_ == 1) return;
     shared_ = std::make_unique<Shared>();
+    shared_->taken = std::vector<Shared::Taken>(static_cast<size_t>(count_));
     shared_->threads.reserve(static_cast<size_t>(count_ - 1));
     try {
         for (int i = 1; i < count_; ++i) {
@@ -104,6 +121,20 @@ void Workers::run(Function function, void* context) {
     function(context, 0);
     for (uint32_t left = shared_->running.load(std::memory_order_acquire); left != 0;) {
         left = wait_for_change(shared_->running, left);
+    }
+}
+
+int64_t Workers::claim(int owner, int64_t pieces) noexcept {
+    constexpr int kPieceBits = 8;
+    static_assert(kPieces < 1 << kPieceBits);
+    std::atomic<uint64_t>& taken = shared_->taken[static_cast<size_t>(owner)].job_and_pieces;
+    uint64_t seen = taken.load(std::memory_order_relaxed);
+    for (;;) {
+        const uint64_t next = seen >> kPieceBits == shared_->job ? seen + 1 : shared_->job << kPieceBits | 1;
+        const auto piece = static_cast<int64_t>(next & ((1 << kPieceBits) - 1)) - 1;
+        if (piece >= pieces) return pieces;
+        // Relaxed: what the items read and write is ordered by the start and the end of the job.
+        if (taken.compare_exchange_weak(seen, next, std::memory_order_relaxed)) return piece;
     }
 }
 

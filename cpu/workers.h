@@ -1,12 +1,17 @@
 // A fixed set of pinned threads that run one function together. The caller is worker 0. Between jobs the threads
 // spin for a short time, then park. No allocation, lock or std::function on the step path. Several Workers may exist
 // in one process; they share no state. Not reentrant: one job at a time, always started from the owning thread.
+//
+// A job over items gives every worker one contiguous part, so that it reads one long stream, and the same one of every
+// pass. Parts are taken in pieces, and who has finished helps its neighbours: a core that the system takes away for a
+// while holds up the others by a piece, not by its part. Who computes a piece must not matter to the result.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <type_traits>
+#include <vector>
 
 namespace thermocline::cpu {
 
@@ -17,13 +22,15 @@ void pin_this_thread(int cpu);
 class Workers {
 public:
     /// `cpus`: logical CPUs to pin to, one worker each (the first one is the calling thread, which is not pinned).
-    /// An empty list means one worker. Throws Error if a thread cannot be made.
-    explicit Workers(std::span<const int> cpus);
+    /// An empty list means one worker. `nodes`: of every worker, 0 .. node_count() - 1, ascending; empty: all 0.
+    /// Throws Error if a thread cannot be made.
+    explicit Workers(std::span<const int> cpus, std::span<const int> nodes = {});
     ~Workers();
     Workers(const Workers&) = delete;
     Workers& operator=(const Workers&) = delete;
 
     int count() const { return count_; }
+    int node_count() const { return static_cast<int>(nodes_.size()); }
 
     /// Runs body(worker) for worker = 0 .. count - 1, in parallel, and waits for all.
     template <typename Body>
@@ -31,20 +38,26 @@ public:
         run([](void* context, int worker) { (*static_cast<std::remove_reference_t<Body>*>(context))(worker); }, &body);
     }
 
-    /// Splits [0, items) into contiguous parts of at least `grain` and runs body(begin, end, worker).
+    /// Covers [0, items) with calls of body(begin, end, worker), of at least `grain` items where there are as many.
     template <typename Body>
     void split(int64_t items, int64_t grain, Body&& body) {
-        const int64_t parts = items <= grain                         ? 1
-                              : (items + grain - 1) / grain < count_ ? (items + grain - 1) / grain
-                                                                     : count_;
-        if (parts <= 1) {
-            if (items > 0) body(int64_t{0}, items, 0);
-            return;
-        }
+        if (items <= 0) return;
+        if (items <= grain || count_ == 1) return body(int64_t{0}, items, 0);
+        const Group all{0, count_};
+        each([&](int worker) { work(all, items, grain, worker, body); });
+    }
+
+    /// Covers [0, items_of(node)) of every node with calls of body(node, begin, end, worker) by workers of that node.
+    template <typename ItemsOf, typename Body>
+    void split_nodes(ItemsOf&& items_of, int64_t grain, Body&& body) {
+        if (node_count() == 1)
+            return split(items_of(0), grain,
+                         [&](int64_t begin, int64_t end, int worker) { body(0, begin, end, worker); });
         each([&](int worker) {
-            if (worker >= parts) return;
-            const int64_t begin = items * worker / parts, end = items * (worker + 1) / parts;
-            if (begin < end) body(begin, end, worker);
+            int node = 0;
+            while (worker >= nodes_[static_cast<size_t>(node)].first + nodes_[static_cast<size_t>(node)].count) ++node;
+            const auto of_node = [&](int64_t begin, int64_t end, int who) { body(node, begin, end, who); };
+            work(nodes_[static_cast<size_t>(node)], items_of(node), grain, worker, of_node);
         });
     }
 
@@ -52,8 +65,35 @@ private:
     using Function = void (*)(void* context, int worker);
     void run(Function function, void* context);
 
+    static constexpr int64_t kPieces = 8;  // of a part, at most
+    static constexpr int kNeighbours = 3;  // that a worker helps: looking at all would take longer than it helps
+
+    /// Workers that share a range of items.
+    struct Group {
+        int first, count;
+    };
+
+    /// What `worker` does of [0, items), which the group shares.
+    template <typename Body>
+    void work(Group group, int64_t items, int64_t grain, int worker, Body& body) {
+        const int64_t wanted = (items + grain - 1) / grain, parts = wanted < group.count ? wanted : group.count;
+        for (int i = 0; i < group.count && i <= kNeighbours; ++i) {
+            const int64_t part = (worker - group.first + i) % group.count;
+            if (part >= parts) continue;
+            const int64_t first = items * part / parts, size = items * (part + 1) / parts - first;
+            const int64_t whole = size / grain, pieces = whole < 1 ? 1 : whole < kPieces ? whole : kPieces;
+            const int owner = group.first + static_cast<int>(part);
+            for (int64_t piece = claim(owner, pieces); piece < pieces; piece = claim(owner, pieces))
+                body(first + size * piece / pieces, first + size * (piece + 1) / pieces, worker);
+        }
+    }
+
+    /// The next piece of `owner`'s part in this job; `pieces` when all are taken.
+    int64_t claim(int owner, int64_t pieces) noexcept;
+
     struct Shared;
     std::unique_ptr<Shared> shared_;
+    std::vector<Group> nodes_;
     int count_ = 1;
 };
 

@@ -1,5 +1,6 @@
 #include "memory/packed_weights.h"
 
+#include "src/base/check.h"
 #include "src/base/error.h"
 #include "src/quant/strips.h"
 
@@ -8,8 +9,10 @@
 #include <chrono>
 #include <map>
 #include <set>
+#include <string>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace thermocline::memory {
@@ -55,7 +58,7 @@ public:
     }
 
 private:
-    /// All or none, and of one format: the kernels prepare the inputs of a set once.
+    /// All or none, of one format and cut alike: the inputs of a set are prepared once, its slices handed out at once.
     void collect(ops::ExpertSet& set) {
         bool uniform = true;
         for (std::vector<Matrix>* list : {&set.w1, &set.w3, &set.w2}) {
@@ -63,7 +66,7 @@ private:
             const Matrix first = packed_form(like[0]);
             for (const Matrix& matrix : *list)
                 uniform &= first.layout == quant::Layout::kStrips && packed_form(matrix).layout == first.layout &&
-                           matrix.format == like[0].format;
+                           matrix.format == like[0].format && matrix.scale_rows == like[0].scale_rows;
         }
         for (std::vector<Matrix>* list : {&set.w1, &set.w3, &set.w2})
             for (Matrix& matrix : *list) uniform ? add(matrix) : keep(matrix);
@@ -99,38 +102,65 @@ void run(const std::vector<Job>& jobs, std::atomic<size_t>& next, std::atomic<in
     }
 }
 
+/// The jobs that pack `matrix` as `form`, `at` bytes into every slice of the arena; none crosses slices.
+void add_jobs(const Matrix& matrix, const Matrix& form, const Arena& arena, int64_t at, std::vector<Job>& jobs) {
+    const int64_t strips = form.rows / kStripRows, most = std::max<int64_t>(1, kJobBytes / form.strip_bytes);
+    for (int64_t first = 0, count = 0; first < strips; first += count) {
+        const int64_t slice = first / form.slice_strips, in_slice = first % form.slice_strips;
+        count = std::min({most, form.slice_strips - in_slice, strips - first});
+        jobs.push_back({matrix, first, count, arena.slice(slice) + at + in_slice * form.strip_bytes});
+    }
+}
+
+/// Throws Error if slices of `each` bytes do not fit into memory, of which `freed` bytes come back meanwhile. What is
+/// bound to a node has no other: there the kernel would not refuse, but end the process.
+void check_room(int64_t each, std::span<const NodeSet> slices, int64_t freed) {
+    const int64_t needed = each * std::ssize(slices), available = available_memory() + freed;
+    if (needed > available)
+        fail("packed weights need ", needed >> 20, " MiB of memory, but ", available >> 20,
+             " MiB are free: use --weights-in-place, which reads the files where they lie, or a smaller model");
+    for (const NodeSet& nodes : slices) {
+        if (nodes.size() != 1) continue;
+        const int64_t there = available_memory(nodes[0]) + freed / std::ssize(slices);
+        if (each > there)
+            fail("packed weights need ", each >> 20, " MiB on NUMA node ", nodes[0], ", but ", there >> 20,
+                 " MiB are free there: use --numa off, which takes the memory of all nodes");
+    }
+}
+
 }  // namespace
 
-PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, Source source, int threads,
-                             const std::function<void(int64_t, int64_t)>& progress) {
+PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, Source source, std::span<const NodeSet> slices,
+                             int threads, const std::function<void(int64_t, int64_t)>& progress) {
+    CHECK(!slices.empty());
     Views views;
     for (ops::Plan* plan : plans) views.exclude_tables(*plan);
     for (ops::Plan* plan : plans) views.collect(*plan);
     unpacked_bytes_ = views.kept_bytes();
 
-    int64_t total = 0, source_bytes = 0;
+    int64_t each = 0, source_bytes = 0;  // of a slice, of all
     for (const auto& [key, list] : views.packed()) {
-        const Matrix form = packed_form(*list[0]);
-        total += form.rows / kStripRows * form.strip_bytes;
+        const Matrix form = packed_form(*list[0], std::ssize(slices));
+        each += form.slice_strips * form.strip_bytes;
+        bytes_ += form.rows / kStripRows * form.strip_bytes;
         source_bytes += list[0]->rows * list[0]->row_bytes;
     }
-    if (total == 0) return;
-    const int64_t available = available_memory() + (source == Source::kMemory ? source_bytes : 0);
-    if (total > available)
-        fail("packed weights need ", total >> 20, " MiB of memory, but ", available >> 20,
-             " MiB are free: use --weights-in-place, which reads the files where they lie, or a smaller model");
-    pages_.emplace(static_cast<size_t>(total));
+    if (bytes_ == 0) return;
+    if (std::optional<Arena> reserved = Arena::reserved(each, slices, threads)) {
+        arena_.emplace(std::move(*reserved));
+    } else {
+        check_room(each, slices, source == Source::kMemory ? source_bytes : 0);
+        arena_.emplace(each, slices);
+    }
 
     std::vector<Job> jobs;
-    std::byte* out = pages_->bytes().data();
+    int64_t at = 0;  // in every slice
     for (const auto& [key, list] : views.packed()) {
-        const Matrix matrix = *list[0];
-        Matrix form = packed_form(matrix);
-        form.data = out;
-        const int64_t strips = form.rows / kStripRows, each = std::max<int64_t>(1, kJobBytes / form.strip_bytes);
-        for (int64_t first = 0; first < strips; first += each)
-            jobs.push_back({matrix, first, std::min(each, strips - first), out + first * form.strip_bytes});
-        out += strips * form.strip_bytes;
+        Matrix form = packed_form(*list[0], std::ssize(slices));
+        form.data = arena_->slice(0) + at;
+        form.slice_stride = arena_->stride();
+        add_jobs(*list[0], form, *arena_, at, jobs);
+        at += form.slice_strips * form.strip_bytes;
         for (Matrix* view : list) *view = form;
     }
 

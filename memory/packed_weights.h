@@ -1,9 +1,10 @@
 // The weights of a model in the packed layout (src/quant/strips.h), made while loading: every matrix of the plans that
 // has a packed form is rewritten into memory of ours, and the plans' views then point there. The source pages are given
-// back as they are read, so memory is never needed twice. Matrices without a packed form stay where they lie.
+// back as they are read, so memory is never needed twice. Matrices without a packed form stay where they lie. Every
+// matrix, those of an expert too, has a part in every slice of the memory: all nodes read at once whatever is needed.
 #pragma once
 
-#include "src/base/pages.h"
+#include "memory/arena.h"
 #include "src/ops/plan.h"
 
 #include <cstdint>
@@ -19,18 +20,21 @@ public:
     /// Where the views point before: to files, whose pages the kernel may drop anyway, or to memory that packing frees.
     enum class Source : uint8_t { kFiles, kMemory };
 
-    /// Rewrites the views of `plans`; this object must outlive them. `threads` pack side by side; `progress` is told
-    /// of bytes done and in all, from the calling thread. Throws Error if the packed weights do not fit into memory.
-    PackedWeights(std::span<ops::Plan* const> plans, Source source, int threads,
+    /// Rewrites the views of `plans`; this object must outlive them. Matrices are cut into a slice for each of
+    /// `slices`. `threads` pack side by side; `progress` is told of bytes done and in all, from the calling thread.
+    /// Throws Error if the packed weights do not fit into memory.
+    PackedWeights(std::span<ops::Plan* const> plans, Source source, std::span<const NodeSet> slices, int threads,
                   const std::function<void(int64_t done, int64_t all)>& progress = {});
 
-    int64_t bytes() const { return pages_ ? static_cast<int64_t>(pages_->bytes().size()) : 0; }
+    int64_t bytes() const { return bytes_; }
+    /// Where they lie; null if there are none.
+    const Arena* arena() const { return arena_ ? &*arena_ : nullptr; }
     /// Of the matrices that stayed as they lie.
     int64_t unpacked_bytes() const { return unpacked_bytes_; }
 
 private:
-    std::optional<Pages> pages_;
-    int64_t unpacked_bytes_ = 0;
+    std::optional<Arena> arena_;
+    int64_t bytes_ = 0, unpacked_bytes_ = 0;
 };
 
 /// The views of `plans` that PackedWeights would rewrite.

@@ -53,6 +53,7 @@ void measure_group(cpu::Workers& workers, GroupSpeed& group) {
 GroupSpeed measure_node(const Node& node, const std::function<void()>& step) {
     GroupSpeed group;
     const std::span<const int> cpus = node.cpus;
+    if (cpus.empty()) return group;  // memory of no core
     for (size_t cores = 1; cores < cpus.size(); ++cores) {
         with_workers(cpus.first(cores),
                      [&](cpu::Workers& workers) { group.read_gb_per_s.push_back(measure_read_bandwidth(workers)); });
@@ -114,14 +115,17 @@ double measure_peak(cpu::Workers& workers, const cpu::KernelTable& kernels, cpu:
     return best;
 }
 
-int64_t measurement_count(const Machine& machine) { return machine.cores() + 1 + cpu::tier_count(); }
+int64_t measurement_count(const Machine& machine, std::span<const cuda::Device> gpus) {
+    return machine.cores() + 1 + cpu::tier_count() + static_cast<int64_t>(gpus.size());
+}
 
-MachineSpeed measure_machine(const Machine& machine, const std::function<void(int64_t)>& progress) {
+MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Device> gpus,
+                             const std::function<void(int64_t)>& progress) {
     int64_t done = 0;
     const auto step = [&] { progress(++done); };
     MachineSpeed speed;
     for (const Node& node : machine.nodes) speed.nodes.push_back(measure_node(node, step));
-    const std::vector<int> cpus = worker_cpus(machine, 0);
+    const std::vector<int> cpus = worker_places(weight_slices(machine, Numa::kNodes), 0).cpus;
     if (machine.nodes.size() == 1) {
         speed.all = speed.nodes.front();
         speed.all.read_gb_per_s = {speed.all.read_gb_per_s.back()};
@@ -130,11 +134,15 @@ MachineSpeed measure_machine(const Machine& machine, const std::function<void(in
     }
     step();
     measure_peaks(cpus, speed.peaks, step);
+    for (const cuda::Device& gpu : gpus) {
+        speed.gpus.push_back(measure_gpu(gpu, cpus));
+        step();
+    }
     return speed;
 }
 
 Json machine_json(const Machine& machine, const MachineSpeed& speed) {
-    Json caches = Json::array(), nodes = Json::array(), peaks = Json::object();
+    Json caches = Json::array(), nodes = Json::array(), peaks = Json::object(), gpus = Json::array();
     for (const Cache& cache : machine.caches)
         caches.push_back({{"level", cache.level}, {"bytes", cache.bytes}, {"cores", cache.cores}});
     for (size_t i = 0; i < machine.nodes.size(); ++i) {
@@ -145,8 +153,10 @@ Json machine_json(const Machine& machine, const MachineSpeed& speed) {
     for (const TierPeak& peak : speed.peaks)
         peaks[peak.isa][unit_name(peak.unit)] = {{"one_core", rounded(peak.one_core)},
                                                  {"all_cores", rounded(peak.all_cores)}};
+    for (const GpuSpeed& gpu : speed.gpus) gpus.push_back(gpu_json(gpu));
     return {{"cpu", machine.cpu_model},  {"cores", machine.cores()},     {"caches", std::move(caches)},
-            {"nodes", std::move(nodes)}, {"all", group_json(speed.all)}, {"peaks_gops", std::move(peaks)}};
+            {"nodes", std::move(nodes)}, {"all", group_json(speed.all)}, {"peaks_gops", std::move(peaks)},
+            {"gpus", std::move(gpus)}};
 }
 
 }  // namespace thermocline::scheduler

@@ -1,14 +1,17 @@
-// What this machine can do, measured: memory of every node, arithmetic of every ISA tier, barriers. `bench-machine`
-// writes it to configs/machines/*.json, from which placement predicts speed without the machine at hand.
+// What this machine can do, measured: memory of every node, arithmetic of every ISA tier, barriers, graphics cards.
+// `bench-machine` writes it to configs/machines/*.json, from which placement predicts speed without the machine at
+// hand.
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cpu/workers.h"
+#include "scheduler/gpu_speed.h"
 #include "scheduler/topology.h"
 #include "src/base/json.h"
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,15 +36,17 @@ struct MachineSpeed {
     std::vector<GroupSpeed> nodes;  // as Machine::nodes
     GroupSpeed all;
     std::vector<TierPeak> peaks;  // of the tiers that run here and the units they have
+    std::vector<GpuSpeed> gpus;
 };
 
 /// "f32", "bf16", "int8".
 const char* unit_name(cpu::Unit unit);
 
 /// How often measure_machine() reports progress.
-int64_t measurement_count(const Machine& machine);
+int64_t measurement_count(const Machine& machine, std::span<const cuda::Device> gpus);
 /// Takes a few seconds on a small machine. `progress` gets the number of measurements done.
-MachineSpeed measure_machine(const Machine& machine, const std::function<void(int64_t)>& progress);
+MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Device> gpus,
+                             const std::function<void(int64_t)>& progress);
 
 /// Operations per second / 1e9 of all workers together; 0 if the tier has no such unit. About 20 ms.
 double measure_peak(cpu::Workers& workers, const cpu::KernelTable& kernels, cpu::Unit unit);

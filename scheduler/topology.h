@@ -10,7 +10,8 @@ namespace thermocline::scheduler {
 struct Node {
     int id = 0;  // as the operating system numbers it
     int64_t memory_bytes = 0;
-    std::vector<int> cpus;  // one logical CPU of every physical core this process may use, ascending
+    std::vector<int> cpus;  // one logical CPU of every physical core this process may use, ascending; may be none
+    int package = 0;        // the socket
 };
 
 struct Cache {
@@ -22,7 +23,7 @@ struct Cache {
 struct Machine {
     std::string cpu_model;
     std::vector<Cache> caches;  // one of every level, data or unified, nearest first
-    std::vector<Node> nodes;
+    std::vector<Node> nodes;    // ascending by id
 
     int cores() const;
 };
@@ -33,8 +34,29 @@ Machine detect_machine();
 /// A machine from hwloc's XML (tests, fake topologies). Throws Error naming the file.
 Machine machine_from_xml(const std::string& path);
 
-/// Logical CPUs for `threads` workers, spread evenly over the nodes; 0: one per physical core. Throws Error when more
-/// threads than cores are asked for.
-std::vector<int> worker_cpus(const Machine& machine, int threads);
+/// How weights and workers are spread over NUMA nodes (--numa).
+enum class Numa : uint8_t {
+    kOff,       ///< one slice; with several nodes its memory is interleaved over them
+    kPackages,  ///< a slice per socket, interleaved over its nodes
+    kNodes,     ///< a slice per node
+};
+
+/// A part of every weight matrix (quant/strips.h): where it lies and which cores compute with it.
+struct Slice {
+    std::vector<int> nodes;  // ascending ids; empty: all cores have the same, where memory comes to lie by itself
+    std::vector<int> cpus;   // one logical CPU of every core, not empty
+};
+
+/// The slices of a machine. Nodes without cores (memory of its own, CXL; cores that belong to others) are left out.
+std::vector<Slice> weight_slices(const Machine& machine, Numa numa);
+
+/// What cpu::Workers takes: of every worker, its logical CPU and its slice. Ascending by slice.
+struct WorkerPlaces {
+    std::vector<int> cpus, slices;
+};
+
+/// Places for `threads` workers, spread evenly over the slices; 0: one per core. Throws Error when more threads than
+/// cores are asked for.
+WorkerPlaces worker_places(const std::vector<Slice>& slices, int threads);
 
 }  // namespace thermocline::scheduler

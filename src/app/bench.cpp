@@ -133,8 +133,8 @@ public:
                  flags.model.max_model_len > 0 ? " (--max-model-len)" : " (max_position_embeddings)");
     }
 
-    void with_threads(const std::vector<int>& cpus) {
-        cpu::Workers workers(cpus);
+    void with_workers(const scheduler::WorkerPlaces& places) {
+        cpu::Workers workers(places.cpus, places.slices);
         scheduler::BandwidthProbe probe(workers);
         // Of the fastest unit that multiplies: matmul is float32 in every tier, but for int8 inputs.
         const auto limit_now = [&] {
@@ -195,18 +195,19 @@ private:
 void bench(BenchFlags flags) {
     log::start(flags.model.log_level);
     if (flags.threads.empty()) flags.threads = {flags.model.threads};
-    const scheduler::Machine machine = scheduler::detect_machine();
-    std::vector<std::vector<int>> cpus;
+    const auto slices = scheduler::weight_slices(scheduler::detect_machine(), flags.model.numa_mode());
+    std::vector<scheduler::WorkerPlaces> all_places;
     for (const int64_t threads : flags.threads)
-        cpus.push_back(scheduler::worker_cpus(machine, static_cast<int>(threads)));
+        all_places.push_back(scheduler::worker_places(slices, static_cast<int>(threads)));
     tests_of(flags);  // throws before the weights are loaded
 
     const auto model = model::load_model(flags.model.path(), flags.model.load_options());
-    const auto packed = flags.model.weights_in_place ? nullptr : engine::pack_weights(*model, machine.cores());
+    const auto packed = flags.model.weights_in_place ? nullptr : engine::pack_weights(*model, slices);
     BenchTable table(flags.format);
-    Progress progress("bench:", std::ssize(tests_of(flags)) * std::ssize(cpus) * flags.repetitions, "repetitions");
+    Progress progress("bench:", std::ssize(tests_of(flags)) * std::ssize(all_places) * flags.repetitions,
+                      "repetitions");
     Bench bench(flags, *model, table, progress);
-    for (const std::vector<int>& list : cpus) bench.with_threads(list);
+    for (const scheduler::WorkerPlaces& places : all_places) bench.with_workers(places);
     bench.finish();
 }
 

@@ -34,8 +34,8 @@ void convert(const ConvertFlags& flags) {
     engine::Conversion conversion;
     conversion.model = flags.model.path();
     conversion.destination = flags.destination;
-    conversion.threads =
-        static_cast<int>(scheduler::worker_cpus(scheduler::detect_machine(), flags.model.threads).size());
+    const auto slices = scheduler::weight_slices(scheduler::detect_machine(), scheduler::Numa::kOff);
+    conversion.threads = static_cast<int>(scheduler::worker_places(slices, flags.model.threads).cpus.size());
     conversion.interrupted = &interrupted;
     conversion.progress = [&](int64_t done, int64_t all) {
         if (!progress) progress = std::make_unique<Progress>("convert:", all >> 20, "MiB");

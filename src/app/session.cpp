@@ -13,12 +13,13 @@ namespace thermocline::app {
 Session open_session(const ModelFlags& flags, int64_t rows) {
     log::start(flags.log_level);
     const cpu::KernelTable& kernels = cpu::select_kernels(flags.isa.c_str());
-    const auto cpus = scheduler::worker_cpus(scheduler::detect_machine(), flags.threads);
+    const auto slices = scheduler::weight_slices(scheduler::detect_machine(), flags.numa_mode());
+    const scheduler::WorkerPlaces places = scheduler::worker_places(slices, flags.threads);
     Session session;
     session.model = model::load_model(flags.path(), flags.load_options());
-    if (!flags.weights_in_place) session.packed = engine::pack_weights(*session.model, static_cast<int>(cpus.size()));
+    if (!flags.weights_in_place) session.packed = engine::pack_weights(*session.model, slices);
     session.max_tokens = flags.context(session.model->max_context);
-    session.workers = std::make_unique<cpu::Workers>(cpus);
+    session.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
     session.executor = std::make_unique<scheduler::Executor>(
         session.model->trunk, *session.workers, kernels,
         scheduler::ExecutorLimits{.max_rows = rows, .max_outputs = rows, .max_tokens = session.max_tokens});

@@ -94,6 +94,13 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
                   "needs no memory of its own, computes slower. Converted models are mapped packed either way")
         ->group(group);
     declare_threads(command);
+    command
+        .add_option("--numa", numa,
+                    "weights on machines with several NUMA nodes. nps: a slice of every matrix on each node, computed "
+                    "by its cores; tp: a slice per socket; off: whole, interleaved over the nodes; auto: nps")
+        ->check(CLI::IsMember({"auto", "off", "tp", "nps"}))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--isa", isa, "CPU kernels")
         ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16"}))
         ->group(group)
@@ -165,6 +172,10 @@ model::LoadOptions ModelFlags::load_options() const {
     return options;
 }
 
+scheduler::Numa ModelFlags::numa_mode() const {
+    return numa == "off" ? scheduler::Numa::kOff : numa == "tp" ? scheduler::Numa::kPackages : scheduler::Numa::kNodes;
+}
+
 engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encoding) const {
     engine::EngineOptions options;
     options.model = path();
@@ -172,6 +183,7 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
     options.max_model_len = max_model_len;
     options.weights_in_place = weights_in_place;
     options.threads = threads;
+    options.numa = numa_mode();
     options.isa = isa;
     options.chat_encoding = chat_encoding;
     return options;

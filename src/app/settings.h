@@ -1,6 +1,7 @@
 // The flags that every command which loads a model shares, and how --config FILE joins the command line.
 #pragma once
 
+#include "scheduler/topology.h"
 #include "src/engine/assemble.h"
 #include "src/model/registry.h"
 
@@ -21,6 +22,7 @@ struct ModelFlags {
     std::string activations = "model";
     std::string isa = "auto";
     int threads = 0;
+    std::string numa = "auto";
     bool weights_in_place = false;
     uint64_t seed = 0;
     std::string log_level = "info";
@@ -35,6 +37,7 @@ struct ModelFlags {
     /// MODEL, or where the bundled demo model or the config of that name lies. Throws Error if there is no such thing.
     std::string path() const;
     model::LoadOptions load_options() const;
+    scheduler::Numa numa_mode() const;
     engine::EngineOptions engine_options(const std::string& chat_encoding) const;
     /// Tokens of one sequence for a model whose own limit is `max_context`. Throws Error if the flag is over that.
     int64_t context(int64_t max_context) const;

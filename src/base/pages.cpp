@@ -2,17 +2,22 @@
 
 #include "src/base/error.h"
 
+#include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <initializer_list>
 #include <string>
 #include <sys/mman.h>
+#include <thread>
 #include <unistd.h>
+#include <vector>
 
 namespace thermocline {
 
 Pages::Pages(size_t size) : data_(nullptr), size_(size) {
-    constexpr size_t kHuge = size_t{2} << 20;
     void* mapped = ::mmap(nullptr, size + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapped == MAP_FAILED) fail("cannot allocate ", size, " bytes (", std::strerror(errno), ")");
     // Only whole aligned stretches become huge pages: what stands over at both ends is given back.
@@ -25,8 +30,30 @@ Pages::Pages(size_t size) : data_(nullptr), size_(size) {
     ::madvise(data_, size, MADV_HUGEPAGE);  // a kernel without huge pages works too
 }
 
+std::optional<Pages> Pages::reserved(size_t size, size_t page) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | std::countr_zero(page) << MAP_HUGE_SHIFT;
+    void* mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (mapped == MAP_FAILED) return std::nullopt;
+    return Pages(static_cast<std::byte*>(mapped), size);
+}
+
 Pages::~Pages() {
     if (data_ != nullptr) ::munmap(data_, size_);
+}
+
+bool Pages::fill(int threads) const {
+    std::atomic<size_t> next = 0;
+    std::atomic<bool> filled = true;
+    const auto work = [&] {
+        for (size_t at = next.fetch_add(kGiant); at < size_ && filled; at = next.fetch_add(kGiant))
+            if (::madvise(data_ + at, std::min(kGiant, size_ - at), MADV_POPULATE_WRITE) != 0) filled = false;
+    };
+    {
+        std::vector<std::jthread> others;
+        for (int i = 1; i < threads; ++i) others.emplace_back(work);
+        work();
+    }
+    return filled;
 }
 
 void release_pages(const std::byte* data, int64_t size) {
@@ -36,14 +63,30 @@ void release_pages(const std::byte* data, int64_t size) {
     if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
-int64_t available_memory() {
-    std::ifstream file("/proc/meminfo");
-    for (std::string key; file >> key;) {
-        int64_t kib = 0;
-        if (key == "MemAvailable:" && file >> kib) return kib << 10;
-        file.ignore(256, '\n');
-    }
-    fail("/proc/meminfo: has no MemAvailable");
+namespace {
+
+/// Sum of the lines `keys` of a file like /proc/meminfo, in bytes. Throws Error if there are none.
+int64_t sum_of_lines(const std::string& path, std::initializer_list<const char*> keys) {
+    std::ifstream file(path);
+    int64_t sum = 0;
+    size_t found = 0;
+    for (std::string word; file >> word;)
+        for (const char* key : keys)
+            if (int64_t kib = 0; word == key && file >> kib) {
+                sum += kib << 10;
+                ++found;
+            }
+    if (found != keys.size()) fail(path, ": has no ", *keys.begin());
+    return sum;
+}
+
+}  // namespace
+
+int64_t available_memory() { return sum_of_lines("/proc/meminfo", {"MemAvailable:"}); }
+
+int64_t available_memory(int node) {
+    return sum_of_lines("/sys/devices/system/node/node" + std::to_string(node) + "/meminfo",
+                        {"MemFree:", "Active(file):", "Inactive(file):", "SReclaimable:"});
 }
 
 }  // namespace thermocline

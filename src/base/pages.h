@@ -1,24 +1,35 @@
-// Anonymous memory for much data: zeroed, aligned to huge pages, which the kernel is asked for. A page lies on the NUMA
-// node of the thread that touches it first. Owned by one place at a time.
+// Anonymous memory for much data: zeroed, aligned to huge pages. A page lies on the NUMA node of the thread that
+// touches it first, unless it is bound to another (memory/numa.h). Owned by one place at a time.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 namespace thermocline {
 
 class Pages {
 public:
-    /// Throws Error if the system refuses.
+    static constexpr size_t kHuge = size_t{2} << 20, kGiant = size_t{1} << 30;
+
+    /// The kernel is asked for huge pages and gives what it has. Throws Error if the system refuses.
     explicit Pages(size_t size);
+    /// Of the huge pages that the administrator has set aside (vm.nr_hugepages): kHuge or kGiant, of which `size` is a
+    /// multiple. Nothing if fewer are free. Those of the node that a page is bound to may run out even so: fill()
+    /// first.
+    static std::optional<Pages> reserved(size_t size, size_t page);
     Pages(Pages&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
     ~Pages();
     Pages& operator=(Pages&&) = delete;
 
     std::span<std::byte> bytes() const { return {data_, size_}; }
+    /// Makes the pages exist, by so many threads; false where it would have been an error to touch one.
+    bool fill(int threads) const;
 
 private:
+    Pages(std::byte* data, size_t size) : data_(data), size_(size) {}
+
     std::byte* data_;  // [size_]
     size_t size_;
 };
@@ -29,5 +40,7 @@ void release_pages(const std::byte* data, int64_t size);
 
 /// Bytes that processes can still take without swapping, as the kernel estimates it.
 int64_t available_memory();
+/// The same of one NUMA node: what is free there, or holds pages of files.
+int64_t available_memory(int node);
 
 }  // namespace thermocline

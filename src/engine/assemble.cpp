@@ -50,7 +50,8 @@ int64_t context_of(const EngineOptions& options, const model::Model& model) {
 
 Assembly assemble(const EngineOptions& options) {
     const cpu::KernelTable& kernels = cpu::select_kernels(options.isa.c_str());
-    const auto cpus = scheduler::worker_cpus(scheduler::detect_machine(), options.threads);
+    const auto slices = scheduler::weight_slices(scheduler::detect_machine(), options.numa);
+    const scheduler::WorkerPlaces places = scheduler::worker_places(slices, options.threads);
     if (options.prefill_chunk < 1) fail("the prefill chunk is ", options.prefill_chunk, " tokens, expected at least 1");
 
     Assembly out;
@@ -70,12 +71,12 @@ Assembly assemble(const EngineOptions& options) {
     out.name = model_name(model.checkpoint);
 
     const int64_t context = context_of(options, model);
-    if (!options.weights_in_place) out.packed = pack_weights(*out.model, static_cast<int>(cpus.size()));
+    if (!options.weights_in_place) out.packed = pack_weights(*out.model, slices);
     scheduler::ExecutorLimits limits;
     limits.max_rows = std::min(options.prefill_chunk, context);
     limits.max_outputs = std::min(limits.max_rows, kMaxOutputs);
     limits.max_tokens = context;
-    out.workers = std::make_unique<cpu::Workers>(cpus);
+    out.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
     EngineLimits engine_limits;
     engine_limits.max_queue = options.max_queue;
     engine_limits.eos_ids = eos_ids(model.checkpoint, *out.tokenizer, model.vocab);

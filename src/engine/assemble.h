@@ -4,6 +4,7 @@
 
 #include "cpu/workers.h"
 #include "memory/packed_weights.h"
+#include "scheduler/topology.h"
 #include "src/engine/engine.h"
 #include "src/engine/request.h"
 #include "src/model/registry.h"
@@ -22,7 +23,8 @@ struct EngineOptions {
     int64_t max_model_len = 0;    ///< 0: the model's own, at most kDefaultMaxModelLen
     int64_t prefill_chunk = 512;  ///< tokens of a prompt in one forward pass
     int64_t max_queue = 256;
-    int threads = 0;                ///< 0: one per physical core
+    int threads = 0;  ///< 0: one per physical core
+    scheduler::Numa numa = scheduler::Numa::kNodes;
     bool weights_in_place = false;  ///< read the files where they lie instead of packing them
     std::string isa = "auto";
     std::string chat_encoding = "auto";  ///< auto, v4, v4-0731, v4.1

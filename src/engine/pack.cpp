@@ -4,16 +4,51 @@
 #include "src/base/log.h"
 
 #include <chrono>
+#include <iomanip>
+#include <sstream>
+#include <string>
 #include <vector>
 
 namespace thermocline::engine {
+namespace {
 
-std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, int threads) {
+/// Says how the weights lie, for the log, and warns if it is not how they should.
+std::string placement(const memory::Arena& arena, const std::vector<memory::NodeSet>& slices) {
+    std::ostringstream text;
+    if (arena.page_bytes() > 0) text << " into reserved pages of " << (arena.page_bytes() >> 20) << " MiB";
+    if (slices[0].empty()) return text.str();
+    text << (slices.size() > 1 ? " over " + std::to_string(slices.size()) + " slices" : " interleaved");
+    if (arena.refused()) {
+        log::warn(
+            "weights are not bound to NUMA nodes ({}): cores will read much from other nodes. In a container give it "
+            "the capability SYS_NICE",
+            arena.refused().message());
+        return text.str();
+    }
+    const std::optional<double> share = arena.share_in_place();
+    if (!share) return text.str() + ", nobody says on which NUMA nodes";
+    text << ", " << std::fixed << std::setprecision(1) << 100.0 * *share << " % of pages where they belong";
+    if (*share < 0.99)
+        log::warn(
+            "{:.1f} % of the weights lie on other NUMA nodes than wanted: free memory there "
+            "(/sys/devices/system/node/node*/meminfo) and start again, or use --numa off",
+            100.0 * (1.0 - *share));
+    return text.str();
+}
+
+}  // namespace
+
+std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<scheduler::Slice>& slices) {
     using Clock = std::chrono::steady_clock;
     using Source = memory::PackedWeights::Source;
     if (model.checkpoint.container == "converted") {
         log::info("weights: {:.2f} GB mapped, packed when they were converted from {}",
                   static_cast<double>(model.weight_bytes) * 1e-9, printable(model.checkpoint.source.path));
+        if (slices.size() > 1)
+            log::warn(
+                "a converted model lies where the page cache has put it, not in slices on {} NUMA nodes: where memory "
+                "allows, serve the model that it was made from",
+                slices.size());
         return nullptr;
     }
     const auto start = Clock::now();
@@ -25,11 +60,19 @@ std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, int thr
     };
     std::vector<ops::Plan*> plans = {&model.trunk};
     if (model.mtp) plans.push_back(&*model.mtp);
+    std::vector<memory::NodeSet> nodes;
+    size_t threads = 0;
+    for (const scheduler::Slice& slice : slices) {
+        nodes.push_back(slice.nodes);
+        threads += slice.cpus.size();
+    }
     auto packed = std::make_unique<memory::PackedWeights>(
-        plans, model.checkpoint.container == "dummy" ? Source::kMemory : Source::kFiles, threads, progress);
+        plans, model.checkpoint.container == "dummy" ? Source::kMemory : Source::kFiles, nodes,
+        static_cast<int>(threads), progress);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    log::info("weights: {:.2f} GB packed in {:.2f} s, {:.2f} GB read where they lie",
+    log::info("weights: {:.2f} GB packed in {:.2f} s{}, {:.2f} GB read where they lie",
               static_cast<double>(packed->bytes()) * 1e-9, seconds,
+              packed->arena() ? placement(*packed->arena(), nodes) : "",
               static_cast<double>(packed->unpacked_bytes()) * 1e-9);
     return packed;
 }

@@ -17,12 +17,14 @@ struct Matrix {
     Format format = Format::kF32;
     int64_t rows = 0;
     int64_t cols = 0;
-    const std::byte* data = nullptr;  // [rows, row_bytes], no alignment promised; kStrips: [rows / 16, strip_bytes]
+    const std::byte* data = nullptr;  // [rows, row_bytes], no alignment promised; kStrips: strip_at() says
     int64_t row_bytes = 0;            // stride between rows
 
     Layout layout = Layout::kRows;
     bool scale_in_strip = false;  // kStrips: the scales lie between the codes, `scales` is null
-    int64_t strip_bytes = 0;      // kStrips: stride between strips
+    int64_t strip_bytes = 0;      // kStrips: stride between strips of a slice
+    int64_t slice_strips = 0;     // kStrips: of a slice; of the last one perhaps fewer
+    int64_t slice_stride = 0;     // kStrips: bytes from the start of a slice to that of the next
 
     const std::byte* scales = nullptr;   // [ceil(rows / scale_rows), ceil(cols / scale_cols)]; null: no scales
     Format scale_format = Format::kF32;  // kF32, kBF16, kF16, kE8M0 or kE4M3

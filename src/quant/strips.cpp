@@ -4,6 +4,7 @@
 #include "src/quant/blocks.h"
 #include "src/quant/scalar.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace thermocline::quant {
@@ -170,7 +171,7 @@ StripShape strip_shape(const Matrix& m) {
     return shape;
 }
 
-Matrix packed_form(const Matrix& matrix) {
+Matrix packed_form(const Matrix& matrix, int64_t slices) {
     Matrix packed = matrix;
     if (!has_packed_form(matrix)) return packed;
     packed.layout = Layout::kStrips;
@@ -191,7 +192,29 @@ Matrix packed_form(const Matrix& matrix) {
         packed.scale_stride = 0;
     }
     packed.strip_bytes = strip_shape(packed).block_bytes() * (matrix.cols / kStripBlock);
+    // In units that share scales beside the matrix.
+    const int64_t strips = matrix.rows / kStripRows;
+    const int64_t unit = packed.scales && packed.scale_rows < packed.rows ? packed.scale_rows / kStripRows : 1;
+    packed.slice_strips = std::min(strips, ((strips + unit - 1) / unit + slices - 1) / slices * unit);
     return packed;
+}
+
+int64_t slice_count(const Matrix& m) {
+    return m.layout == Layout::kRows ? 1 : (m.rows / kStripRows + m.slice_strips - 1) / m.slice_strips;
+}
+
+const std::byte* strip_at(const Matrix& m, int64_t strip) {
+    return m.data + strip / m.slice_strips * m.slice_stride + strip % m.slice_strips * m.strip_bytes;
+}
+
+Matrix strip_slice(const Matrix& m, int64_t slice) {
+    Matrix part = m;
+    if (m.layout == Layout::kRows) return part;
+    const int64_t first = slice * m.slice_strips * kStripRows;
+    part.rows = std::min(m.slice_strips * kStripRows, m.rows - first);
+    part.data = m.data + slice * m.slice_stride;
+    if (m.scales) part.scales = m.scales + first / m.scale_rows * m.scale_stride;
+    return part;
 }
 
 void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* out) {
@@ -230,7 +253,7 @@ bool has_integer_codes(const Matrix& m) {
 double strip_value(const Matrix& m, int64_t n, int64_t k) {
     const StripShape shape = strip_shape(m);
     const int64_t r = n % kStripRows, column = k % kStripBlock, place = column % shape.line_columns();
-    const std::byte* block = m.data + n / kStripRows * m.strip_bytes + k / kStripBlock * shape.block_bytes();
+    const std::byte* block = strip_at(m, n / kStripRows) + k / kStripBlock * shape.block_bytes();
     const uint32_t word = read_word(block + column / shape.line_columns() * kLineBytes + r * 4);
     // The eight nibbles of a word lie low, low, low, low, high, high, high, high.
     const int64_t bit = shape.code_bits == 4 ? place % 4 * 8 + place / 4 * 4 : place * shape.code_bits;

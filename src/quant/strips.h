@@ -8,6 +8,11 @@
 //
 // So one long stream per thread, sixteen rows to sixteen lanes without a horizontal sum, and not a byte more than the
 // file (but for padding to cache lines). Matrices whose format or shape has no such form stay as they lie.
+//
+// On machines with several NUMA nodes a matrix is cut into slices of whole strips, one for the memory of each node. An
+// output is computed from one strip alone, so no result depends on the cut. hybrid-engine.md 2.6 cuts w2 by columns,
+// which saves that nodes read each other's intermediate channels (48 KB a token and layer), but then has sums to add
+// over the nodes and an order of additions to agree on.
 #pragma once
 
 #include "src/quant/matrix.h"
@@ -35,13 +40,21 @@ struct StripShape {
 /// The shape of a packed matrix (layout kStrips).
 StripShape strip_shape(const Matrix& packed);
 
-/// All of the packed form of `matrix` but its data: format, scales and strip_bytes as pack_strips() will leave them.
-/// layout stays kRows if there is no packed form: rows % 16, cols % 128, rows that do not follow one another, other
-/// formats than F32, F16, BF16, Q8_0, FP8 with blocks of scales, MXFP4, NVFP4 and symmetric INT4.
-Matrix packed_form(const Matrix& matrix);
+/// All of the packed form of `matrix` but its data and slice_stride: format, scales and strip_bytes as pack_strips()
+/// will leave them, cut into at most `slices` slices that share no row of scales. layout stays kRows if there is no
+/// packed form: rows % 16, cols % 128, rows that do not follow one another, other formats than F32, F16, BF16, Q8_0,
+/// FP8 with blocks of scales, MXFP4, NVFP4 and symmetric INT4.
+Matrix packed_form(const Matrix& matrix, int64_t slices = 1);
 
 /// Writes strips [first, first + count) of `matrix` to `out` [count * packed_form(matrix).strip_bytes].
 void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* out);
+
+/// Slices of a packed matrix; 1 for layout kRows.
+int64_t slice_count(const Matrix& matrix);
+/// Where a strip begins. Strips of a slice follow one another.
+const std::byte* strip_at(const Matrix& packed, int64_t strip);
+/// A slice as a matrix of its own, which kernels take; layout kRows: the matrix.
+Matrix strip_slice(const Matrix& matrix, int64_t slice);
 
 /// A power of two that kernels want the vectors multiplied with that meet this matrix: one-byte floats are taken apart
 /// into tiny numbers, and the product must stay clear of the subnormals. 1 for layout kRows.

@@ -14,7 +14,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 class Filler {
 public:
-    explicit Filler(uint32_t seed) : random_(seed) {}
+    Filler(uint32_t seed, bool subnormal_scales) : random_(seed), subnormal_scales_(subnormal_scales) {}
 
     uint8_t byte() { return static_cast<uint8_t>(random_()); }
 
@@ -38,7 +38,10 @@ public:
         return (code & 0x7f) == 0x7f ? code ^ 1 : code;
     }
 
-    uint8_t e8m0() { return random_() % 32 == 0 ? 0 : static_cast<uint8_t>(110 + random_() % 20); }
+    uint8_t e8m0() {
+        const bool subnormal = random_() % 32 == 0 && subnormal_scales_;
+        return subnormal ? 0 : static_cast<uint8_t>(110 + random_() % 20);
+    }
 
     void scale(Format format, std::byte* at) {
         const float x = 0.01f + 0.05f * number() * number();
@@ -123,6 +126,7 @@ public:
 
 private:
     std::mt19937 random_;
+    bool subnormal_scales_;
 };
 
 }  // namespace
@@ -138,7 +142,7 @@ std::string to_string(const MatrixShape& s) {
 }
 
 RandomMatrix::RandomMatrix(const MatrixShape& s, uint32_t seed) {
-    Filler fill(seed);
+    Filler fill(seed, s.subnormal_scales);
     const quant::FormatTraits& t = quant::traits(s.format);
     const int64_t row_bytes = ceil_div(s.cols, t.block) * t.block_bytes;
     const auto buffer = [&](std::vector<std::byte>& bytes, int64_t size) {

@@ -22,6 +22,7 @@ struct MatrixShape {
     int64_t scale_cols = 0;
     bool zero_points = false;
     float multiplier = 1.0f;
+    bool subnormal_scales = true;  // some e8m0 codes are 0; products with them are slow on some processors
 };
 
 std::string to_string(const MatrixShape& shape);

@@ -54,8 +54,8 @@ TEST(Workers, ParallelSum) {
         Workers workers(cpus(count));
         std::vector<int64_t> sums(static_cast<size_t>(count));
         workers.split(static_cast<int64_t>(numbers.size()), 1, [&](int64_t begin, int64_t end, int worker) {
-            sums[static_cast<size_t>(worker)] =
-                std::accumulate(numbers.begin() + begin, numbers.begin() + end, int64_t{0});
+            int64_t& sum = sums[static_cast<size_t>(worker)];
+            sum = std::accumulate(numbers.begin() + begin, numbers.begin() + end, sum);
         });
         EXPECT_EQ(std::accumulate(sums.begin(), sums.end(), int64_t{0}), int64_t{100000} * 100001 / 2);
     }
@@ -66,15 +66,44 @@ TEST(Workers, SplitCoversEveryItemOnceAndRespectsTheGrain) {
     for (const int64_t items : {0, 1, 3, 4, 5, 63, 64, 65, 1000}) {
         for (const int64_t grain : {1, 16, 2000}) {
             std::vector<int> seen(static_cast<size_t>(items));
-            std::atomic<int> parts = 0;
+            std::atomic<int> pieces = 0;
             workers.split(items, grain, [&](int64_t begin, int64_t end, int) {
-                ++parts;
+                ++pieces;
                 for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
             });
             EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), items);
-            EXPECT_LE(parts, std::max<int64_t>(1, (items + grain - 1) / grain));
+            EXPECT_LE(pieces, std::max<int64_t>(1, (items + grain - 1) / grain));
         }
     }
+}
+
+TEST(Workers, ThePartOfASlowWorkerIsDoneByItsNeighbours) {
+    Workers workers(cpus(2));
+    std::atomic<int64_t> done = 0;
+    workers.split(800, 1, [&](int64_t begin, int64_t end, int worker) {
+        // Worker 1 stays in its first piece until the other has done all the rest: its own part and 7 / 8 of this one.
+        const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+        while (worker == 1 && done < 750 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+        if (worker == 1) {
+            EXPECT_EQ(done, 750);
+        }
+        done += end - begin;
+    });
+    EXPECT_EQ(done, 800);
+}
+
+TEST(Workers, EveryNodeWorksOnItsOwnItems) {
+    const std::vector<int> nodes = {0, 0, 0, 1, 1, 2};
+    Workers workers(cpus(6), nodes);
+    ASSERT_EQ(workers.node_count(), 3);
+    const int64_t items[] = {100, 0, 7};
+    std::vector<std::atomic<int>> seen(107);
+    workers.split_nodes([&](int node) { return items[node]; }, 2,
+                        [&](int node, int64_t begin, int64_t end, int worker) {
+                            EXPECT_EQ(nodes[static_cast<size_t>(worker)], node);
+                            for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(node == 0 ? i : 100 + i)];
+                        });
+    for (const std::atomic<int>& count : seen) EXPECT_EQ(count, 1);
 }
 
 TEST(Workers, SeveralGroupsNestedInOneProcess) {

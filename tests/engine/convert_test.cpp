@@ -63,7 +63,7 @@ struct Loaded {
     std::unique_ptr<memory::PackedWeights> packed;
 
     Loaded(const std::string& path, const model::LoadOptions& options) : model(model::load_model(path, options)) {
-        packed = engine::pack_weights(*model, 2);
+        packed = engine::pack_weights(*model, {{{}, {0, 1}}});
     }
     Logits logits() const {
         Engine engine(*model, "auto", 2);

@@ -27,7 +27,7 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"src/engine", {"src/base", "src/quant", "src/ops", "src/text", "src/model", "memory", "cpu", "scheduler"}},
     {"src/server", {"src/base", "src/text", "src/engine"}},
     {"src/app",
-     {"src/base", "src/quant", "src/ops", "src/text", "src/model", "memory", "cpu", "scheduler", "src/engine",
+     {"src/base", "src/quant", "src/ops", "src/text", "src/model", "memory", "cpu", "cuda", "scheduler", "src/engine",
       "src/server"}},
 };
 

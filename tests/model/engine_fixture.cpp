@@ -21,8 +21,8 @@ std::vector<int> processors(int count) {
 
 }  // namespace
 
-Engine::Engine(const model::Model& model, const char* isa, int worker_count)
-    : workers(processors(worker_count)), trunk(model.trunk, workers, cpu::select_kernels(isa), kLimits) {
+Engine::Engine(const model::Model& model, const char* isa, int worker_count, std::span<const int> nodes)
+    : workers(processors(worker_count), nodes), trunk(model.trunk, workers, cpu::select_kernels(isa), kLimits) {
     if (model.mtp) mtp.emplace(*model.mtp, workers, cpu::select_kernels(isa), kLimits);
 }
 

@@ -22,7 +22,9 @@ using Logits = std::vector<std::vector<float>>;  // [tokens][vocab]
 /// Executors of a model. `mtp` only if the model has an MTP layer.
 class Engine {
 public:
-    explicit Engine(const model::Model& model, const char* isa = "auto", int workers = 1);
+    /// `nodes`: of every worker (cpu::Workers); empty: all on one.
+    explicit Engine(const model::Model& model, const char* isa = "auto", int workers = 1,
+                    std::span<const int> nodes = {});
 
     /// Runs tokens through the trunk in chunks and returns the logits after every one of them.
     Logits feed(memory::SequenceCache& sequence, std::span<const int32_t> tokens, int64_t chunk);

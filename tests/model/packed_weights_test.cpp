@@ -4,10 +4,12 @@
 #include "src/quant/reference.h"
 #include "tests/model/engine_fixture.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
 #include <numeric>
+#include <string>
 
 namespace thermocline {
 namespace {
@@ -19,10 +21,11 @@ struct PackedModel {
     std::unique_ptr<model::Model> model;
     std::unique_ptr<memory::PackedWeights> packed;
 
-    explicit PackedModel(const model::LoadOptions& options, int threads = 2)
+    explicit PackedModel(const model::LoadOptions& options, int threads = 2, size_t slices = 1)
         : model(model::load_model(kDemo, options)) {
         ops::Plan* plans[] = {&model->trunk, &*model->mtp};
-        packed = std::make_unique<memory::PackedWeights>(plans, memory::PackedWeights::Source::kFiles, threads);
+        const std::vector<memory::NodeSet> nodes(slices);
+        packed = std::make_unique<memory::PackedWeights>(plans, memory::PackedWeights::Source::kFiles, nodes, threads);
     }
 };
 
@@ -32,10 +35,11 @@ std::vector<int32_t> some_tokens(int32_t count) {
     return tokens;
 }
 
-Logits logits_of(const model::Model& model, int workers, int64_t chunk) {
-    Engine engine(model, "auto", workers);
+Logits logits_of(const model::Model& model, int workers, int64_t chunk, std::span<const int> nodes = {},
+                 int32_t tokens = 150) {
+    Engine engine(model, "auto", workers, nodes);
     const auto sequence = engine.new_sequence();
-    return engine.feed(*sequence, some_tokens(150), chunk);
+    return engine.feed(*sequence, some_tokens(tokens), chunk);
 }
 
 TEST(PackedWeights, HoldTheNumbersOfTheFile) {
@@ -86,20 +90,73 @@ TEST(PackedWeights, Int8ActivationsStayCloseToExactOnes) {
     EXPECT_LT(std::sqrt(error / size), 0.05);
 }
 
+void expect_same(const Logits& logits, const Logits& expected, const std::string& what) {
+    ASSERT_EQ(logits.size(), expected.size());
+    for (size_t t = 0; t < expected.size(); ++t)
+        ASSERT_EQ(std::memcmp(logits[t].data(), expected[t].data(), expected[t].size() * sizeof(float)), 0)
+            << what << ", token " << t;
+}
+
 TEST(PackedWeights, ResultsDependNeitherOnThreadsNorOnChunks) {
     for (const model::Activations activations : {model::Activations::kModel, model::Activations::kInt8}) {
         const model::LoadOptions options = {.activations = activations};
         const PackedModel packed(options, 1);
         const Logits expected = logits_of(*packed.model, 1, 150);
-        const auto expect_same = [&](const Logits& logits, const char* what) {
-            for (size_t t = 0; t < expected.size(); ++t)
-                ASSERT_EQ(std::memcmp(logits[t].data(), expected[t].data(), expected[t].size() * sizeof(float)), 0)
-                    << what << ", token " << t;
+        expect_same(logits_of(*packed.model, 1, 1), expected, "one by one");
+        expect_same(logits_of(*packed.model, 2, 7), expected, "chunks of 7, two threads");
+        expect_same(logits_of(*packed.model, 3, 150), expected, "three threads");
+        expect_same(logits_of(*PackedModel(options, 3).model, 2, 1), expected, "packed by three");
+    }
+}
+
+TEST(PackedWeights, EveryMatrixHasAPartInEverySlice) {
+    const PackedModel whole({});
+    bool uneven_fp8 = false;  // else the next test shows less than it says
+    for (const int64_t slices : {2, 3, 4}) {
+        const PackedModel cut({}, 2, static_cast<size_t>(slices));
+        const auto expect_cut = [&](const quant::Matrix& a, const quant::Matrix& b, const std::string& name) {
+            EXPECT_EQ(quant::decode_matrix(a), quant::decode_matrix(b)) << name;
+            if (a.layout == quant::Layout::kRows) return;
+            EXPECT_GE(slice_count(a), std::min<int64_t>(2, a.rows / 128)) << name;
+            EXPECT_EQ(a.slice_stride, cut.packed->arena()->stride()) << name;
+            uneven_fp8 |= a.scales && slice_count(a) == slices && a.rows / quant::kStripRows % a.slice_strips != 0;
         };
-        expect_same(logits_of(*packed.model, 1, 1), "one by one");
-        expect_same(logits_of(*packed.model, 2, 7), "chunks of 7, two threads");
-        expect_same(logits_of(*packed.model, 3, 150), "three threads");
-        expect_same(logits_of(*PackedModel(options, 3).model, 2, 1), "packed by three");
+        for (size_t i = 0; i < cut.model->trunk.matrices.size(); ++i) {
+            const ops::NamedMatrix& named = cut.model->trunk.matrices[i];
+            expect_cut(named.matrix, whole.model->trunk.matrices[i].matrix, named.name);
+        }
+        const ops::ExpertSet &a = cut.model->trunk.experts[0], &b = whole.model->trunk.experts[0];
+        for (size_t e = 0; e < a.w1.size(); ++e) {
+            EXPECT_EQ(slice_count(a.w1[e]), slices);
+            EXPECT_EQ(slice_count(a.w2[e]), slices);
+            expect_cut(a.w1[e], b.w1[e], "w1");
+            expect_cut(a.w2[e], b.w2[e], "w2");
+            expect_cut(a.w3[e], b.w3[e], "w3");
+        }
+        EXPECT_EQ(cut.packed->bytes(), whole.packed->bytes());
+    }
+    EXPECT_TRUE(uneven_fp8);
+}
+
+// FP8 blocks and MXFP4 experts, read as trained and in integers, one token and many; workers on as many nodes as there
+// are slices, on fewer, and on more than some matrices have slices.
+TEST(PackedWeights, ResultsDoNotDependOnSlicesAndNodes) {
+    const int on_two[] = {0, 1, 1}, on_four[] = {0, 1, 2, 3};
+    constexpr int32_t kTokens = 40;
+    for (const model::Activations activations : {model::Activations::kModel, model::Activations::kInt8}) {
+        const model::LoadOptions options = {.activations = activations};
+        const Logits expected = logits_of(*PackedModel(options).model, 1, kTokens, {}, kTokens);
+        for (const size_t slices : {1, 2, 3, 4}) {
+            const PackedModel packed(options, 2, slices);
+            const auto expect_same_on = [&](std::span<const int> nodes, int64_t chunk, const char* what) {
+                expect_same(logits_of(*packed.model, static_cast<int>(nodes.size()), chunk, nodes, kTokens), expected,
+                            std::to_string(slices) + " slices, " + what);
+            };
+            expect_same_on(std::span(on_four).first(1), 16, "one worker");
+            expect_same_on(on_two, kTokens, "two nodes");
+            expect_same_on(on_two, 1, "two nodes, one by one");
+            expect_same_on(on_four, 16, "four nodes");
+        }
     }
 }
 

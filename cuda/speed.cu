@@ -1,0 +1,173 @@
+// Speed of a card's link, of its memory and of a hand-off to the CPU, for bench-machine.
+#include "cuda/check.cuh"
+#include "cuda/cuda.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cuda/atomic>
+#include <memory>
+#include <string>
+
+namespace thermocline::cuda {
+
+namespace {
+
+constexpr int kPasses = 5;
+constexpr size_t kLinkBytes = size_t{256} << 20;
+constexpr size_t kReadBytes = size_t{1} << 30;
+constexpr uint32_t kRounds = 2000, kWarmRounds = 200;
+constexpr long long kPatience = 4'000'000'000;  // cycles that a kernel waits for an answer: about two seconds
+
+struct HostFree {
+    void operator()(void* p) const { cudaFreeHost(p); }
+};
+struct DeviceFree {
+    void operator()(void* p) const { cudaFree(p); }
+};
+template <typename T>
+using PinnedMemory = std::unique_ptr<T, HostFree>;
+template <typename T>
+using DeviceMemory = std::unique_ptr<T, DeviceFree>;
+
+template <typename T>
+PinnedMemory<T> new_pinned(int device, size_t bytes) {
+    void* p = nullptr;
+    check(cudaHostAlloc(&p, bytes, cudaHostAllocMapped), "GPU ", device, ": pinning ", bytes,
+          " bytes of host memory (the limit is that of `ulimit -l`)");
+    return PinnedMemory<T>(static_cast<T*>(p));
+}
+
+template <typename T>
+DeviceMemory<T> new_on_device(int device, size_t bytes) {
+    void* p = nullptr;
+    check(cudaMalloc(&p, bytes), "GPU ", device, ": allocating ", bytes, " bytes");
+    return DeviceMemory<T>(static_cast<T*>(p));
+}
+
+class Stream {
+public:
+    explicit Stream(int device) : device_(device) {
+        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "GPU ", device, ": making a stream");
+    }
+    ~Stream() { cudaStreamDestroy(stream_); }
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
+
+    operator cudaStream_t() const { return stream_; }
+    void wait() const { check(cudaStreamSynchronize(stream_), "GPU ", device_); }
+
+private:
+    cudaStream_t stream_ = nullptr;
+    int device_;
+};
+
+/// Best rate of a few passes of body(), which moves `bytes` and waits for it.
+template <typename Body>
+double best_gb_per_s(size_t bytes, Body body) {
+    double best = 0.0;
+    for (int pass = 0; pass < kPasses; ++pass) {
+        const auto start = std::chrono::steady_clock::now();
+        body();
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        best = std::max(best, static_cast<double>(bytes) / seconds * 1e-9);
+    }
+    return best;
+}
+
+/// The sum keeps the loads from being left out; it is 0 with zeroed memory.
+__global__ void read_all(const uint4* words, size_t count, uint32_t* sum) {
+    uint32_t own = 0;
+    const size_t threads = size_t{gridDim.x} * blockDim.x;
+    for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += threads) {
+        const uint4 four = words[i];
+        own += four.x + four.y + four.z + four.w;
+    }
+    if (own != 0) atomicAdd(sum, own);
+}
+
+/// What the kernel and the CPU thread share, each flag on a line of its own.
+struct Flags {
+    alignas(128) uint32_t asked;     // written by the kernel: round 1, 2, ...
+    alignas(128) uint32_t answered;  // written by the CPU
+};
+
+__global__ void ask(Flags* flags, uint32_t rounds) {
+    using Flag = ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_system>;
+    Flag asked(flags->asked), answered(flags->answered);
+    for (uint32_t round = 1; round <= rounds; ++round) {
+        asked.store(round, ::cuda::memory_order_release);
+        const long long start = clock64();
+        while (answered.load(::cuda::memory_order_acquire) != round)
+            if (clock64() - start > kPatience) return;
+    }
+}
+
+}  // namespace
+
+LinkSpeed measure_link(int device) {
+    use(device);
+    const auto host = new_pinned<std::byte>(device, 2 * kLinkBytes);
+    const auto card = new_on_device<std::byte>(device, 2 * kLinkBytes);
+    const Stream down(device), up(device);
+    const auto to_device = [&] {
+        check(cudaMemcpyAsync(card.get(), host.get(), kLinkBytes, cudaMemcpyHostToDevice, down), "GPU ", device,
+              ": copying to it");
+    };
+    const auto to_host = [&] {
+        check(cudaMemcpyAsync(host.get() + kLinkBytes, card.get() + kLinkBytes, kLinkBytes, cudaMemcpyDeviceToHost, up),
+              "GPU ", device, ": copying from it");
+    };
+    LinkSpeed speed;
+    speed.to_device = best_gb_per_s(kLinkBytes, [&] { to_device(), down.wait(); });
+    speed.to_host = best_gb_per_s(kLinkBytes, [&] { to_host(), up.wait(); });
+    speed.both = best_gb_per_s(2 * kLinkBytes, [&] { to_device(), to_host(), down.wait(), up.wait(); });
+    return speed;
+}
+
+double measure_memory_read(int device) {
+    use(device);
+    const auto card = new_on_device<uint4>(device, kReadBytes);
+    const auto sum = new_on_device<uint32_t>(device, sizeof(uint32_t));
+    check(cudaMemset(card.get(), 0, kReadBytes), "GPU ", device, ": clearing memory");
+    int multiprocessors = 0;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "GPU ", device);
+    const Stream stream(device);
+    return best_gb_per_s(kReadBytes, [&] {
+        read_all<<<static_cast<unsigned>(multiprocessors * 8), 256, 0, stream>>>(card.get(), kReadBytes / sizeof(uint4),
+                                                                                 sum.get());
+        check(cudaGetLastError(), "GPU ", device, ": starting a kernel");
+        stream.wait();
+    });
+}
+
+double measure_handoff_us(int device) {
+    use(device);
+    const auto flags = new_pinned<Flags>(device, sizeof(Flags));
+    *flags = {};
+    Flags* seen_by_card = nullptr;
+    check(cudaHostGetDevicePointer(&seen_by_card, flags.get(), 0), "GPU ", device, ": mapping host memory");
+    const Stream stream(device);
+    ask<<<1, 1, 0, stream>>>(seen_by_card, kRounds);
+    check(cudaGetLastError(), "GPU ", device, ": starting a kernel");
+
+    using Clock = std::chrono::steady_clock;
+    const std::atomic_ref<uint32_t> asked(flags->asked), answered(flags->answered);
+    auto start = Clock::now();
+    for (uint32_t round = 1; round <= kRounds; ++round) {
+        const auto deadline = Clock::now() + std::chrono::seconds(1);
+        while (asked.load(std::memory_order_acquire) != round)
+            if (Clock::now() > deadline) {  // before the kernel, whose memory this is, gives up too
+                answered.store(0, std::memory_order_release);
+                stream.wait();
+                fail("GPU ", device, ": a flag that a kernel raised in host memory was not seen within a second");
+            }
+        if (round == kWarmRounds) start = Clock::now();
+        answered.store(round, std::memory_order_release);
+    }
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    stream.wait();
+    return seconds * 1e6 / (kRounds - kWarmRounds);
+}
+
+}  // namespace thermocline::cuda

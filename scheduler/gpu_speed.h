@@ -1,0 +1,27 @@
+// What the graphics cards of this machine can do beside its CPU, measured (bench-machine): their link alone and while
+// the CPU reads its memory, their own memory, and how long a hand-off to the CPU takes.
+#pragma once
+
+#include "cuda/cuda.h"
+#include "src/base/json.h"
+
+#include <span>
+
+namespace thermocline::scheduler {
+
+struct GpuSpeed {
+    cuda::Device device;
+    cuda::LinkSpeed link;        // the CPU idle
+    cuda::LinkSpeed busy_link;   // all CPU workers reading
+    double busy_cpu_read = 0.0;  // GB/s that the workers read meanwhile
+    double memory_read = 0.0;    // GB/s of a kernel
+    double handoff_us = 0.0;     // GPU to CPU and back
+};
+
+/// Takes a few seconds. `cpus`: of the workers that read meanwhile. Throws Error naming the card.
+GpuSpeed measure_gpu(const cuda::Device& device, std::span<const int> cpus);
+
+/// An entry of "gpus" in the machine file.
+Json gpu_json(const GpuSpeed& speed);
+
+}  // namespace thermocline::scheduler
