@@ -10,10 +10,8 @@
 #include <map>
 #include <set>
 #include <string>
-#include <sys/mman.h>
 #include <thread>
 #include <tuple>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -94,21 +92,12 @@ struct Job {
     std::byte* out;
 };
 
-/// Gives the whole pages in [data, data + size) back. Pages of a file can be read again, so a range that somebody still
-/// needs costs time only.
-void release(const std::byte* data, int64_t size) {
-    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(size)) / page * page;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-}
-
 void run(const std::vector<Job>& jobs, std::atomic<size_t>& next, std::atomic<int64_t>& done) {
     for (size_t i = next++; i < jobs.size(); i = next++) {
         const Job& job = jobs[i];
         pack_strips(job.matrix, job.first, job.count, job.out);
         const int64_t strip = job.matrix.row_bytes * kStripRows;
-        release(job.matrix.data + job.first * strip, job.count * strip);
+        release_pages(job.matrix.data + job.first * strip, job.count * strip);
         done += job.count * strip;
     }
 }
@@ -185,6 +174,15 @@ PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, Source source, s
     }
     packers.clear();  // joins
     if (progress) progress(source_bytes, source_bytes);
+}
+
+std::vector<quant::Matrix*> packable_views(std::span<ops::Plan* const> plans) {
+    Views views;
+    for (ops::Plan* plan : plans) views.exclude_tables(*plan);
+    for (ops::Plan* plan : plans) views.collect(*plan);
+    std::vector<quant::Matrix*> all;
+    for (const auto& [key, list] : views.packed()) all.insert(all.end(), list.begin(), list.end());
+    return all;
 }
 
 }  // namespace thermocline::memory

@@ -11,6 +11,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <vector>
 
 namespace thermocline::memory {
 
@@ -35,5 +36,8 @@ private:
     std::optional<Arena> arena_;
     int64_t bytes_ = 0, unpacked_bytes_ = 0;
 };
+
+/// The views of `plans` that PackedWeights would rewrite.
+std::vector<quant::Matrix*> packable_views(std::span<ops::Plan* const> plans);
 
 }  // namespace thermocline::memory

@@ -17,11 +17,11 @@ constexpr int64_t kPageBytes = 64 << 10;
 constexpr uint32_t kSnapshotVersion = 1;
 
 uint64_t fingerprint_of(const std::vector<ops::CacheSpec>& specs) {
-    uint64_t hash = kHashStart;
+    uint64_t hash = kChecksumStart;
     for (const ops::CacheSpec& spec : specs)
         for (const int64_t value : {static_cast<int64_t>(spec.kind), static_cast<int64_t>(spec.format), spec.width,
                                     spec.rope, int64_t{spec.ratio}, int64_t{spec.history}})
-            hash = hash_bytes({reinterpret_cast<const std::byte*>(&value), sizeof value}, hash);
+            hash = checksum_of({reinterpret_cast<const std::byte*>(&value), sizeof value}, hash);
     return hash;
 }
 

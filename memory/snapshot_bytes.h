@@ -2,6 +2,7 @@
 // Little-endian. The reader trusts nothing: it checks the whole buffer before it hands out a byte.
 #pragma once
 
+#include "src/base/checksum.h"
 #include "src/base/error.h"
 
 #include <cstddef>
@@ -11,22 +12,6 @@
 #include <vector>
 
 namespace thermocline::memory {
-
-inline constexpr uint64_t kHashStart = 0xcbf29ce484222325;
-
-/// FNV-1a over 8-byte words (the tail byte by byte): a checksum against damage, not against malice.
-inline uint64_t hash_bytes(std::span<const std::byte> bytes, uint64_t hash = kHashStart) {
-    constexpr uint64_t kPrime = 0x100000001b3;
-    size_t i = 0;
-    for (; i + 8 <= bytes.size(); i += 8) {
-        uint64_t word;
-        std::memcpy(&word, bytes.data() + i, 8);
-        hash = (hash ^ word) * kPrime;
-        hash ^= hash >> 29;
-    }
-    for (; i < bytes.size(); ++i) hash = (hash ^ static_cast<uint64_t>(bytes[i])) * kPrime;
-    return hash;
-}
 
 struct SnapshotHeader {
     char magic[8];  // "TCSNAP\0\0"
@@ -48,7 +33,7 @@ public:
     std::vector<std::byte> finish() {
         const std::span payload = std::span(out_).subspan(sizeof(SnapshotHeader));
         header_.payload_bytes = payload.size();
-        header_.checksum = hash_bytes(payload);
+        header_.checksum = checksum_of(payload);
         std::memcpy(out_.data(), &header_, sizeof header_);
         return std::move(out_);
     }
@@ -71,7 +56,7 @@ public:
         left_ = data.subspan(sizeof header);
         if (header.payload_bytes != left_.size())
             fail("snapshot: payload of ", left_.size(), " bytes, expected ", header.payload_bytes);
-        if (hash_bytes(left_) != header.checksum) fail("snapshot: checksum mismatch, the data is damaged");
+        if (checksum_of(left_) != header.checksum) fail("snapshot: checksum mismatch, the data is damaged");
     }
     void bytes(std::span<std::byte> out) {
         if (out.size() > left_.size()) fail("snapshot: ends early");

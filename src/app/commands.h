@@ -10,6 +10,7 @@ void add_serve(CLI::App& root);
 void add_score(CLI::App& root);
 void add_perplexity(CLI::App& root);
 void add_inspect(CLI::App& root);
+void add_convert(CLI::App& root);
 void add_bench(CLI::App& root);
 void add_bench_machine(CLI::App& root);
 

@@ -32,6 +32,7 @@ int main(int argc, char** argv) {
     app::add_score(root);
     app::add_perplexity(root);
     app::add_inspect(root);
+    app::add_convert(root);
     app::add_bench(root);
     app::add_bench_machine(root);
     try {

@@ -46,7 +46,8 @@ std::string flag_value(const std::string& path, const std::string& key, const Js
 void ModelFlags::declare(CLI::App& command, Positional positional) {
     auto* model_option = command.add_option(
         "MODEL", model,
-        "directory with config.json and safetensors, or a .gguf file (first split); default: the bundled demo model. "
+        "directory with config.json and safetensors, a .gguf file (first split), or a directory that `convert` wrote; "
+        "default: the bundled demo model. "
         "With --load-format dummy also a config.json, or a name in configs/models");
     if (positional == Positional::kRequired) model_option->required();
     const char* group = "Model";
@@ -90,13 +91,9 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
     command
         .add_flag("--weights-in-place", weights_in_place,
                   "read the weights where the files are mapped instead of packing them while loading: starts at once, "
-                  "needs no memory of its own, computes slower")
+                  "needs no memory of its own, computes slower. Converted models are mapped packed either way")
         ->group(group);
-    command.add_option("--threads", threads, "CPU workers, pinned, one per physical core; 0: all cores (also: auto)")
-        ->transform(CLI::Transformer({{"auto", "0"}}))
-        ->check(CLI::NonNegativeNumber)
-        ->group(group)
-        ->capture_default_str();
+    declare_threads(command);
     command
         .add_option("--numa", numa,
                     "weights on machines with several NUMA nodes. nps: a slice of every matrix on each node, computed "
@@ -108,13 +105,24 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16"}))
         ->group(group)
         ->capture_default_str();
-    group = "Output";
+    declare_log_level(command);
+}
+
+void ModelFlags::declare_threads(CLI::App& command) {
+    command.add_option("--threads", threads, "CPU workers, pinned, one per physical core; 0: all cores (also: auto)")
+        ->transform(CLI::Transformer({{"auto", "0"}}))
+        ->check(CLI::NonNegativeNumber)
+        ->group("Machine")
+        ->capture_default_str();
+}
+
+void ModelFlags::declare_log_level(CLI::App& command) {
     command.add_option("--log-level", log_level, "trace, debug, info, warn, error or off; logs go to stderr")
         ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}))
-        ->group(group)
+        ->group("Output")
         ->capture_default_str();
     // Consumed by with_config_file before CLI11 sees the command line; declared for --help.
-    command.add_option("--config", "JSON file whose keys are flag names; the command line wins")->group(group);
+    command.add_option("--config", "JSON file whose keys are flag names; the command line wins")->group("Output");
 }
 
 std::filesystem::path bundled(const std::string& name) {

@@ -30,6 +30,9 @@ struct ModelFlags {
     /// Declares the flags on a command. `positional`: MODEL may be given, or must be.
     enum class Positional { kOptional, kRequired };
     void declare(CLI::App& command, Positional positional);
+    /// Two of them, for commands that take no others: --threads; --log-level (with --config).
+    void declare_threads(CLI::App& command);
+    void declare_log_level(CLI::App& command);
 
     /// MODEL, or where the bundled demo model or the config of that name lies. Throws Error if there is no such thing.
     std::string path() const;

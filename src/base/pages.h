@@ -34,6 +34,10 @@ private:
     size_t size_;
 };
 
+/// Gives the whole pages in [data, data + size) back. Pages of a file can be read again, so a range that somebody still
+/// needs costs time only; anonymous ones are zero from then on.
+void release_pages(const std::byte* data, int64_t size);
+
 /// Bytes that processes can still take without swapping, as the kernel estimates it.
 int64_t available_memory();
 /// The same of one NUMA node: what is free there, or holds pages of files.

@@ -1,5 +1,6 @@
 #include "src/engine/pack.h"
 
+#include "src/base/error.h"
 #include "src/base/log.h"
 
 #include <chrono>
@@ -40,6 +41,16 @@ std::string placement(const memory::Arena& arena, const std::vector<memory::Node
 std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<scheduler::Slice>& slices) {
     using Clock = std::chrono::steady_clock;
     using Source = memory::PackedWeights::Source;
+    if (model.checkpoint.container == "converted") {
+        log::info("weights: {:.2f} GB mapped, packed when they were converted from {}",
+                  static_cast<double>(model.weight_bytes) * 1e-9, printable(model.checkpoint.source.path));
+        if (slices.size() > 1)
+            log::warn(
+                "a converted model lies where the page cache has put it, not in slices on {} NUMA nodes: where memory "
+                "allows, serve the model that it was made from",
+                slices.size());
+        return nullptr;
+    }
     const auto start = Clock::now();
     auto last = start;
     const auto progress = [&](int64_t done, int64_t all) {

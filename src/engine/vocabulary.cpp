@@ -13,7 +13,16 @@
 namespace thermocline::engine {
 namespace {
 
-bool is_gguf(const model::Checkpoint& checkpoint) { return checkpoint.container == "gguf"; }
+/// Whether text is described by GGUF metadata.
+bool is_gguf(const model::Checkpoint& checkpoint) { return checkpoint.source_container() == "gguf"; }
+
+/// The last component of a path, without .gguf.
+std::string name_of(const std::string& given) {
+    std::error_code error;
+    auto path = std::filesystem::absolute(given, error).lexically_normal();
+    if (!path.has_filename()) path = path.parent_path();
+    return path.extension() == ".gguf" ? path.stem().string() : path.filename().string();
+}
 
 /// Takes a GGUF metadata value of JSON type T; `absent` when there is none.
 template <typename T>
@@ -60,9 +69,11 @@ text::Tokenizer load_tokenizer(const model::Checkpoint& checkpoint) {
 }
 
 text::RevisionChoice chat_encoding(const model::Checkpoint& checkpoint, const std::string& flag) {
-    if (!is_gguf(checkpoint)) return text::detect_prompt_revision(flag, checkpoint.path, "", model_name(checkpoint));
+    // Who converts a model may call it what he likes.
+    const std::string name = name_of(checkpoint.source.path.empty() ? checkpoint.path : checkpoint.source.path);
+    if (!is_gguf(checkpoint)) return text::detect_prompt_revision(flag, checkpoint.path, "", name);
     const auto chat_template = metadata_value(checkpoint.metadata, "tokenizer.chat_template", std::string());
-    return text::detect_prompt_revision(flag, {}, chat_template, model_name(checkpoint));
+    return text::detect_prompt_revision(flag, {}, chat_template, name);
 }
 
 Json generation_config(const model::Checkpoint& checkpoint) {
@@ -103,11 +114,6 @@ SamplingParams default_sampling(const model::Checkpoint& checkpoint) {
     return params;
 }
 
-std::string model_name(const model::Checkpoint& checkpoint) {
-    std::error_code error;
-    auto path = std::filesystem::absolute(checkpoint.path, error).lexically_normal();
-    if (!path.has_filename()) path = path.parent_path();
-    return path.extension() == ".gguf" ? path.stem().string() : path.filename().string();
-}
+std::string model_name(const model::Checkpoint& checkpoint) { return name_of(checkpoint.path); }
 
 }  // namespace thermocline::engine

@@ -36,14 +36,14 @@ ops::MatrixId Builder::matrix(const std::string& name, int64_t rows, int64_t col
 }
 
 ops::VectorId Builder::vector(const std::string& name, const Shape& shape) {
-    plan_.vectors.push_back({name, finder_.vector(name, shape)});
+    plan_.vectors.push_back({name, finder_.vector(name, shape), shape});
     return narrow(static_cast<int64_t>(plan_.vectors.size()) - 1);
 }
 
 ops::InputRounding Builder::rounding(const quant::Matrix& matrix, bool trained) const {
     const bool fp8 = matrix.format == quant::Format::kE4M3;
     if (options_.activations == Activations::kInt8 && !fp8) return ops::InputRounding::kInt8;
-    const bool trained_format = fp8 || matrix.format == quant::Format::kE2M1Pair;
+    const bool trained_format = !finder_.from_gguf() && (fp8 || matrix.format == quant::Format::kE2M1Pair);
     return trained && trained_format && options_.activations != Activations::kBf16 ? ops::InputRounding::kE4M3
                                                                                    : ops::InputRounding::kExact;
 }
@@ -180,8 +180,8 @@ Builder::Routing Builder::route(Slot x, const std::string& weights, int32_t top_
     ops::TableId table = ops::kNone;
     if (by_token) {
         table = narrow(static_cast<int64_t>(plan_.tables.size()));
-        plan_.tables.push_back(
-            {weights + ".tid2eid", finder_.table(weights + ".tid2eid", {plan_.vocab, top_k}, count)});
+        const Shape shape = {plan_.vocab, top_k};
+        plan_.tables.push_back({weights + ".tid2eid", finder_.table(weights + ".tid2eid", shape, count), shape});
     }
     const ops::VectorId bias = by_token ? ops::kNone : vector(weights + ".bias", {count});
     plan_.steps.push_back(

@@ -20,7 +20,6 @@ using Values = DummyTensor::Values;
 
 constexpr int64_t kAlignment = 64;  // of a tensor
 constexpr int64_t kPiece = int64_t{4} << 20;
-constexpr size_t kMaxConfigBytes = size_t{2} << 20;
 
 /// What eight bytes of a tensor look like: (random & keep) + base - (random & spread), in every lane of the format.
 struct Pattern {
@@ -111,8 +110,7 @@ Checkpoint open_config(const std::string& path) {
     if (std::filesystem::is_directory(file, ignored)) file /= "config.json";
     if (!std::filesystem::exists(file, ignored)) fail(printable(file.string()), ": no such file");
     Checkpoint checkpoint;
-    checkpoint.config =
-        with_context(printable(file.string()), [&] { return parse_config(read_text(file, kMaxConfigBytes)); });
+    checkpoint.config = with_context(printable(file.string()), [&] { return read_config(file); });
     // Named as the directory of a checkpoint would be.
     const bool named = file.filename() != "config.json";
     checkpoint.path = (named ? file.replace_extension() : file.parent_path()).string();

@@ -48,8 +48,17 @@ std::string without_numbers(const std::string& name) {
 
 const TensorEntry* codes_of(const LinearTensors& tensors) { return tensors.packed ? tensors.packed : tensors.weight; }
 
+/// "F4, F8_E8M0 scales, strips"
+std::string describe(const quant::Matrix& matrix) {
+    const bool scales = matrix.scales || matrix.scale_in_strip;
+    return std::string(quant::traits(matrix.format).name) +
+           (scales ? ", " + std::string(quant::traits(matrix.scale_format).name) + " scales" : "") +
+           (matrix.layout == quant::Layout::kStrips ? ", strips" : ", rows");
+}
+
 std::string describe(const LinearTensors& tensors) {
     const Scheme scheme = scheme_of(tensors);
+    if (scheme == Scheme::kConverted) return describe(*tensors.weight->converted);
     if (scheme == Scheme::kPlain || scheme == Scheme::kUnknown) {
         const std::string format(quant::traits(codes_of(tensors)->format).name);
         return scheme == Scheme::kPlain ? format : format + ", scheme unknown";
@@ -100,6 +109,7 @@ private:
         const Json& config = checkpoint_.config;
         report_.path = checkpoint_.path;
         report_.container = checkpoint_.container;
+        report_.source = checkpoint_.source;
         report_.naming = naming_text(naming_);
         const auto names = config.find("architectures");
         if (names != config.end() && names->is_array() && !names->empty() && names->front().is_string())
@@ -221,6 +231,11 @@ std::string experts_text(const std::vector<int64_t>& experts) {
     return text.empty() ? "none" : text;
 }
 
+/// " from safetensors /models/x"
+std::string source_text(const Checkpoint::Source& source) {
+    return source.container.empty() ? "" : " from " + printable(source.container) + " " + printable(source.path, 400);
+}
+
 }  // namespace
 
 Report inspect(const Checkpoint& checkpoint) { return Inspector(checkpoint).run(); }
@@ -229,8 +244,8 @@ std::string report_text(const Report& report) {
     std::ostringstream text;
     text << "model         " << printable(report.path, 400) << "\n"
          << "architecture  " << printable(report.architecture) << " (" << printable(report.model_type) << ")\n"
-         << "container     " << report.container << ", " << report.files << " files, " << report.tensors << " tensors, "
-         << size_text(report.bytes) << "\n"
+         << "container     " << report.container << source_text(report.source) << ", " << report.files << " files, "
+         << report.tensors << " tensors, " << size_text(report.bytes) << "\n"
          << "names         " << report.naming << "\n"
          << "layers        " << report.layers << ", MTP " << report.mtp_layers << "\n"
          << "experts       " << experts_text(report.experts) << "\n\nformats\n";
@@ -255,21 +270,24 @@ Json report_json(const Report& report) {
     for (const Report::MatrixLine& line : report.matrices)
         matrices.push_back(
             {{"name", line.name}, {"count", line.count}, {"bytes", line.bytes}, {"scheme", line.scheme}});
-    return {{"model", report.path},
-            {"architecture", report.architecture},
-            {"model_type", report.model_type},
-            {"container", report.container},
-            {"naming", report.naming},
-            {"files", report.files},
-            {"tensors", report.tensors},
-            {"bytes", report.bytes},
-            {"layers", report.layers},
-            {"mtp_layers", report.mtp_layers},
-            {"experts", report.experts},
-            {"formats", std::move(formats)},
-            {"matrices", std::move(matrices)},
-            {"warnings", report.warnings},
-            {"problems", report.problems}};
+    Json json = {{"model", report.path},
+                 {"architecture", report.architecture},
+                 {"model_type", report.model_type},
+                 {"container", report.container},
+                 {"naming", report.naming},
+                 {"files", report.files},
+                 {"tensors", report.tensors},
+                 {"bytes", report.bytes},
+                 {"layers", report.layers},
+                 {"mtp_layers", report.mtp_layers},
+                 {"experts", report.experts},
+                 {"formats", std::move(formats)},
+                 {"matrices", std::move(matrices)},
+                 {"warnings", report.warnings},
+                 {"problems", report.problems}};
+    if (!report.source.container.empty())
+        json["source"] = {{"container", report.source.container}, {"path", report.source.path}};
+    return json;
 }
 
 }  // namespace thermocline::model

@@ -27,9 +27,10 @@ struct Report {
     };
 
     std::string path;
-    std::string container;     // "safetensors", "gguf"
-    std::string naming;        // "official", "HF transformers", "GGUF"
-    std::string architecture;  // as the config says
+    std::string container;      // "safetensors", "gguf", "converted"
+    Checkpoint::Source source;  // of a converted model
+    std::string naming;         // "official", "HF transformers", "GGUF"
+    std::string architecture;   // as the config says
     std::string model_type;
     int64_t files = 0;
     int64_t tensors = 0;

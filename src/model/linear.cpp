@@ -187,6 +187,8 @@ const char* scheme_text(Scheme scheme) {
             return "NVFP4 (compressed-tensors: global scale divides)";
         case Scheme::kInt4:
             return "INT4 pack-quantized";
+        case Scheme::kConverted:
+            return "converted";
     }
     return "";
 }
@@ -218,6 +220,7 @@ LinearTensors linear_tensors(const WeightDirectory& weights, const std::string& 
 
 Scheme scheme_of(const LinearTensors& t) {
     if ((t.weight != nullptr) == (t.packed != nullptr) || t.scales.size() > 1) return Scheme::kUnknown;
+    if (t.weight && t.weight->converted) return Scheme::kConverted;
     const TensorEntry* scale = t.scales.empty() ? nullptr : t.scales.front();
     const bool global = t.divisor || t.multiplier;
     const bool byte_scale = scale && (scale->format == Format::kU8 || scale->format == Format::kE8M0);
@@ -259,6 +262,9 @@ quant::Matrix linear_matrix(const LinearTensors& tensors, int64_t rows, int64_t 
             return nvfp4_matrix(tensors, rows, cols);
         case Scheme::kInt4:
             return int4_matrix(tensors, rows, cols);
+        case Scheme::kConverted:
+            expect_shape(*tensors.weight, {rows, cols});
+            return *tensors.weight->converted;
         case Scheme::kUnknown:
             break;
     }

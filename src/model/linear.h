@@ -10,7 +10,7 @@
 
 namespace thermocline::model {
 
-enum class Scheme { kUnknown, kPlain, kFp8, kMxfp4, kNvfp4Multiplier, kNvfp4Divisor, kInt4 };
+enum class Scheme { kUnknown, kPlain, kFp8, kMxfp4, kNvfp4Multiplier, kNvfp4Divisor, kInt4, kConverted };
 
 /// "plain", "FP8 e4m3", "MXFP4", ...
 const char* scheme_text(Scheme scheme);

@@ -23,6 +23,9 @@ public:
 
     Naming naming() const { return naming_; }
 
+    /// Whether the weights come from a GGUF file, converted or not: no model was trained to round the inputs of those.
+    bool from_gguf() const { return checkpoint_->source_container() == "gguf"; }
+
     /// The matrix of linear `name` (official name without suffix, e.g. "layers.0.attn.wq_b", "head", "embed") with
     /// exactly the shape [rows, cols]. Throws Error naming the tensor, what was found and what was expected.
     quant::Matrix matrix(const std::string& name, int64_t rows, int64_t cols);

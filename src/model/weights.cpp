@@ -1,6 +1,7 @@
 #include "src/model/weights.h"
 
 #include "src/base/error.h"
+#include "src/model/converted.h"
 #include "src/model/gguf.h"
 #include "src/model/gguf_config.h"
 #include "src/model/safetensors.h"
@@ -14,7 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxConfigBytes = size_t{2} << 20;
 constexpr size_t kMaxConfigKeys = 4096;  // of one object: Json looks keys up linearly
 
 Checkpoint open_gguf(const fs::path& path, const std::string& given) {
@@ -39,7 +39,7 @@ Checkpoint open_safetensors(const fs::path& folder, const std::string& given) {
     checkpoint.container = "safetensors";
     const fs::path config = folder / "config.json";
     if (!fs::exists(config)) fail(printable(given), ": has no config.json");
-    checkpoint.config = parse_config(read_text(config, kMaxConfigBytes));
+    checkpoint.config = read_config(config);
     for (const fs::path& file : safetensors_files(folder)) read_safetensors(MappedFile::open(file), checkpoint.weights);
     return checkpoint;
 }
@@ -65,6 +65,7 @@ bool has_safetensors(const fs::path& folder) {
 }
 
 Checkpoint open_folder(const fs::path& folder, const std::string& given) {
+    if (is_converted(folder)) return open_converted(folder, given);
     if (has_safetensors(folder)) return open_safetensors(folder, given);
     const std::vector<fs::path> files = gguf_files(folder);
     if (files.size() == 1) return open_gguf(files.front(), given);
@@ -81,6 +82,11 @@ Json parse_config(std::string_view text) {
     Json config = parse_json(text, "config.json");
     if (!config.is_object()) fail("config.json: found ", config.type_name(), ", expected an object");
     return config;
+}
+
+Json read_config(const fs::path& file) {
+    constexpr size_t kMaxConfigBytes = size_t{2} << 20;
+    return parse_config(read_text(file, kMaxConfigBytes));
 }
 
 Checkpoint open_checkpoint(const std::string& path) {

@@ -10,8 +10,10 @@
 #include "src/quant/matrix.h"
 
 #include <cstddef>
+#include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -24,8 +26,12 @@ struct TensorEntry {
     Shape shape;                      // row-major, slowest first (GGUF's ne reversed), in elements of `format`
     const std::byte* data = nullptr;  // into a mapped file; no alignment promised
     int64_t bytes = 0;
-    int file = 0;        // index into WeightDirectory::files
-    int64_t offset = 0;  // of the first byte in that file
+    int file = 0;           // index into WeightDirectory::files
+    int64_t offset = 0;     // of the first byte in that file
+    uint64_t checksum = 0;  // converted models (converted.h)
+    // A matrix of a converted model, with its scales, as it is multiplied with.
+    std::optional<quant::Matrix> converted = {};
+};  // a matrix of a converted model, with its scales, as it is multiplied with
 };
 
 struct WeightDirectory {
@@ -44,10 +50,17 @@ using Metadata = std::map<std::string, Json>;
 /// Everything the files of a model say, before an architecture looks at it.
 struct Checkpoint {
     std::string path;       // as given
-    std::string container;  // "safetensors" or "gguf"
+    std::string container;  // "safetensors", "gguf", "converted" or "dummy"
     WeightDirectory weights;
     Json config;        // config.json, or the same keys derived from GGUF metadata (see gguf.h)
-    Metadata metadata;  // GGUF only
+    Metadata metadata;  // GGUF only, converted or not
+
+    /// What a converted model was made from; empty for others.
+    struct Source {
+        std::string container, path;
+    };
+    Source source;
+    const std::string& source_container() const { return source.container.empty() ? container : source.container; }
 
     // Entries point into `weights.files`; a copy would be right but is never meant.
     Checkpoint() = default;
@@ -57,9 +70,11 @@ struct Checkpoint {
 
 /// The text of a config.json as an object of bounded size. Throws Error.
 Json parse_config(std::string_view text);
+/// The same from a file.
+Json read_config(const std::filesystem::path& file);
 
-/// Opens a directory with config.json and *.safetensors, a .gguf file (first split), or a directory with one of those.
-/// Throws Error.
+/// Opens a directory with config.json and *.safetensors, a .gguf file (first split), a directory with one of those, or
+/// a converted model (converted.h). Throws Error.
 Checkpoint open_checkpoint(const std::string& path);
 
 }  // namespace thermocline::model

@@ -2,6 +2,7 @@
 // read and the caches each sequence needs. Written once at load by a model file, immutable afterwards.
 #pragma once
 
+#include "src/base/tensor.h"
 #include "src/ops/steps.h"
 #include "src/quant/matrix.h"
 
@@ -27,11 +28,13 @@ struct NamedMatrix {
 struct NamedVector {
     std::string name;
     std::vector<float> values;
+    Shape shape = {};
 };
 
 struct NamedTable {
     std::string name;
     std::vector<int32_t> values;
+    Shape shape = {};
 };
 
 /// The routed experts of one layer: w1 and w3 are [I, D], w2 is [D, I], one matrix per expert.

@@ -1,6 +1,7 @@
 // Shapes at load: every step against the slots, weights and caches it names.
 #include "src/base/error.h"
 #include "src/ops/plan.h"
+#include "src/quant/strips.h"
 
 namespace thermocline::ops {
 
@@ -52,15 +53,30 @@ struct Verifier {
                   std::to_string(width));
         return spec;
     }
+    /// Packed experts are of one format, or none is packed: the kernels prepare the inputs of a set once.
+    void one_kind(const ExpertSet& set) const {
+        const bool packed = set.w1.front().layout == quant::Layout::kStrips;
+        for (const auto* list : {&set.w1, &set.w3, &set.w2}) {
+            const quant::Format format = (list == &set.w2 ? set.w2 : set.w1).front().format;
+            for (const quant::Matrix& m : *list)
+                if ((m.layout == quant::Layout::kStrips) != packed || (packed && m.format != format))
+                    wrong(set.name + " mixes kinds of packed matrices");
+        }
+    }
     void multiple(Slot id, int64_t width) const {
         if (width <= 0 || slot(id).cols % width != 0)
             wrong("slot " + slot(id).name + " is not a multiple of the width");
     }
 
-    void operator()(const Embed& s) const { cols(s.out, matrix(s.table).cols * s.copies); }
+    void operator()(const Embed& s) const {
+        if (matrix(s.table).layout != quant::Layout::kRows) wrong("the table is packed, but read row by row");
+        cols(s.out, matrix(s.table).cols * s.copies);
+    }
     void operator()(const Linear& s) const {
         const quant::Matrix& w = matrix(s.weight);
         if (s.groups < 1 || s.fold < 1 || w.rows % s.groups != 0) wrong("rows do not divide into groups");
+        if (w.layout == quant::Layout::kStrips && w.rows / s.groups % quant::kStripRows != 0)
+            wrong("the groups are no whole strips");
         cols(s.in, w.cols * s.groups * s.fold);
         cols(s.out, w.rows * s.fold);
         same_rows(s.in, s.out);
@@ -144,6 +160,7 @@ struct Verifier {
                 set.w2[e].rows != set.hidden || set.w1[e].cols != set.hidden || set.w3[e].cols != set.hidden ||
                 set.w2[e].cols != set.intermediate)
                 wrong(set.name + " expert " + std::to_string(e) + " has another shape");
+        one_kind(set);
     }
     void operator()(const SwiGlu& s) const {
         cols(s.gate, slot(s.out).cols);
