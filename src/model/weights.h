@@ -31,7 +31,6 @@ struct TensorEntry {
     uint64_t checksum = 0;  // converted models (converted.h)
     // A matrix of a converted model, with its scales, as it is multiplied with.
     std::optional<quant::Matrix> converted = {};
-};  // a matrix of a converted model, with its scales, as it is multiplied with
 };
 
 struct WeightDirectory {
