@@ -4,6 +4,7 @@
 #include "src/base/error.h"
 
 #include <atomic>
+#include <chrono>
 #include <pthread.h>
 #include <sched.h>
 #include <system_error>
@@ -13,9 +14,11 @@
 namespace thermocline::cpu {
 namespace {
 
-// About 20 to 50 microseconds of pauses: longer than the gap between two steps of a decode, short enough to leave the
-// core to others between requests.
+// About 20 to 50 microseconds of pauses: longer than the gap between two steps. After that, for as long as what one
+// thread does between two tokens may take, the core is offered to others at every look: waking a parked worker takes
+// tens of microseconds.
 constexpr int kSpins = 1000;
+constexpr std::chrono::milliseconds kPatience(2);
 
 void pause() {
 #if defined(__x86_64__)
@@ -23,13 +26,19 @@ void pause() {
 #endif
 }
 
-/// Waits until `value` is not `old`: spins, then parks in the kernel (atomic wait is a futex).
+/// Waits until `value` is not `old`: spins, then yields, then parks in the kernel (atomic wait is a futex).
 uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
-    for (int i = 0; i < kSpins; ++i) {
-        const uint32_t now = value.load(std::memory_order_acquire);
-        if (now != old) return now;
+    uint32_t now = old;
+    for (int i = 0; i < kSpins && now == old; ++i) {
         pause();
+        now = value.load(std::memory_order_acquire);
     }
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (now == old && std::chrono::steady_clock::now() < deadline) {
+        sched_yield();
+        now = value.load(std::memory_order_acquire);
+    }
+    if (now != old) return now;
     value.wait(old, std::memory_order_acquire);
     return value.load(std::memory_order_acquire);
 }
