@@ -112,18 +112,22 @@ void add_jobs(const Matrix& matrix, const Matrix& form, const Arena& arena, int6
     }
 }
 
-/// Throws Error if slices of `each` bytes do not fit into memory, of which `freed` bytes come back meanwhile. What is
-/// bound to a node has no other: there the kernel would not refuse, but end the process.
-void check_room(int64_t each, std::span<const NodeSet> slices, int64_t freed) {
-    const int64_t needed = each * std::ssize(slices), available = available_memory() + freed;
+/// Throws Error if `needed` bytes do not fit into memory, of which `freed` bytes come back meanwhile.
+void check_room(int64_t needed, int64_t freed) {
+    const int64_t available = available_memory() + freed;
     if (needed > available)
         fail("packed weights need ", needed >> 20, " MiB of memory, but ", available >> 20,
              " MiB are free: use --weights-in-place, which reads the files where they lie, or a smaller model");
+}
+
+/// The same for slices of `each` bytes that are bound to a node. What has no room there goes nowhere else: the kernel
+/// would not refuse, but end the process.
+void check_rooms(int64_t each, std::span<const NodeSet> slices, int64_t freed) {
     for (const NodeSet& nodes : slices) {
         if (nodes.size() != 1) continue;
-        const int64_t there = available_memory(nodes[0]) + freed / std::ssize(slices);
-        if (each > there)
-            fail("packed weights need ", each >> 20, " MiB on NUMA node ", nodes[0], ", but ", there >> 20,
+        const int64_t available = available_memory(nodes[0]) + freed / std::ssize(slices);
+        if (each > available)
+            fail("packed weights need ", each >> 20, " MiB on NUMA node ", nodes[0], ", but ", available >> 20,
                  " MiB are free there: use --numa off, which takes the memory of all nodes");
     }
 }
@@ -149,8 +153,10 @@ PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, Source source, s
     if (std::optional<Arena> reserved = Arena::reserved(each, slices, threads)) {
         arena_.emplace(std::move(*reserved));
     } else {
-        check_room(each, slices, source == Source::kMemory ? source_bytes : 0);
+        const int64_t freed = source == Source::kMemory ? source_bytes : 0;
+        check_room(each * std::ssize(slices), freed);
         arena_.emplace(each, slices);
+        if (!arena_->refused()) check_rooms(each, slices, freed);
     }
 
     std::vector<Job> jobs;

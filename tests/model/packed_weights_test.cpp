@@ -1,6 +1,7 @@
 // The demo model with packed weights against the same model read where its file lies.
 #include "memory/packed_weights.h"
 
+#include "src/base/error.h"
 #include "src/quant/reference.h"
 #include "tests/model/engine_fixture.h"
 
@@ -21,10 +22,11 @@ struct PackedModel {
     std::unique_ptr<model::Model> model;
     std::unique_ptr<memory::PackedWeights> packed;
 
-    explicit PackedModel(const model::LoadOptions& options, int threads = 2, size_t slices = 1)
+    explicit PackedModel(const model::LoadOptions& options, int threads = 2, size_t slices = 1,
+                         const memory::NodeSet& node = {})
         : model(model::load_model(kDemo, options)) {
         ops::Plan* plans[] = {&model->trunk, &*model->mtp};
-        const std::vector<memory::NodeSet> nodes(slices);
+        const std::vector<memory::NodeSet> nodes(slices, node);
         packed = std::make_unique<memory::PackedWeights>(plans, memory::PackedWeights::Source::kFiles, nodes, threads);
     }
 };
@@ -136,6 +138,14 @@ TEST(PackedWeights, EveryMatrixHasAPartInEverySlice) {
         EXPECT_EQ(cut.packed->bytes(), whole.packed->bytes());
     }
     EXPECT_TRUE(uneven_fp8);
+}
+
+TEST(PackedWeights, BoundSlicesLieWhereTheyBelong) {
+    const PackedModel packed({}, 2, 2, {0});
+    const memory::Arena& arena = *packed.packed->arena();
+    if (arena.refused()) return;  // containers commonly forbid it
+    EXPECT_EQ(arena.share_in_place(), 1.0);
+    EXPECT_THROW(PackedModel({}, 2, 2, {1000}), Error);
 }
 
 // FP8 blocks and MXFP4 experts, read as trained and in integers, one token and many; workers on as many nodes as there
