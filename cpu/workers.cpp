@@ -2,10 +2,9 @@
 
 #include "src/base/check.h"
 #include "src/base/error.h"
+#include "src/base/thread.h"
 
 #include <atomic>
-#include <pthread.h>
-#include <sched.h>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -35,14 +34,6 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
 }
 
 }  // namespace
-
-void pin_this_thread(int cpu) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (cpu < 0 || cpu >= CPU_SETSIZE) return;
-    CPU_SET(static_cast<size_t>(cpu), &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-}
 
 struct Workers::Shared {
     // Each on its own cache line: `round` is read by spinning workers, `running` written by finishing ones.

@@ -18,7 +18,7 @@ void measure_busy_link(std::span<const int> cpus, GpuSpeed& speed) {
     double reads = 0.0;
     int passes = 0;
     std::jthread reader([&] {
-        cpu::pin_this_thread(cpus.front());
+        pin_this_thread(cpus.front());
         cpu::Workers workers(cpus);
         BandwidthProbe probe(workers);
         do {
