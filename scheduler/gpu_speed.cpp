@@ -1,6 +1,7 @@
 #include "scheduler/gpu_speed.h"
 
 #include "scheduler/bandwidth.h"
+#include "src/base/thread.h"
 
 #include <atomic>
 #include <cmath>
