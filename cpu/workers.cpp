@@ -2,10 +2,10 @@
 
 #include "src/base/check.h"
 #include "src/base/error.h"
+#include "src/base/thread.h"
 
 #include <atomic>
 #include <chrono>
-#include <pthread.h>
 #include <sched.h>
 #include <system_error>
 #include <thread>
@@ -44,14 +44,6 @@ uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
 }
 
 }  // namespace
-
-void pin_this_thread(int cpu) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (cpu < 0 || cpu >= CPU_SETSIZE) return;
-    CPU_SET(static_cast<size_t>(cpu), &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-}
 
 struct Workers::Shared {
     // Each on its own cache line: `round` is read by spinning workers, `running` written by finishing ones.

@@ -15,10 +15,6 @@
 
 namespace thermocline::cpu {
 
-/// Keeps the calling thread on one logical CPU. One that does not exist or is not ours (cgroups) is no error: the
-/// thread then runs where the system puts it.
-void pin_this_thread(int cpu);
-
 class Workers {
 public:
     /// `cpus`: logical CPUs to pin to, one worker each (the first one is the calling thread, which is not pinned).

@@ -21,9 +21,9 @@ public:
     enum class Source : uint8_t { kFiles, kMemory };
 
     /// Rewrites the views of `plans`; this object must outlive them. Matrices are cut into a slice for each of
-    /// `slices`. `threads` pack side by side; `progress` is told of bytes done and in all, from the calling thread.
-    /// Throws Error if the packed weights do not fit into memory.
-    PackedWeights(std::span<ops::Plan* const> plans, Source source, std::span<const NodeSet> slices, int threads,
+    /// `slices`, packed by its cores. `progress` is told of bytes done and in all, from the calling thread. Throws
+    /// Error if the packed weights do not fit into memory.
+    PackedWeights(std::span<ops::Plan* const> plans, Source source, std::span<const Slice> slices,
                   const std::function<void(int64_t done, int64_t all)>& progress = {});
 
     int64_t bytes() const { return bytes_; }
