@@ -10,11 +10,11 @@
 namespace thermocline::engine {
 
 struct Conversion {
-    std::string model;                                        ///< what open_checkpoint() takes
-    std::filesystem::path destination;                        ///< a new or an empty directory
-    int threads = 1;                                          ///< that read and pack, each with a few MB of its own
-    const std::atomic<bool>* interrupted = nullptr;           ///< ends it from outside; may be null
-    std::function<void(int64_t done, int64_t all)> progress;  ///< bytes; from the calling thread; may be empty
+    std::string model;                               ///< what open_checkpoint() takes
+    std::filesystem::path destination;               ///< a new or an empty directory
+    int threads = 1;                                 ///< that read and pack, each with a few MB of its own
+    const std::atomic<bool>* interrupted = nullptr;  ///< ends it from outside; may be null
+    std::function<void(int64_t done, int64_t all)> progress = {};  ///< bytes; from the calling thread; may be empty
 };
 
 /// Returns the bytes of weights.bin. Throws Error, and then nothing is left of `destination`.
