@@ -70,13 +70,13 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
         w.data = strips.data();
         quant::pack_strips(rows, 0, w.rows / quant::kStripRows, strips.data());
     }
-    const InputForm form(w, kind == Form::kInt8 ? ops::InputRounding::kInt8 : ops::InputRounding::kExact);
+    const InputForm form(w, kind == Form::kInt8 ? ops::InputRounding::kInt8 : ops::InputRounding::kExact, kernels);
     const std::vector<float> numbers = random_floats(m * w.cols, 2);
     std::vector<float> x(numbers.size() + kPanelSlack);
-    for (int64_t i = 0; i < m; ++i) form.prepare(kernels, numbers.data() + i * w.cols, w.cols, x.data(), i, m);
+    for (int64_t i = 0; i < m; ++i) form.prepare(numbers.data() + i * w.cols, w.cols, x.data(), i, m);
     std::vector<float> y(static_cast<size_t>(m * w.rows));
     for (auto _ : state) {
-        form.matmul(kernels)(w, 0, w.rows, x.data(), form.stride(m, w.cols), m, y.data(), w.rows);
+        form.matmul()(w, 0, w.rows, x.data(), form.stride(m, w.cols), m, y.data(), w.rows);
         benchmark::DoNotOptimize(y.data());
     }
     const auto rate = benchmark::Counter::kIsIterationInvariantRate;

@@ -4,27 +4,34 @@
 
 #include "cpu/run.h"
 
+#include <bit>
+
 namespace thermocline::cpu {
 
 struct InputForm {
-    bool e4m3, int8, panel;
+    const KernelTable& kernels;
+    bool e4m3, int8, bf16, panel;
     float factor;
 
-    InputForm(const quant::Matrix& w, ops::InputRounding rounding)
-        : e4m3(rounding == ops::InputRounding::kE4M3),
+    InputForm(const quant::Matrix& w, ops::InputRounding rounding, const KernelTable& table)
+        : kernels(table),
+          e4m3(rounding == ops::InputRounding::kE4M3),
           int8(rounding == ops::InputRounding::kInt8 && quant::has_integer_codes(w)),
+          bf16(e4m3 && kernels.matmul_bf16 != nullptr && quant::has_bf16_codes(w)),
           panel(w.layout == quant::Layout::kStrips),
-          factor(int8 ? 1.0f : quant::strip_input_factor(w)) {}
+          factor(int8 || bf16 ? 1.0f : quant::strip_input_factor(w)) {}
 
     /// Whether m vectors can be taken as they are: a vector alone is its own panel.
     bool takes_as_is(int64_t m) const { return !e4m3 && !int8 && factor == 1.0f && (!panel || m == 1); }
     /// What matmul wants as x_stride for m vectors of `width` columns.
-    int64_t stride(int64_t m, int64_t width) const { return panel ? m * quant::kStripBlock : width; }
-    auto matmul(const KernelTable& kernels) const { return int8 ? kernels.matmul_int8 : kernels.matmul; }
+    int64_t stride(int64_t m, int64_t width) const {
+        return !panel ? width : bf16 ? m * quant::kStripBlock / 2 : m * quant::kStripBlock;
+    }
+    auto matmul() const { return int8 ? kernels.matmul_int8 : bf16 ? kernels.matmul_bf16 : kernels.matmul; }
 
     /// Converts `in` [width] and puts it where vector i of m belongs in `out` [m * width], which matmul takes.
-    void prepare(const KernelTable& kernels, const float* in, int64_t width, float* out, int64_t i, int64_t m) const {
-        if (!panel) return convert(kernels, in, out + i * width, width);
+    void prepare(const float* in, int64_t width, float* out, int64_t i, int64_t m) const {
+        if (!panel) return convert(in, out + i * width, width);
         if (int8) {
             constexpr int64_t kGroups = quant::kStripBlock / quant::kInt8Columns;
             for (int64_t k = 0; k < width; k += quant::kStripBlock)
@@ -34,20 +41,32 @@ struct InputForm {
         }
         const PanelGroups groups(m, kernels.panel_tokens);
         const int64_t group = groups.of(i), first = groups.first(group), count = groups.first(group + 1) - first;
-        for (int64_t k = 0; k < width; k += quant::kStripBlock) {
+        const int64_t block = bf16 ? quant::kStripBlock / 2 : quant::kStripBlock;
+        out += first * block + i - first;
+        for (int64_t k = 0; k < width; k += quant::kStripBlock, out += block * m) {
             float numbers[quant::kStripBlock];
-            convert(kernels, in + k, numbers, quant::kStripBlock);
-            float* column = out + k * m + first * quant::kStripBlock + i - first;
-            for (const float number : numbers) {
-                *column = number;
-                column += count;
-            }
+            convert(in + k, numbers, quant::kStripBlock);
+            if (bf16) make_pairs(numbers);
+            for (int64_t j = 0; j < block; ++j) out[j * count] = numbers[j];
         }
     }
 
 private:
-    void convert(const KernelTable& kernels, const float* in, float* out, int64_t n) const {
+    void convert(const float* in, float* out, int64_t n) const {
         e4m3 ? kernels.round_e4m3(in, factor, out, n) : kernels.scale(factor, in, nullptr, out, n);
+    }
+
+    /// In place: of every four numbers, which are exact in bf16, the pairs 0, 2 and 1, 3.
+    static void make_pairs(float numbers[quant::kStripBlock]) {
+        const auto pair = [](float low, float high) {
+            return std::bit_cast<float>(std::bit_cast<uint32_t>(low) >> 16 | std::bit_cast<uint32_t>(high));
+        };
+        for (int64_t k = 0; k < quant::kStripBlock; k += 4) {
+            const float* four = numbers + k;
+            const float even = pair(four[0], four[2]), odd = pair(four[1], four[3]);
+            numbers[k / 2] = even;
+            numbers[k / 2 + 1] = odd;
+        }
     }
 };
 

@@ -42,6 +42,11 @@ struct KernelTable {
     /// [m][4] quant::Int8Group.
     void (*matmul_int8)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
                         int64_t m, float* y, int64_t y_stride) noexcept;
+    /// The same for packed FP8 and FP4 matrices and vectors rounded to e4m3 (quant::has_bf16_codes), as matmul but that
+    /// x is not multiplied and a number of the panel is a pair of bf16 columns: of every four 0 and 2, then 1 and 3.
+    /// Null where the tier has no instruction for it.
+    void (*matmul_bf16)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
+                        int64_t m, float* y, int64_t y_stride) noexcept;
     int panel_tokens;  ///< most vectors of a group of a panel
     /// Row n of W (layout kRows) as float32: out [W.cols].
     void (*decode_row)(const quant::Matrix& w, int64_t row, float* out) noexcept;

@@ -25,7 +25,7 @@ void run(const ops::Embed& s, const Frame& f) noexcept {
 
 void run(const ops::Linear& s, const Frame& f) noexcept {
     const quant::Matrix& w = f.plan.matrices[static_cast<size_t>(s.weight)].matrix;
-    const InputForm form(w, s.rounding);
+    const InputForm form(w, s.rounding, f.kernels);
     const int64_t vectors = f.rows(s.in) * s.fold, width = w.cols;
     if (vectors == 0) return;
     // Of every group in turn: its vectors, or their panel.
@@ -35,8 +35,7 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
         float* prepared = f.shared.data();
         f.workers.split(vectors * s.groups, 4, [&](int64_t begin, int64_t end, int) {
             for (int64_t i = begin; i < end; ++i)
-                form.prepare(f.kernels, x + i * width, width, prepared + i % s.groups * width * vectors, i / s.groups,
-                             vectors);
+                form.prepare(x + i * width, width, prepared + i % s.groups * width * vectors, i / s.groups, vectors);
         });
         x = prepared;
         x_stride = form.stride(vectors, width);
@@ -54,8 +53,8 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
         while (begin < end) {  // a part may span output groups, which read different inputs
             const int64_t group = begin / group_rows;
             const int64_t stop = std::min(end, (group + 1) * group_rows);
-            form.matmul(f.kernels)(part, begin - first, stop - begin, x + group * group_stride, x_stride, vectors,
-                                   y + begin, w.rows);
+            form.matmul()(part, begin - first, stop - begin, x + group * group_stride, x_stride, vectors, y + begin,
+                          w.rows);
             begin = stop;
         }
     });

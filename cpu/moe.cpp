@@ -107,13 +107,13 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
     const Dispatch d = dispatch(s, f, set);
 
     // All matrices of a set are of one kind (memory/packed_weights.cpp).
-    const InputForm form_x(set.w1[0], s.rounding), form_h(set.w2[0], s.rounding);
+    const InputForm form_x(set.w1[0], s.rounding, f.kernels), form_h(set.w2[0], s.rounding, f.kernels);
     const auto prepare = [&](const InputForm& form, int64_t width, auto input_of) {
         f.workers.split(pairs, 4, [&](int64_t begin, int64_t end, int) {
             const int32_t* expert = std::upper_bound(d.begin, d.begin + set.w1.size() + 1, begin) - 1;
             for (int64_t p = begin; p < end; ++p) {
                 while (p >= expert[1]) ++expert;
-                form.prepare(f.kernels, input_of(p), width, d.x + *expert * width, p - *expert, expert[1] - *expert);
+                form.prepare(input_of(p), width, d.x + *expert * width, p - *expert, expert[1] - *expert);
             }
         });
     };
@@ -132,7 +132,7 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
             const float* in = d.x + p0 * set.hidden;
             const int64_t stride = form_x.stride(m, set.hidden);
             const auto multiply = [&](const quant::Matrix& w, float* out) {
-                form_x.matmul(f.kernels)(strip_slice(w, slice), first, count, in, stride, m, out, kStrip);
+                form_x.matmul()(strip_slice(w, slice), first, count, in, stride, m, out, kStrip);
             };
             multiply(set.w1[index], gate);
             multiply(set.w3[index], up);
@@ -155,8 +155,8 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
             for (int32_t a = 0; a < d.active_count; ++a) {
                 const int32_t e = d.active[a];
                 const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
-                form_h.matmul(f.kernels)(strip_slice(set.w2[static_cast<size_t>(e)], slice), first, count,
-                                         d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, kStrip);
+                form_h.matmul()(strip_slice(set.w2[static_cast<size_t>(e)], slice), first, count,
+                                d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, kStrip);
                 for (int64_t i = 0; i < m; ++i) f.kernels.axpy(1.0f, y + i * kStrip, out(d.row[p0 + i]), count);
             }
         }

@@ -1,6 +1,5 @@
 #include "cpu/run.h"
 
-#include "cpu/inputs.h"
 #include "cpu/scratch.h"
 
 #include <algorithm>
@@ -14,9 +13,7 @@ struct Sizer {
     int64_t max_rows, max_tokens;
 
     ScratchSize operator()(const ops::Linear& s) const {
-        const quant::Matrix& w = plan.matrices[static_cast<size_t>(s.weight)].matrix;
-        const InputForm form(w, s.rounding);
-        return {form.takes_as_is(max_rows) ? 0 : max_rows * plan.slots[static_cast<size_t>(s.in)].cols, 0};
+        return {max_rows * plan.slots[static_cast<size_t>(s.in)].cols, 0};  // the prepared input (cpu/inputs.h)
     }
     ScratchSize operator()(const ops::RoundKv& s) const {
         return {0, (quant::kv_row_bytes(s.format, s.width, s.rope) + 3) / 4};

@@ -19,6 +19,7 @@ constexpr KernelTable make_kernels(const char* name) {
         .name = name,
         .matmul = matmul,
         .matmul_int8 = matmul_int8,
+        .matmul_bf16 = nullptr,
         .panel_tokens = kStripTokens,
         .decode_row = decode_row,
         .dot = dot,

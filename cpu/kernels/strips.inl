@@ -3,8 +3,8 @@
 // inside a unit one chain of multiply-adds through the columns, then total += scale * unit. This order depends on the
 // column alone, so an output depends neither on m nor on the split of the rows.
 //
-//   m = 1: codes are decoded into registers and multiplied at once; two units at a time hide the latency of the chains.
-//   m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
+//   m = 1: codes are decoded into registers and multiplied at once; some units at a time hide the latency of the
+//   chains. m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
 //
 // Vectors come as a panel (cpu/kernels.h): what a pass broadcasts lies together, where rows of a power of two would
 // share a few cache sets and banks.
@@ -21,10 +21,25 @@ constexpr int kTileGroups = 96 / kStripTokens;                        // whose s
     return words;
 }
 
-// ---- codes: words of a line -> column j of it ----------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------------------------
+
+/// A vector of weights is one column of 16 rows, a number of the panel one of x.
+struct SingleColumns {
+    static constexpr int kStep = 1;      // columns of a vector
+    static constexpr int kTogether = 2;  // units whose chains hide each other's latency when m = 1
+    [[gnu::always_inline]] static F number(const float* x) { return broadcast(*x); }
+    [[gnu::always_inline]] static F add(F w, F x, F sum) { return fma(w, x, sum); }
+};
+
+// ---- codes: words of a line -> vector j of it ----------------------------------------------------------------------
+//
+// kColumns: columns of a line; kUnit: columns of a chain of multiply-adds; kNumberUnit: what the numbers that come out
+// are still to be multiplied with.
 
 /// Formats whose columns need nothing done to all of a word first.
 struct WholeWords {
+    using Products = SingleColumns;
+    static constexpr float kNumberUnit = 1.0f;
     [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
@@ -56,6 +71,7 @@ constexpr float kE4M3Unit = 0x1p60f;
 
 struct StripE4M3 : WholeWords {
     static constexpr int kColumns = 4, kUnit = 64;
+    static constexpr float kNumberUnit = kE4M3Unit;
     [[gnu::always_inline]] F column(U words, int j) const { return e4m3_column(words, j); }
 };
 
@@ -69,7 +85,9 @@ struct StripQ8 : WholeWords {
 /// Nibbles that a table of 16 bytes turns into one-byte numbers, four columns at a time.
 template <int unit>
 struct StripE2M1 {
+    using Products = SingleColumns;
     static constexpr int kColumns = 8, kUnit = unit;
+    static constexpr float kNumberUnit = kE4M3Unit;
     ByteTable table = make_byte_table(kE2M1AsE4M3);
     [[gnu::always_inline]] F column(U bytes, int j) const { return e4m3_column(bytes, j % 4); }
     /// Half 0: columns 0..3, half 1: columns 4..7.
@@ -80,7 +98,9 @@ struct StripE2M1 {
 
 template <int unit>
 struct StripInt4 {
+    using Products = SingleColumns;
     static constexpr int kColumns = 8, kUnit = unit;
+    static constexpr float kNumberUnit = 1.0f;
     [[gnu::always_inline]] F column(U words, int j) const {
         const int shift = 28 - (j % 4 * 8 + j / 4 * 4);
         return to_float((I)(shift == 0 ? words : words << shift) >> 28);
@@ -145,54 +165,60 @@ struct Strip {
     const uint8_t* shared_scales;
     quant::Format shared_format;
     int64_t shared_cols;
+    float unit;  // of the codes
 
-    Strip(const quant::Matrix& w, int64_t n)
+    Strip(const quant::Matrix& w, int64_t n, float code_unit)
         : data(bytes(w.data) + n / kStripRows * w.strip_bytes),
           shared_scales(w.scales ? bytes(w.scales) + n / w.scale_rows * w.scale_stride : nullptr),
           shared_format(w.scale_format),
-          shared_cols(w.scale_cols) {}
+          shared_cols(w.scale_cols),
+          unit(code_unit) {}
 
-    /// With the unit of the codes.
+    /// Times the unit.
     float shared_scale(int64_t block) const {
         if (!shared_scales) return 1.0f;
         const int64_t i = block * kBlock / shared_cols;
         switch (shared_format) {
             case quant::Format::kE8M0:
-                return e8m0_number(shared_scales[i]) * kE4M3Unit;
+                return e8m0_number(shared_scales[i]) * unit;
             case quant::Format::kBF16:
-                return bf16_number(shared_scales + 2 * i) * kE4M3Unit;
+                return bf16_number(shared_scales + 2 * i) * unit;
             case quant::Format::kF16:
-                return f16_number(shared_scales + 2 * i) * kE4M3Unit;
+                return f16_number(shared_scales + 2 * i) * unit;
             default:
-                return bits_as<float>(read_u32(shared_scales + 4 * i)) * kE4M3Unit;
+                return bits_as<float>(read_u32(shared_scales + 4 * i)) * unit;
         }
     }
 };
 
-/// Calls body(j, F) for the columns of a line.
+/// Vectors of weights of a line.
+template <typename Codes>
+constexpr int kVectors = Codes::kColumns / Codes::Products::kStep;
+
+/// Calls body(j, F) for the vectors of a line.
 template <typename Codes, typename Body>
-[[gnu::always_inline]] inline void for_columns(const Codes& codes, U words, Body body) {
-    constexpr int kHalf = Codes::kColumns == 8 ? 4 : Codes::kColumns;
-    unrolled<Codes::kColumns / kHalf>([&](int half) __attribute__((always_inline)) {
-        const U prepared = codes.prepare(words, half);
+[[gnu::always_inline]] inline void for_vectors_of(const Codes& codes, U words, Body body) {
+    constexpr int kHalves = Codes::kColumns == 8 ? 2 : 1, kHalf = kVectors<Codes> / kHalves;
+    unrolled<kHalves>([&](int half) __attribute__((always_inline)) {
+        const auto prepared = codes.prepare(words, half);
         unrolled<kHalf>([&](int j) __attribute__((always_inline)) {
             body(half * kHalf + j, codes.column(prepared, half * kHalf + j));
         });
     });
 }
 
-/// sums[t][16] += the tile of all units, [128][16], times x[.][t] for the `count` <= tokens vectors of a group; the
-/// other sums of the group come out as garbage.
-template <int unit, int tokens>
+/// sums[t][16] += the tile of all units, [128 / kStep][16], times x[.][t] for the `count` <= tokens vectors of a group;
+/// the other sums of the group come out as garbage.
+template <typename Products, int unit, int tokens>
 void pass(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
     for (int u = 0; u < kBlock / unit; ++u) {
         F sum[tokens][kParts] = {};
-        for (int k = 0; k < unit; ++k, tile += kStripRows, x += count) {
+        for (int k = 0; k < unit / Products::kStep; ++k, tile += kStripRows, x += count) {
             F w[kParts];
             for (int v = 0; v < kParts; ++v) w[v] = load(tile + v * kLanes);
             unrolled<tokens>([&](int t) __attribute__((always_inline)) {
-                const F number = broadcast(x[t]);
-                for (int v = 0; v < kParts; ++v) sum[t][v] = fma(w[v], number, sum[t][v]);
+                const F number = Products::number(x + t);
+                for (int v = 0; v < kParts; ++v) sum[t][v] = Products::add(w[v], number, sum[t][v]);
             });
         }
         unrolled<tokens>([&](int t) __attribute__((always_inline)) {
@@ -205,22 +231,24 @@ void pass(int64_t count, const float* tile, const F (*unit_scales)[kParts], cons
 }
 
 /// Fewer chains than kFew * kParts do not hide the latency of the multiply-adds: they would take as long.
-template <int unit>
+template <typename Products, int unit>
 void pass_group(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
     constexpr int kFew = (kStripTokens * 2 + 2) / 3, kMiddle = (kStripTokens * 5 + 5) / 6;
     if (count <= kFew)
-        pass<unit, kFew>(count, tile, unit_scales, x, sums);
+        pass<Products, unit, kFew>(count, tile, unit_scales, x, sums);
     else if (count <= kMiddle)
-        pass<unit, kMiddle>(count, tile, unit_scales, x, sums);
+        pass<Products, unit, kMiddle>(count, tile, unit_scales, x, sums);
     else
-        pass<unit, kStripTokens>(count, tile, unit_scales, x, sums);
+        pass<Products, unit, kStripTokens>(count, tile, unit_scales, x, sums);
 }
 
 template <typename Codes, typename Scales>
 struct StripKernel {
+    using Products = typename Codes::Products;
     Codes codes;
     Scales scales;
 
+    static constexpr int kTogether = Products::kTogether;
     static constexpr int kUnits = kBlock / Codes::kUnit;
     static constexpr int kLines = Codes::kUnit / Codes::kColumns;  // of a unit
     static constexpr int kCodeBytes = kBlock / Codes::kColumns * kLine;
@@ -236,22 +264,22 @@ struct StripKernel {
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
             const float shared = strip.shared_scale(b);
-            for (int u = 0; u < kUnits; u += 2) {
-                F sum[2][kParts] = {};
+            for (int u = 0; u < kUnits; u += kTogether) {
+                F sum[kTogether][kParts] = {};
                 for (int l = 0; l < kLines; ++l) {
-                    unrolled<2>([&](int i) __attribute__((always_inline)) {
+                    unrolled<kTogether>([&](int i) __attribute__((always_inline)) {
                         const uint8_t* line = p + ((u + i) * kLines + l) * kLine;
-                        const float* part = x + (u + i) * Codes::kUnit + l * Codes::kColumns;
+                        const float* part = x + ((u + i) * Codes::kUnit + l * Codes::kColumns) / Products::kStep;
                         unrolled<kParts>([&](int v) __attribute__((always_inline)) {
-                            for_columns(
+                            for_vectors_of(
                                 codes,
                                 load_line(line + v * kLanes * 4), [&](int j, F w) __attribute__((always_inline)) {
-                                    sum[i][v] = fma(w, broadcast(part[j]), sum[i][v]);
+                                    sum[i][v] = Products::add(w, Products::number(part + j), sum[i][v]);
                                 });
                         });
                     });
                 }
-                unrolled<2>([&](int i) __attribute__((always_inline)) {
+                unrolled<kTogether>([&](int i) __attribute__((always_inline)) {
                     unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                         total[v] = fma(scale(p, shared, u + i, v), sum[i][v], total[v]);
                     });
@@ -264,16 +292,18 @@ struct StripKernel {
     /// Groups [first, last) of a panel, at most kTileGroups.
     void many(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride,
               PanelGroups groups, int64_t first, int64_t last, float* y, int64_t y_stride) const {
-        alignas(64) float tile[kBlock * kStripRows], sums[kTileGroups][kStripTokens * kStripRows] = {};
+        constexpr int kBlockVectors = kBlock / Products::kStep;
+        alignas(64) float tile[kBlockVectors * kStripRows], sums[kTileGroups][kStripTokens * kStripRows] = {};
         const uint8_t* p = strip.data;
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
             for (int l = 0; l < kBlock / Codes::kColumns; ++l) {
                 for (int v = 0; v < kParts; ++v) {
-                    for_columns(codes, load_line(p + l * kLine + v * kLanes * 4), [&](int j, F w)
-                                __attribute__((always_inline)) {
-                                    store(tile + (l * Codes::kColumns + j) * kStripRows + v * kLanes, w);
-                                });
+                    for_vectors_of(
+                        codes,
+                        load_line(p + l * kLine + v * kLanes * 4), [&](int j, F w) __attribute__((always_inline)) {
+                            store(tile + (l * kVectors<Codes> + j) * kStripRows + v * kLanes, w);
+                        });
                 }
             }
             F unit_scales[kUnits][kParts];
@@ -282,15 +312,14 @@ struct StripKernel {
                 for (int v = 0; v < kParts; ++v) unit_scales[u][v] = scale(p, shared, u, v);
             for (int64_t g = first; g < last; ++g) {
                 const int64_t t = groups.first(g), count = groups.first(g + 1) - t;
-                pass_group<Codes::kUnit>(count, tile, unit_scales, x + t * kBlock, sums[g - first]);
+                pass_group<Products, Codes::kUnit>(count, tile, unit_scales, x + t * kBlockVectors, sums[g - first]);
             }
         }
         for (int64_t g = first; g < last; ++g) {
             const int64_t begin = groups.first(g), end = groups.first(g + 1);
             for (int64_t t = begin; t < end; ++t)
                 for (int v = 0; v < kParts; ++v)
-                    store(y + t * y_stride + v * kLanes,
-                          load(sums[g - first] + (t - begin) * kStripRows + v * kLanes));
+                    store(y + t * y_stride + v * kLanes, load(sums[g - first] + (t - begin) * kStripRows + v * kLanes));
         }
     }
 
@@ -298,7 +327,7 @@ struct StripKernel {
                   float* y, int64_t y_stride) const {
         const int64_t blocks = w.cols / kBlock, block_bytes = w.strip_bytes / blocks;
         for (int64_t n = 0; n < count; n += kStripRows) {
-            const Strip strip(w, first + n);
+            const Strip strip(w, first + n, Codes::kNumberUnit);
             if (m == 1) {
                 one(strip, block_bytes, blocks, x, x_stride, y + n);
                 continue;

@@ -240,14 +240,15 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
     }
 }
 
-float strip_input_factor(const Matrix& m) {
-    const bool tiny = m.format == Format::kE4M3 || m.format == Format::kE2M1Pair;
-    return m.layout == Layout::kStrips && tiny ? 0x1p60f : 1.0f;
-}
+float strip_input_factor(const Matrix& m) { return has_bf16_codes(m) ? 0x1p60f : 1.0f; }
 
 bool has_integer_codes(const Matrix& m) {
     return m.layout == Layout::kStrips &&
            (m.format == Format::kE2M1Pair || m.format == Format::kInt4Pair || m.format == Format::kQ8_0);
+}
+
+bool has_bf16_codes(const Matrix& m) {
+    return m.layout == Layout::kStrips && (m.format == Format::kE4M3 || m.format == Format::kE2M1Pair);
 }
 
 double strip_value(const Matrix& m, int64_t n, int64_t k) {

@@ -72,6 +72,9 @@ struct Int8Group {
 /// Whether the matrix can be multiplied with int8 vectors in integers: packed MXFP4, NVFP4, INT4 and Q8_0.
 bool has_integer_codes(const Matrix& matrix);
 
+/// Whether all numbers of the matrix are exact in bf16 but for scales of whole groups: packed FP8, MXFP4 and NVFP4.
+bool has_bf16_codes(const Matrix& matrix);
+
 /// Number (n, k) of a packed matrix without the multiplier: the definition of the layout, for oracles.
 double strip_value(const Matrix& packed, int64_t n, int64_t k);
 

@@ -2,6 +2,7 @@
 #include "src/quant/strips.h"
 
 #include "cpu/inputs.h"
+#include "src/quant/activation.h"
 #include "src/quant/reference.h"
 #include "tests/cpu/random_matrix.h"
 #include "tests/cpu/tiers.h"
@@ -56,10 +57,10 @@ protected:
     /// x [m, w.cols], rounded to int8 before if `rounding` says so.
     std::vector<float> multiply(const Matrix& w, int64_t first, int64_t count, const std::vector<float>& x, int64_t m,
                                 ops::InputRounding rounding = ops::InputRounding::kExact) {
-        const InputForm form(w, rounding);
+        const InputForm form(w, rounding, kernels);
         std::vector<float> panel(x.size() + kPanelSlack), y(static_cast<size_t>(m * count), std::nanf(""));
-        for (int64_t i = 0; i < m; ++i) form.prepare(kernels, x.data() + i * w.cols, w.cols, panel.data(), i, m);
-        form.matmul(kernels)(w, first, count, panel.data(), form.stride(m, w.cols), m, y.data(), count);
+        for (int64_t i = 0; i < m; ++i) form.prepare(x.data() + i * w.cols, w.cols, panel.data(), i, m);
+        form.matmul()(w, first, count, panel.data(), form.stride(m, w.cols), m, y.data(), count);
         return y;
     }
 };
@@ -127,9 +128,9 @@ TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
     using ops::InputRounding;
     constexpr int64_t kMost = 67;
     for (const MatrixShape& shape : packed_shapes()) {
-        for (const InputRounding rounding : {InputRounding::kExact, InputRounding::kInt8}) {
+        for (const InputRounding rounding : {InputRounding::kExact, InputRounding::kE4M3, InputRounding::kInt8}) {
             const Packed packed(shape, 4);
-            SCOPED_TRACE(to_string(shape) + (rounding == InputRounding::kInt8 ? " int8" : ""));
+            SCOPED_TRACE(to_string(shape) + " rounding " + std::to_string(static_cast<int>(rounding)));
             const std::vector<float> x = random_floats(kMost * kCols, 5);
             const std::vector<float> all = multiply(packed.strips, 0, kRows, x, kMost, rounding);
             for (const int64_t m : {1, 2, 6, 13, 33}) {
@@ -145,6 +146,30 @@ TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
                                           16 * sizeof(float)),
                               0)
                         << "from row " << first;
+            }
+        }
+    }
+}
+
+TEST_P(Strips, MatmulOfE4M3VectorsEqualsTheReferenceInDouble) {
+    constexpr int64_t kTokens = 3;
+    for (const MatrixShape& shape : packed_shapes()) {
+        const Packed packed(shape, 8);
+        const std::vector<float> weights = quant::decode_matrix(packed.rows.view());
+        std::vector<float> x = random_floats(kTokens * kCols, 9);
+        for (size_t i = 0; i < x.size(); ++i) x[i] *= std::pow(10.0f, static_cast<float>(i % 7) - 4.0f);
+        const std::vector<float> y = multiply(packed.strips, 0, kRows, x, kTokens, ops::InputRounding::kE4M3);
+        for (int64_t t = 0; t < kTokens; ++t) {
+            float* rounded = x.data() + t * kCols;
+            quant::round_e4m3_blocks128(rounded, kCols);
+            for (int64_t n = 0; n < kRows; ++n) {
+                double sum = 0.0, size = 0.0;
+                for (int64_t k = 0; k < kCols; ++k) {
+                    const double product = double{weights[static_cast<size_t>(n * kCols + k)]} * rounded[k];
+                    sum += product, size += std::abs(product);
+                }
+                EXPECT_NEAR(y[static_cast<size_t>(t * kRows + n)], sum, 1e-6 * size)
+                    << to_string(shape) << " vector " << t << " row " << n;
             }
         }
     }
