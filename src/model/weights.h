@@ -46,6 +46,8 @@ struct WeightDirectory {
 /// GGUF metadata value lists, kept as JSON (arrays as arrays); keys as in the file.
 using Metadata = std::map<std::string, Json>;
 
+class DummyCodes;
+
 /// Everything the files of a model say, before an architecture looks at it.
 struct Checkpoint {
     std::string path;       // as given
@@ -60,6 +62,8 @@ struct Checkpoint {
     };
     Source source;
     const std::string& source_container() const { return source.container.empty() ? container : source.container; }
+
+    std::shared_ptr<const DummyCodes> dummy_codes;  // dummy weights only: makes what their tensors do not hold yet
 
     // Entries point into `weights.files`; a copy would be right but is never meant.
     Checkpoint() = default;
