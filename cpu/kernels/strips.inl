@@ -1,7 +1,8 @@
 // Packed matrices (src/quant/strips.h) times vectors: one row to a lane, so a strip of 16 rows is kParts vectors, and
 // the numbers of x are broadcast. An output is a sum over units of columns (a group of scales, or 64), added in order:
-// inside a unit one chain of multiply-adds through the columns, then total += scale * unit. This order depends on the
-// column alone, so an output depends neither on m nor on the split of the rows.
+// inside a unit one chain of multiply-adds through the columns, then total += scale * unit. Formats with minimums then
+// add offset * (sum of the unit's x). This order depends on the column alone, so an output depends neither on m nor on
+// the split of the rows.
 //
 //   m = 1: codes are decoded into registers and multiplied at once; two units at a time hide the latency of the chains.
 //   m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
@@ -23,8 +24,16 @@ constexpr int kTileGroups = 96 / kStripTokens;                        // whose s
 
 // ---- codes: words of a line -> column j of it ----------------------------------------------------------------------
 
+/// Codes that lie in one run of lines. `load`: line `line` of a block, for part v of the rows.
+struct OneRun {
+    static constexpr int kMoreBytes = 0;  // of a block's codes, besides the lines of kColumns
+    [[gnu::always_inline]] U load(const uint8_t* block, int line, int v) const {
+        return load_line(block + line * kLine + v * kLanes * 4);
+    }
+};
+
 /// Formats whose columns need nothing done to all of a word first.
-struct WholeWords {
+struct WholeWords : OneRun {
     [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
@@ -68,7 +77,7 @@ struct StripQ8 : WholeWords {
 
 /// Nibbles that a table of 16 bytes turns into one-byte numbers, four columns at a time.
 template <int unit>
-struct StripE2M1 {
+struct StripE2M1 : OneRun {
     static constexpr int kColumns = 8, kUnit = unit;
     ByteTable table = make_byte_table(kE2M1AsE4M3);
     [[gnu::always_inline]] F column(U bytes, int j) const { return e4m3_column(bytes, j % 4); }
@@ -79,8 +88,8 @@ struct StripE2M1 {
 };
 
 template <int unit>
-struct StripInt4 {
-    static constexpr int kColumns = 8, kUnit = unit;
+struct StripInt4 : OneRun {
+    static constexpr int kColumns = 8, kUnit = unit, kCentre = 8;
     [[gnu::always_inline]] F column(U words, int j) const {
         const int shift = 28 - (j % 4 * 8 + j / 4 * 4);
         return to_float((I)(shift == 0 ? words : words << shift) >> 28);
@@ -137,6 +146,36 @@ struct Grouped {
     [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const { return scales.of(p, u / per_group, v); }
 };
 
+/// Scales whose matrices have minimums besides: offset() is what the sum of x is multiplied with, for codes that are
+/// not negative. The kernels take codes less their kCentre.
+template <typename Scales>
+concept HasOffsets = requires(const Scales& scales, const uint8_t* p) {
+    scales.offset(p, 0, 0);
+};
+
+/// The sum of a unit of one vector: four chains of columns.
+template <int unit>
+[[gnu::always_inline]] inline float sum_of_unit(const float* x) {
+    typedef float Chains __attribute__((vector_size(16)));
+    Chains sums = {};
+    for (int k = 0; k < unit; k += 4) {
+        Chains four;
+        __builtin_memcpy(&four, x + k, sizeof four);
+        sums += four;
+    }
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+/// The same for the `count` vectors of a group of a panel, one to a lane.
+template <int unit>
+[[gnu::always_inline]] inline F sums_of_units(const float* x, int64_t count) {
+    static_assert(kLanes >= kStripTokens && kLanes <= kPanelSlack);
+    F sums[4] = {};
+    for (int k = 0; k < unit; k += 4)
+        for (int j = 0; j < 4; ++j) sums[j] += load(x + (k + j) * count);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
 // ---- one strip ----------------------------------------------------------------------------------------------------
 
 /// Where a strip's blocks are, and the scale beside the matrix that the 16 rows share in a block (1 without).
@@ -169,23 +208,32 @@ struct Strip {
     }
 };
 
-/// Calls body(j, F) for the columns of a line.
-template <typename Codes, typename Body>
-[[gnu::always_inline]] inline void for_columns(const Codes& codes, U words, Body body) {
-    constexpr int kHalf = Codes::kColumns == 8 ? 4 : Codes::kColumns;
-    unrolled<Codes::kColumns / kHalf>([&](int half) __attribute__((always_inline)) {
-        const U prepared = codes.prepare(words, half);
-        unrolled<kHalf>([&](int j) __attribute__((always_inline)) {
-            body(half * kHalf + j, codes.column(prepared, half * kHalf + j));
+/// Calls body(j, F) for the columns of a line; they are prepared four at a time.
+template <typename Codes, typename Line, typename Body>
+[[gnu::always_inline]] inline void for_columns(const Codes& codes, const Line& line, Body body) {
+    constexpr int kTogether = Codes::kColumns < 4 ? Codes::kColumns : 4;
+    unrolled<Codes::kColumns / kTogether>([&](int i) __attribute__((always_inline)) {
+        const U prepared = codes.prepare(line, i);
+        unrolled<kTogether>([&](int j) __attribute__((always_inline)) {
+            body(i * kTogether + j, codes.column(prepared, i * kTogether + j));
         });
     });
 }
 
+/// Scales and, if the format has any, offsets of the units of a block.
+template <int units, bool has_offsets>
+struct UnitFactors {
+    F scales[units][kParts], offsets[has_offsets ? units : 1][kParts];
+};
+
 /// sums[t][16] += the tile of all units, [128][16], times x[.][t] for the `count` <= tokens vectors of a group; the
 /// other sums of the group come out as garbage.
-template <int unit, int tokens>
-void pass(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
+template <int unit, int tokens, bool offsets>
+void pass(int64_t count, const float* tile, const UnitFactors<kBlock / unit, offsets>& factors, const float* x,
+          float* sums) {
     for (int u = 0; u < kBlock / unit; ++u) {
+        float x_sums[kLanes];
+        if constexpr (offsets) store(x_sums, sums_of_units<unit>(x, count));
         F sum[tokens][kParts] = {};
         for (int k = 0; k < unit; ++k, tile += kStripRows, x += count) {
             F w[kParts];
@@ -198,22 +246,25 @@ void pass(int64_t count, const float* tile, const F (*unit_scales)[kParts], cons
         unrolled<tokens>([&](int t) __attribute__((always_inline)) {
             for (int v = 0; v < kParts; ++v) {
                 float* at = sums + t * kStripRows + v * kLanes;
-                store(at, fma(unit_scales[u][v], sum[t][v], load(at)));
+                F total = fma(factors.scales[u][v], sum[t][v], load(at));
+                if constexpr (offsets) total = fma(factors.offsets[u][v], broadcast(x_sums[t]), total);
+                store(at, total);
             }
         });
     }
 }
 
 /// Fewer chains than kFew * kParts do not hide the latency of the multiply-adds: they would take as long.
-template <int unit>
-void pass_group(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
+template <int unit, bool offsets>
+void pass_group(int64_t count, const float* tile, const UnitFactors<kBlock / unit, offsets>& factors, const float* x,
+                float* sums) {
     constexpr int kFew = (kStripTokens * 2 + 2) / 3, kMiddle = (kStripTokens * 5 + 5) / 6;
     if (count <= kFew)
-        pass<unit, kFew>(count, tile, unit_scales, x, sums);
+        pass<unit, kFew>(count, tile, factors, x, sums);
     else if (count <= kMiddle)
-        pass<unit, kMiddle>(count, tile, unit_scales, x, sums);
+        pass<unit, kMiddle>(count, tile, factors, x, sums);
     else
-        pass<unit, kStripTokens>(count, tile, unit_scales, x, sums);
+        pass<unit, kStripTokens>(count, tile, factors, x, sums);
 }
 
 template <typename Codes, typename Scales>
@@ -223,10 +274,14 @@ struct StripKernel {
 
     static constexpr int kUnits = kBlock / Codes::kUnit;
     static constexpr int kLines = Codes::kUnit / Codes::kColumns;  // of a unit
-    static constexpr int kCodeBytes = kBlock / Codes::kColumns * kLine;
+    static constexpr int kCodeBytes = kBlock / Codes::kColumns * kLine + Codes::kMoreBytes;
+    static constexpr bool kOffsets = HasOffsets<Scales>;
 
     [[gnu::always_inline]] F scale(const uint8_t* block, float shared, int u, int v) const {
         return Scales::kInBlock ? scales.of(block + kCodeBytes, u, v) : broadcast(shared);
+    }
+    [[gnu::always_inline]] F offset(const uint8_t* block, F scale, int u, int v) const {
+        return fma(scale, broadcast(Codes::kCentre), scales.offset(block + kCodeBytes, u, v));
     }
 
     void one(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride,
@@ -240,20 +295,24 @@ struct StripKernel {
                 F sum[2][kParts] = {};
                 for (int l = 0; l < kLines; ++l) {
                     unrolled<2>([&](int i) __attribute__((always_inline)) {
-                        const uint8_t* line = p + ((u + i) * kLines + l) * kLine;
+                        const int line = (u + i) * kLines + l;
                         const float* part = x + (u + i) * Codes::kUnit + l * Codes::kColumns;
                         unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                             for_columns(
-                                codes,
-                                load_line(line + v * kLanes * 4), [&](int j, F w) __attribute__((always_inline)) {
+                                codes, codes.load(p, line, v), [&](int j, F w) __attribute__((always_inline)) {
                                     sum[i][v] = fma(w, broadcast(part[j]), sum[i][v]);
                                 });
                         });
                     });
                 }
                 unrolled<2>([&](int i) __attribute__((always_inline)) {
+                    [[maybe_unused]] const float* part = x + (u + i) * Codes::kUnit;
                     unrolled<kParts>([&](int v) __attribute__((always_inline)) {
-                        total[v] = fma(scale(p, shared, u + i, v), sum[i][v], total[v]);
+                        const F factor = scale(p, shared, u + i, v);
+                        total[v] = fma(factor, sum[i][v], total[v]);
+                        if constexpr (kOffsets)
+                            total[v] =
+                                fma(offset(p, factor, u + i, v), broadcast(sum_of_unit<Codes::kUnit>(part)), total[v]);
                     });
                 });
             }
@@ -270,27 +329,30 @@ struct StripKernel {
             for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
             for (int l = 0; l < kBlock / Codes::kColumns; ++l) {
                 for (int v = 0; v < kParts; ++v) {
-                    for_columns(codes, load_line(p + l * kLine + v * kLanes * 4), [&](int j, F w)
-                                __attribute__((always_inline)) {
-                                    store(tile + (l * Codes::kColumns + j) * kStripRows + v * kLanes, w);
-                                });
+                    for_columns(
+                        codes, codes.load(p, l, v), [&](int j, F w) __attribute__((always_inline)) {
+                            store(tile + (l * Codes::kColumns + j) * kStripRows + v * kLanes, w);
+                        });
                 }
             }
-            F unit_scales[kUnits][kParts];
+            UnitFactors<kUnits, kOffsets> factors;
             const float shared = strip.shared_scale(b);
-            for (int u = 0; u < kUnits; ++u)
-                for (int v = 0; v < kParts; ++v) unit_scales[u][v] = scale(p, shared, u, v);
+            for (int u = 0; u < kUnits; ++u) {
+                for (int v = 0; v < kParts; ++v) {
+                    factors.scales[u][v] = scale(p, shared, u, v);
+                    if constexpr (kOffsets) factors.offsets[u][v] = offset(p, factors.scales[u][v], u, v);
+                }
+            }
             for (int64_t g = first; g < last; ++g) {
                 const int64_t t = groups.first(g), count = groups.first(g + 1) - t;
-                pass_group<Codes::kUnit>(count, tile, unit_scales, x + t * kBlock, sums[g - first]);
+                pass_group<Codes::kUnit>(count, tile, factors, x + t * kBlock, sums[g - first]);
             }
         }
         for (int64_t g = first; g < last; ++g) {
             const int64_t begin = groups.first(g), end = groups.first(g + 1);
             for (int64_t t = begin; t < end; ++t)
                 for (int v = 0; v < kParts; ++v)
-                    store(y + t * y_stride + v * kLanes,
-                          load(sums[g - first] + (t - begin) * kStripRows + v * kLanes));
+                    store(y + t * y_stride + v * kLanes, load(sums[g - first] + (t - begin) * kStripRows + v * kLanes));
         }
     }
 
@@ -311,6 +373,10 @@ struct StripKernel {
     }
 };
 
+/// The same for GGUF blocks (strips_gguf.inl).
+template <typename Body>
+void with_gguf_strip_kernel(quant::Format format, Body body);
+
 /// Calls body(kernel) with the kernel of a packed matrix.
 template <typename Body>
 [[gnu::always_inline]] inline void with_strip_kernel(const quant::Matrix& w, Body body) {
@@ -330,7 +396,9 @@ template <typename Body>
             return body(StripKernel<StripBF16, NoScales>{});
         case Format::kF16:
             return body(StripKernel<StripF16, NoScales>{});
-        default:
+        case Format::kF32:
             return body(StripKernel<StripF32, NoScales>{});
+        default:
+            return with_gguf_strip_kernel(w.format, body);
     }
 }
