@@ -208,6 +208,10 @@ Matrix packed_form(const Matrix& matrix) {
         packed.format = Format::kE2M1Pair;
         packed.scale_format = Format::kE8M0;
         packed.scale_cols = 32;
+    } else if (matrix.format == Format::kNvfp4Block) {
+        packed.format = Format::kE2M1Pair;
+        packed.scale_format = Format::kE4M3;
+        packed.scale_cols = 16;
     } else if (matrix.format == Format::kQ8_0) {
         packed.scale_format = Format::kF16;
         packed.scale_cols = 32;

@@ -70,6 +70,17 @@ int iq4_xs_scale(const BlockIQ4_XS& b, int64_t g) {
     return (low | (b.scales_high >> (2 * g) & 3) << 4) - 32;
 }
 
+/// Nibbles of 64 columns, in half order inside each 16.
+void unpack_nvfp4(const BlockNvfp4& b, uint8_t* codes) {
+    for (int t = 0; t < 4; ++t, codes += 16) {
+        for (int i = 0; i < 8; ++i) codes[i] = b.qs[8 * t + i] & 15;
+        for (int i = 0; i < 8; ++i) codes[8 + i] = b.qs[8 * t + i] >> 4;
+    }
+}
+
+/// The scale of NVFP4 as e4m3: the sign bit means nothing, NaN is zero (reference_blocks.cpp).
+uint8_t nvfp4_scale(uint8_t code) { return (code & 0x7f) == 0x7f ? 0 : code & 0x7f; }
+
 /// The fields of one row of a packed block as they are filled.
 class Fields {
 public:
@@ -129,6 +140,8 @@ StripShape gguf_strip_shape(Format format) {
         case Format::kQ4_0:
         case Format::kIQ4_NL:
             return {4, {{2, 32}}};
+        case Format::kNvfp4Block:
+            return {4, {{1, 16}}};
         case Format::kQ4_1:
             return {4, {{2, 32}, {2, 32}}};
         case Format::kQ5_0:
@@ -169,6 +182,10 @@ void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint8
             const BlockIQ4_XS* b = file_blocks<BlockIQ4_XS>(row, block);
             for (int g = 0; g < 4; ++g) half_nibbles(b->qs + 64 * half + 16 * g, codes + 32 * g);
             return;
+        }
+        case Format::kNvfp4Block: {
+            const auto* b = reinterpret_cast<const BlockNvfp4*>(row) + 2 * block;
+            return unpack_nvfp4(b[0], codes), unpack_nvfp4(b[1], codes + 64);
         }
         case Format::kQ4_K:
             return k_nibbles(file_blocks<BlockQ4_K>(row, block)->qs + 64 * half, codes);
@@ -211,6 +228,11 @@ void put_gguf_fields(Format format, const std::byte* row, int64_t block, int64_t
             return put_scale_and_minimum(*file_blocks<BlockQ5_K>(row, block), half, fields);
         case Format::kQ3_K:
             return put_q3_scales(*file_blocks<BlockQ3_K>(row, block), half, fields);
+        case Format::kNvfp4Block: {
+            const auto* b = reinterpret_cast<const BlockNvfp4*>(row) + 2 * block;
+            for (int g = 0; g < 8; ++g) fields.put(0, g, nvfp4_scale(b[g / 4].scales[g % 4]));
+            return;
+        }
         case Format::kIQ4_XS: {
             const BlockIQ4_XS* b = file_blocks<BlockIQ4_XS>(row, block);
             for (int g = 0; g < 4; ++g) fields.put(0, g, static_cast<uint8_t>(iq4_xs_scale(*b, 4 * half + g)));

@@ -14,6 +14,7 @@
 //   Q5_1    5     d f16 x 4, m f16 x 4                                                  1536            + 0.0 %
 //   Q2_K    2     scale u4, minimum u4 x 8, d f16, dmin f16                              704            + 4.8 %
 //   Q3_K    3     low 4 bits of two scales u8 x 4, high 2 bits of four u8 x 2, d f16     896            + 1.8 %
+//   NVFP4   4     scale e4m3 x 8; packed it is kE2M1Pair with such scales               1152            + 0.0 %
 #pragma once
 
 #include "src/quant/strips.h"

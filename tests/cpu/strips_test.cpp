@@ -27,7 +27,8 @@ constexpr Format kGgufFormats[] = {Format::kQ4_0,   Format::kQ4_1, Format::kQ4_K
 std::vector<MatrixShape> packed_shapes() {
     std::vector<MatrixShape> shapes;
     for (const Format format : kGgufFormats) shapes.push_back({.format = format, .rows = kRows, .cols = kCols});
-    for (const Format format : {Format::kF32, Format::kF16, Format::kBF16, Format::kQ8_0, Format::kMxfp4Block})
+    for (const Format format :
+         {Format::kF32, Format::kF16, Format::kBF16, Format::kQ8_0, Format::kMxfp4Block, Format::kNvfp4Block})
         shapes.push_back({.format = format, .rows = kRows, .cols = kCols});
     for (const Format scales : {Format::kE8M0, Format::kF32, Format::kBF16, Format::kF16}) {
         shapes.push_back({Format::kE4M3, kRows, kCols, scales, 128, 128});
