@@ -221,7 +221,7 @@ Matrix packed_form(const Matrix& matrix) {
         packed.scale_format = Format::kF16;
         packed.scale_cols = 32;
     }
-    packed.scale_in_strip = is_gguf_strip(packed.format) || (packed.format != Format::kE4M3 && packed.scale_cols != 1);
+    packed.scale_in_strip = packed.format != Format::kE4M3 && packed.scale_cols != 1;
     if (packed.scale_in_strip) {
         packed.scales = nullptr;
         packed.scale_rows = 1;
