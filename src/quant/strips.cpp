@@ -49,13 +49,17 @@ void put_words(const std::byte* codes, std::byte* out) {
     }
 }
 
-/// Bits [first, first + bits) of the codes of one row, one a byte, as a run of lines.
-void put_bits(const uint8_t* codes, int first, int bits, std::byte* out) {
-    const uint32_t mask = ((1u << bits) - 1) * 0x01010101;
-    for (const uint8_t* end = codes + kStripBlock; codes < end; out += kLineBytes) {
+/// Bits [first, first + bits) of the codes of one row, [16] words of eight codes, as a run of lines.
+template <int bits>
+void put_bits(const uint64_t* codes, int first, std::byte* out) {
+    constexpr uint64_t kMask = ((1u << bits) - 1) * 0x0101010101010101;
+    constexpr int kWords = 4 / bits;  // of eight codes, in a line
+    for (int line = 0; line < 16 / kWords; ++line, out += kLineBytes) {
         uint32_t word = 0;
-        for (int shift = 0; shift < 8; shift += bits, codes += 4)
-            word |= (read_word(reinterpret_cast<const std::byte*>(codes)) >> first & mask) << shift;
+        for (int i = 0; i < kWords; ++i, ++codes) {
+            const uint64_t eight = *codes >> first & kMask;
+            word |= static_cast<uint32_t>(eight | eight >> (32 - bits)) << (2 * bits * i);
+        }
         std::memcpy(out, &word, sizeof word);
     }
 }
@@ -63,14 +67,15 @@ void put_bits(const uint8_t* codes, int first, int bits, std::byte* out) {
 /// Bits of a code that lie in the first run of lines.
 int low_bits(int code_bits) { return code_bits == 3 ? 2 : code_bits == 5 || code_bits == 6 ? 4 : code_bits; }
 
-/// Row r of a packed block of GGUF blocks.
-void put_gguf_row(Format format, const std::byte* row, int64_t block, int64_t r, std::byte* out) {
-    const int bits = gguf_strip_shape(format).code_bits, low = low_bits(bits);
-    uint8_t codes[kStripBlock];
+/// The codes of one row of a packed block of GGUF blocks; `out` is at its word of the first line.
+void put_gguf_codes(Format format, const std::byte* row, int64_t block, std::byte* out) {
+    uint64_t codes[kStripBlock / 8];
     unpack_gguf_codes(format, row, block, codes);
-    put_bits(codes, 0, low, out + r * 4);
-    if (bits > low) put_bits(codes, low, bits - low, out + kStripRows * kStripBlock * low / 8 + r * 4);
-    put_gguf_fields(format, row, block, r, out);
+    const int bits = gguf_strip_shape(format).code_bits, low = low_bits(bits);
+    low == 2 ? put_bits<2>(codes, 0, out) : put_bits<4>(codes, 0, out);
+    out += kStripRows * kStripBlock * low / 8;
+    if (bits == 6) put_bits<2>(codes, low, out);
+    if (bits == 3 || bits == 5) put_bits<1>(codes, low, out);
 }
 
 using PutWords = void (*)(const std::byte* codes, std::byte* out);
@@ -217,7 +222,7 @@ Matrix packed_form(const Matrix& matrix, int64_t slices) {
         packed.scale_format = Format::kF16;
         packed.scale_cols = 32;
     }
-    packed.scale_in_strip = is_gguf_strip(packed.format) || (packed.format != Format::kE4M3 && packed.scale_cols != 1);
+    packed.scale_in_strip = packed.format != Format::kE4M3 && packed.scale_cols != 1;
     if (packed.scale_in_strip) {
         packed.scales = nullptr;
         packed.scale_rows = 1;
@@ -257,6 +262,8 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
     const PutWords put_words = put_words_of(matrix.format);
     const int scale_bytes = shape.fields[0].bytes;
     const int64_t groups = scale_bytes > 0 ? kStripBlock / shape.fields[0].cols : 0;
+    int64_t starts[StripShape::kFields];
+    for (int field = 0; field < StripShape::kFields; ++field) starts[field] = shape.offset(field, 0, 0);
     for (int64_t strip = first; strip < first + count; ++strip) {
         const std::byte* rows = matrix.data + strip * kStripRows * matrix.row_bytes;
         for (int64_t block = 0; block < matrix.cols / kStripBlock; ++block, out += shape.block_bytes()) {
@@ -264,7 +271,8 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
             for (int64_t r = 0; r < kStripRows; ++r) {
                 const std::byte* row = rows + r * matrix.row_bytes;
                 if (gguf) {
-                    put_gguf_row(matrix.format, row, block, r, out);
+                    put_gguf_codes(matrix.format, row, block, out + r * 4);
+                    put_gguf_fields(matrix.format, row, block, starts, r, out);
                     continue;
                 }
                 put_words(row + block * bytes_of(matrix.format, kStripBlock), out + r * 4);

@@ -17,52 +17,74 @@ const Block* file_blocks(const std::byte* row, int64_t block) {
     return reinterpret_cast<const Block*>(row) + (kHalves ? block / 2 : block * 4);
 }
 
-/// 32 nibbles in half order.
-void half_nibbles(const uint8_t* qs, uint8_t* codes) {
-    for (int i = 0; i < 16; ++i) codes[i] = qs[i] & 15;
-    for (int i = 0; i < 16; ++i) codes[16 + i] = qs[i] >> 4;
+// Codes are unpacked eight to a word, a byte each.
+
+constexpr uint64_t kOnes = 0x0101010101010101;
+
+uint64_t read_eight(const uint8_t* p) {
+    uint64_t eight;
+    std::memcpy(&eight, p, sizeof eight);
+    return eight;
+}
+
+/// mask is at most 255 >> shift, so that no bit of a neighbour gets in.
+uint64_t bit_fields(uint64_t eight, int shift, uint64_t mask) { return eight >> shift & mask * kOnes; }
+
+/// The low nibbles of so many words, then the high ones.
+void split_nibbles(const uint8_t* qs, int words, uint64_t* codes) {
+    for (int i = 0; i < words; ++i) {
+        const uint64_t eight = read_eight(qs + 8 * i);
+        codes[i] = bit_fields(eight, 0, 15);
+        codes[words + i] = bit_fields(eight, 4, 15);
+    }
 }
 
 template <typename Block>
-void unpack_nibbles(const Block* b, uint8_t* codes) {
-    for (int g = 0; g < 4; ++g) half_nibbles(b[g].qs, codes + 32 * g);
+void unpack_nibbles(const Block* b, uint64_t* codes) {
+    for (int g = 0; g < 4; ++g) split_nibbles(b[g].qs, 2, codes + 4 * g);
+}
+
+/// Bit i of the byte to byte i, as 0 or 1.
+uint64_t spread_bits(uint64_t byte) {
+    const uint64_t apart = byte * kOnes & 0x8040201008040201;
+    return (apart + 0x7f * kOnes) >> 7 & kOnes;
 }
 
 template <typename Block>
-void unpack_five(const Block* b, uint8_t* codes) {
-    for (int g = 0; g < 4; ++g, codes += 32) {
-        half_nibbles(b[g].qs, codes);
+void unpack_five(const Block* b, uint64_t* codes) {
+    for (int g = 0; g < 4; ++g, codes += 4) {
+        split_nibbles(b[g].qs, 2, codes);
         const uint32_t high = b[g].qh;
-        for (int i = 0; i < 32; ++i) codes[i] = static_cast<uint8_t>(codes[i] | (high >> i & 1) << 4);
+        for (int i = 0; i < 4; ++i) codes[i] |= spread_bits(high >> (8 * i) & 255) << 4;
     }
 }
 
 /// Nibbles of Q4_K and Q5_K: half order inside each 64.
-void k_nibbles(const uint8_t* qs, uint8_t* codes) {
-    for (int g = 0; g < 2; ++g, qs += 32, codes += 64) {
-        for (int l = 0; l < 32; ++l) codes[l] = qs[l] & 15;
-        for (int l = 0; l < 32; ++l) codes[32 + l] = qs[l] >> 4;
+void unpack_k_nibbles(const uint8_t* qs, uint64_t* codes) {
+    for (int g = 0; g < 2; ++g) split_nibbles(qs + 32 * g, 4, codes + 8 * g);
+}
+
+/// Column 32 g + l gets bit first + g of high[l], as bit `place`.
+void add_bits(const uint8_t* high, int first, int place, uint64_t* codes) {
+    for (int i = 0; i < 4; ++i) {
+        const uint64_t eight = read_eight(high + 8 * i);
+        for (int g = 0; g < 4; ++g) codes[4 * g + i] |= bit_fields(eight, first + g, 1) << place;
     }
 }
 
-/// codes[32 g + l] |= bit first + g of high[l], as bit `place`.
-void add_bits(const uint8_t* high, int first, int place, uint8_t* codes) {
-    for (int g = 0; g < 4; ++g)
-        for (int l = 0; l < 32; ++l)
-            codes[32 * g + l] = static_cast<uint8_t>(codes[32 * g + l] | (high[l] >> (first + g) & 1) << place);
+void unpack_k_pairs(const uint8_t* qs, uint64_t* codes) {
+    for (int i = 0; i < 4; ++i) {
+        const uint64_t eight = read_eight(qs + 8 * i);
+        for (int g = 0; g < 4; ++g) codes[4 * g + i] = bit_fields(eight, 2 * g, 3);
+    }
 }
 
-void k_pairs(const uint8_t* qs, uint8_t* codes) {
-    for (int g = 0; g < 4; ++g)
-        for (int l = 0; l < 32; ++l) codes[32 * g + l] = qs[l] >> (2 * g) & 3;
-}
-
-void unpack_q6(const BlockQ6_K& b, int64_t half, uint8_t* codes) {
+void unpack_q6(const BlockQ6_K& b, int64_t half, uint64_t* codes) {
     const uint8_t *low = b.ql + 64 * half, *high = b.qh + 32 * half;
     for (int k = 0; k < 4; ++k)
-        for (int l = 0; l < 32; ++l)
-            codes[32 * k + l] =
-                static_cast<uint8_t>((low[32 * (k & 1) + l] >> (4 * (k / 2)) & 15) | (high[l] >> (2 * k) & 3) << 4);
+        for (int i = 0; i < 4; ++i)
+            codes[4 * k + i] = bit_fields(read_eight(low + 32 * (k & 1) + 8 * i), k / 2 * 4, 15) |
+                               bit_fields(read_eight(high + 8 * i), 2 * k, 3) << 4;
 }
 
 int iq4_xs_scale(const BlockIQ4_XS& b, int64_t g) {
@@ -71,30 +93,27 @@ int iq4_xs_scale(const BlockIQ4_XS& b, int64_t g) {
 }
 
 /// Nibbles of 64 columns, in half order inside each 16.
-void unpack_nvfp4(const BlockNvfp4& b, uint8_t* codes) {
-    for (int t = 0; t < 4; ++t, codes += 16) {
-        for (int i = 0; i < 8; ++i) codes[i] = b.qs[8 * t + i] & 15;
-        for (int i = 0; i < 8; ++i) codes[8 + i] = b.qs[8 * t + i] >> 4;
-    }
+void unpack_nvfp4(const BlockNvfp4& b, uint64_t* codes) {
+    for (int t = 0; t < 4; ++t) split_nibbles(b.qs + 8 * t, 1, codes + 2 * t);
 }
 
 /// The scale of NVFP4 as e4m3: the sign bit means nothing, NaN is zero (reference_blocks.cpp).
 uint8_t nvfp4_scale(uint8_t code) { return (code & 0x7f) == 0x7f ? 0 : code & 0x7f; }
 
-/// The fields of one row of a packed block as they are filled.
+/// The fields of one row of a packed block.
 class Fields {
 public:
-    Fields(Format format, int64_t r, std::byte* out) : shape_(gguf_strip_shape(format)), r_(r), out_(out) {}
+    Fields(const int64_t* starts, int64_t r, std::byte* out) : starts_(starts), r_(r), out_(out) {}
 
     void put(int field, int64_t group, uint8_t value) {
-        out_[shape_.offset(field, group, r_)] = static_cast<std::byte>(value);
+        out_[starts_[field] + group * kStripRows + r_] = static_cast<std::byte>(value);
     }
     void put(int field, int64_t group, U16 value) {
-        std::memcpy(out_ + shape_.offset(field, group, r_), &value, sizeof value);
+        std::memcpy(out_ + starts_[field] + (group * kStripRows + r_) * 2, &value, sizeof value);
     }
 
 private:
-    StripShape shape_;
+    const int64_t* starts_;
     int64_t r_;
     std::byte* out_;
 };
@@ -165,7 +184,7 @@ StripShape gguf_strip_shape(Format format) {
     }
 }
 
-void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint8_t* codes) {
+void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint64_t* codes) {
     const int64_t half = block % 2;
     switch (format) {
         case Format::kQ4_0:
@@ -180,27 +199,27 @@ void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint8
             return unpack_five(file_blocks<BlockQ5_1>(row, block), codes);
         case Format::kIQ4_XS: {
             const BlockIQ4_XS* b = file_blocks<BlockIQ4_XS>(row, block);
-            for (int g = 0; g < 4; ++g) half_nibbles(b->qs + 64 * half + 16 * g, codes + 32 * g);
+            for (int g = 0; g < 4; ++g) split_nibbles(b->qs + 64 * half + 16 * g, 2, codes + 4 * g);
             return;
         }
         case Format::kNvfp4Block: {
             const auto* b = reinterpret_cast<const BlockNvfp4*>(row) + 2 * block;
-            return unpack_nvfp4(b[0], codes), unpack_nvfp4(b[1], codes + 64);
+            return unpack_nvfp4(b[0], codes), unpack_nvfp4(b[1], codes + 8);
         }
         case Format::kQ4_K:
-            return k_nibbles(file_blocks<BlockQ4_K>(row, block)->qs + 64 * half, codes);
+            return unpack_k_nibbles(file_blocks<BlockQ4_K>(row, block)->qs + 64 * half, codes);
         case Format::kQ5_K: {
             const BlockQ5_K* b = file_blocks<BlockQ5_K>(row, block);
-            k_nibbles(b->qs + 64 * half, codes);
+            unpack_k_nibbles(b->qs + 64 * half, codes);
             return add_bits(b->high, static_cast<int>(4 * half), 4, codes);
         }
         case Format::kQ6_K:
             return unpack_q6(*file_blocks<BlockQ6_K>(row, block), half, codes);
         case Format::kQ2_K:
-            return k_pairs(file_blocks<BlockQ2_K>(row, block)->qs + 32 * half, codes);
+            return unpack_k_pairs(file_blocks<BlockQ2_K>(row, block)->qs + 32 * half, codes);
         case Format::kQ3_K: {
             const BlockQ3_K* b = file_blocks<BlockQ3_K>(row, block);
-            k_pairs(b->qs + 32 * half, codes);
+            unpack_k_pairs(b->qs + 32 * half, codes);
             return add_bits(b->high, static_cast<int>(4 * half), 2, codes);
         }
         default:
@@ -208,9 +227,10 @@ void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint8
     }
 }
 
-void put_gguf_fields(Format format, const std::byte* row, int64_t block, int64_t r, std::byte* out) {
+void put_gguf_fields(Format format, const std::byte* row, int64_t block, const int64_t* starts, int64_t r,
+                     std::byte* out) {
     const int64_t half = block % 2;
-    Fields fields(format, r, out);
+    Fields fields(starts, r, out);
     switch (format) {
         case Format::kQ4_0:
             return put_d(file_blocks<BlockQ4_0>(row, block), fields);

@@ -27,11 +27,13 @@ bool is_gguf_strip(Format format);
 /// The shape of its blocks.
 StripShape gguf_strip_shape(Format format);
 
-/// Block `block` (of 128 columns) of one row, `row` being the row's bytes in the file: its codes [128].
-void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint8_t* codes);
+/// Block `block` (of 128 columns) of one row, `row` being the row's bytes in the file: its codes, a byte each, [16]
+/// words of eight.
+void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint64_t* codes);
 
-/// The same for its fields: to row r of the packed block `out`.
-void put_gguf_fields(Format format, const std::byte* row, int64_t block, int64_t r, std::byte* out);
+/// The same for its fields: to row r of the packed block `out`, where field f begins at starts[f].
+void put_gguf_fields(Format format, const std::byte* row, int64_t block, const int64_t* starts, int64_t r,
+                     std::byte* out);
 
 /// The number that the code in column `column` of row r of a packed block stands for.
 double gguf_strip_value(Format format, const std::byte* block, int64_t r, int64_t column, int code);
