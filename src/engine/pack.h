@@ -11,8 +11,8 @@
 namespace thermocline::engine {
 
 /// The plans of `model` then read the returned memory, which must live as long as they are played: a part of every
-/// matrix in each slice, packed by all its cores. Null for a converted model, whose weights are mapped packed and whole.
-/// Throws Error if there is no room.
+/// matrix in each slice, packed by all its cores. Null for a converted model, whose weights are mapped packed and
+/// whole. Throws Error if there is no room.
 std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<scheduler::Slice>& slices);
 
 }  // namespace thermocline::engine

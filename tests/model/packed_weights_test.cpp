@@ -25,7 +25,7 @@ struct PackedModel {
         : model(model::load_model(kDemo, options)) {
         ops::Plan* plans[] = {&model->trunk, &*model->mtp};
         const std::vector<memory::NodeSet> nodes(slices);
-        packed = std::make_unique<memory::PackedWeights>(plans, memory::PackedWeights::Source::kFiles, nodes, threads);
+        packed = std::make_unique<memory::PackedWeights>(plans, nullptr, nodes, threads);
     }
 };
 
