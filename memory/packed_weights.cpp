@@ -50,10 +50,11 @@ public:
     }
 
     std::map<Key, std::vector<Matrix*>>& packed() { return packed_; }
+    const std::map<Key, Matrix>& kept() const { return kept_; }
 
     int64_t kept_bytes() const {
         int64_t sum = 0;
-        for (const auto& [key, bytes] : kept_) sum += bytes;
+        for (const auto& [key, matrix] : kept_) sum += matrix.bytes();
         return sum;
     }
 
@@ -78,19 +79,45 @@ private:
         else
             keep(matrix);
     }
-    void keep(const Matrix& matrix) { kept_[key_of(matrix)] = matrix.bytes(); }
+    void keep(const Matrix& matrix) { kept_[key_of(matrix)] = matrix; }
 
     std::set<Key> tables_;
     std::map<Key, std::vector<Matrix*>> packed_;
-    std::map<Key, int64_t> kept_;
+    std::map<Key, Matrix> kept_;
 };
 
-/// Some strips of one matrix.
+/// Some strips of one matrix; without `out`: of one that keeps its layout and is only made.
 struct Job {
     Matrix matrix;
     int64_t first, count;
     std::byte* out;
+
+    int64_t strip_bytes() const { return matrix.row_bytes * kStripRows; }
+    const std::byte* source() const { return matrix.data + first * strip_bytes(); }
+    int64_t source_bytes() const {
+        return std::min(count * kStripRows, matrix.rows - first * kStripRows) * matrix.row_bytes;
+    }
 };
+
+bool is_deferred(const DeferredWeights* source, const Matrix& m) { return source && source->deferred(m.data); }
+
+/// Makes the codes of a job into `piece` and packs them from there: where the matrix lies no page is ever touched.
+void pack_deferred(const Job& job, const DeferredWeights& source, std::vector<std::byte>& piece) {
+    piece.resize(static_cast<size_t>(job.source_bytes()));
+    source.make(job.source(), job.source_bytes(), piece.data());
+    Matrix part = job.matrix;
+    part.rows = job.count * kStripRows;
+    part.data = piece.data();
+    if (part.scales) part.scales += job.first * kStripRows / part.scale_rows * part.scale_stride;
+    pack_strips(part, 0, job.count, job.out);
+}
+
+/// Gives back what packing has read: the codes, and the scales if they went into the strips.
+void release(const Job& job, const DeferredWeights* source) {
+    if (!is_deferred(source, job.matrix)) release_pages(job.source(), job.source_bytes());
+    if (const Matrix& m = job.matrix; m.scales && packed_form(m).scale_in_strip)
+        release_pages(m.scales + job.first * kStripRows * m.scale_stride, job.count * kStripRows * m.scale_stride);
+}
 
 /// The jobs of a slice, and how many of them have begun.
 struct Queue {
@@ -98,14 +125,27 @@ struct Queue {
     std::atomic<size_t> next = 0;
 };
 
-void run(Queue& queue, std::atomic<int64_t>& done) {
+void run(Queue& queue, const DeferredWeights* source, std::atomic<int64_t>& done) {
+    std::vector<std::byte> piece;
     for (size_t i = queue.next++; i < queue.jobs.size(); i = queue.next++) {
         const Job& job = queue.jobs[i];
-        pack_strips(job.matrix, job.first, job.count, job.out);
-        const int64_t strip = job.matrix.row_bytes * kStripRows;
-        release_pages(job.matrix.data + job.first * strip, job.count * strip);
-        done += job.count * strip;
+        if (job.out == nullptr)
+            source->make(job.source(), job.source_bytes(), const_cast<std::byte*>(job.source()));
+        else if (is_deferred(source, job.matrix))
+            pack_deferred(job, *source, piece);
+        else
+            pack_strips(job.matrix, job.first, job.count, job.out);
+        if (job.out != nullptr) release(job, source);
+        done += job.source_bytes();
     }
+}
+
+/// The jobs that make `matrix` where it lies.
+void add_making_jobs(const Matrix& matrix, std::vector<Job>& jobs) {
+    const int64_t strips = (matrix.rows + kStripRows - 1) / kStripRows;
+    const int64_t each = std::max<int64_t>(1, kJobBytes / (matrix.row_bytes * kStripRows));
+    for (int64_t first = 0; first < strips; first += each)
+        jobs.push_back({matrix, first, std::min(each, strips - first), nullptr});
 }
 
 /// The jobs that pack `matrix` as `form`, `at` bytes into every slice of the arena; none crosses slices.
@@ -119,12 +159,14 @@ void add_jobs(const Matrix& matrix, const Matrix& form, const Arena& arena, int6
     }
 }
 
-/// Throws Error if `needed` bytes do not fit into memory, of which `freed` bytes come back meanwhile.
-void check_room(int64_t needed, int64_t freed) {
+/// Throws Error if `needed` bytes do not fit into memory, of which `freed` bytes come back meanwhile (less than nothing
+/// if more are yet to be made).
+void check_room(int64_t needed, int64_t freed, bool dummy) {
     const int64_t available = available_memory() + freed;
     if (needed > available)
-        fail("packed weights need ", needed >> 20, " MiB of memory, but ", available >> 20,
-             " MiB are free: use --weights-in-place, which reads the files where they lie, or a smaller model");
+        fail("packed weights need ", needed >> 20, " MiB of memory, but ", available >> 20, " MiB are free: ",
+             dummy ? "keep fewer layers (--layers)"
+                   : "use --weights-in-place, which reads the files where they lie, or a smaller model");
 }
 
 /// The same for slices of `each` bytes that are bound to a node. What has no room there goes nowhere else: the kernel
@@ -141,32 +183,38 @@ void check_rooms(int64_t each, std::span<const Slice> slices, int64_t freed) {
 
 }  // namespace
 
-PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, Source source, std::span<const Slice> slices,
-                             const std::function<void(int64_t, int64_t)>& progress) {
+PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWeights* source,
+                             std::span<const Slice> slices, const std::function<void(int64_t, int64_t)>& progress) {
     CHECK(!slices.empty());
     Views views;
     for (ops::Plan* plan : plans) views.exclude_tables(*plan);
     for (ops::Plan* plan : plans) views.collect(*plan);
     unpacked_bytes_ = views.kept_bytes();
 
-    int64_t each = 0, source_bytes = 0;  // of a slice, of all
+    int64_t each = 0, source_bytes = 0, freed = 0;  // of a slice, of all
+    std::vector<Queue> queues(slices.size());
+    for (const auto& [key, matrix] : views.kept()) {
+        if (!is_deferred(source, matrix)) continue;
+        add_making_jobs(matrix, queues[0].jobs);
+        source_bytes += matrix.rows * matrix.row_bytes;
+        freed -= matrix.rows * matrix.row_bytes;
+    }
     for (const auto& [key, list] : views.packed()) {
         const Matrix form = packed_form(*list[0], std::ssize(slices));
+        const int64_t scale_bytes = form.scale_in_strip ? list[0]->rows * list[0]->scale_stride : 0;
         each += form.slice_strips * form.strip_bytes;
         bytes_ += form.rows / kStripRows * form.strip_bytes;
         source_bytes += list[0]->rows * list[0]->row_bytes;
+        if (source) freed += (is_deferred(source, *list[0]) ? 0 : list[0]->rows * list[0]->row_bytes) + scale_bytes;
     }
-    if (bytes_ == 0) return;
-    if (std::optional<Arena> reserved = Arena::reserved(each, slices)) {
-        arena_.emplace(std::move(*reserved));
-    } else {
-        const int64_t freed = source == Source::kMemory ? source_bytes : 0;
-        check_room(each * std::ssize(slices), freed);
-        arena_.emplace(each, slices);
-        if (!arena_->refused()) check_rooms(each, slices, freed);
+    if (source_bytes == 0) return;
+    if (bytes_ > 0) arena_ = Arena::reserved(each, slices);
+    if (!arena_) {
+        check_room(each * std::ssize(slices), freed, source != nullptr);
+        if (bytes_ > 0) arena_.emplace(each, slices);
+        if (arena_ && !arena_->refused()) check_rooms(each, slices, freed);
     }
 
-    std::vector<Queue> queues(slices.size());
     int64_t at = 0;  // in every slice
     for (const auto& [key, list] : views.packed()) {
         Matrix form = packed_form(*list[0], std::ssize(slices));
@@ -178,7 +226,7 @@ PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, Source source, s
     }
 
     std::atomic<int64_t> done = 0;
-    std::vector<std::jthread> packers = start_on_cores(slices, [&](size_t slice) { run(queues[slice], done); });
+    std::vector<std::jthread> packers = start_on_cores(slices, [&](size_t slice) { run(queues[slice], source, done); });
     while (progress && done < source_bytes) {
         progress(done, source_bytes);
         std::this_thread::sleep_for(std::chrono::milliseconds(100));

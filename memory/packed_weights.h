@@ -5,6 +5,7 @@
 #pragma once
 
 #include "memory/arena.h"
+#include "memory/deferred_weights.h"
 #include "src/ops/plan.h"
 
 #include <cstdint>
@@ -17,13 +18,11 @@ namespace thermocline::memory {
 
 class PackedWeights {
 public:
-    /// Where the views point before: to files, whose pages the kernel may drop anyway, or to memory that packing frees.
-    enum class Source : uint8_t { kFiles, kMemory };
-
-    /// Rewrites the views of `plans`; this object must outlive them. Matrices are cut into a slice for each of
-    /// `slices`, packed by its cores. `progress` is told of bytes done and in all, from the calling thread. Throws
-    /// Error if the packed weights do not fit into memory.
-    PackedWeights(std::span<ops::Plan* const> plans, Source source, std::span<const Slice> slices,
+    /// Rewrites the views of `plans`; this object must outlive them. `source`: null if they point into files, whose
+    /// pages the kernel may drop anyway; else what they point to is made if need be, matrices without a packed form
+    /// where they lie. Matrices are cut into a slice for each of `slices`, packed by its cores. `progress` is told of
+    /// bytes done and in all, from the calling thread. Throws Error if the weights do not fit into memory.
+    PackedWeights(std::span<ops::Plan* const> plans, const DeferredWeights* source, std::span<const Slice> slices,
                   const std::function<void(int64_t done, int64_t all)>& progress = {});
 
     int64_t bytes() const { return bytes_; }

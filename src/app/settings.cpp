@@ -169,6 +169,7 @@ model::LoadOptions ModelFlags::load_options() const {
     options.layers = layers;
     options.format = load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
     options.seed = seed;
+    options.defer_codes = !weights_in_place;
     return options;
 }
 

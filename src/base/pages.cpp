@@ -33,6 +33,14 @@ std::optional<Pages> Pages::reserved(size_t size, size_t page) {
     return Pages(static_cast<std::byte*>(mapped), size);
 }
 
+Pages Pages::addresses(size_t size) {
+    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* mapped = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, kFlags, -1, 0);
+    if (mapped == MAP_FAILED) fail("cannot take addresses for ", size, " bytes (", std::strerror(errno), ")");
+    ::madvise(mapped, size, MADV_NOHUGEPAGE);
+    return Pages(static_cast<std::byte*>(mapped), size);
+}
+
 Pages::~Pages() {
     if (data_ != nullptr) ::munmap(data_, size_);
 }

@@ -19,6 +19,8 @@ public:
     /// multiple. Nothing if fewer are free. Those of the node that a page is bound to may run out even so: fill()
     /// first.
     static std::optional<Pages> reserved(size_t size, size_t page);
+    /// Addresses alone: nothing is set aside for them, and pages are small.
+    static Pages addresses(size_t size);
     Pages(Pages&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
     ~Pages();
     Pages& operator=(Pages&&) = delete;

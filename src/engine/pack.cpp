@@ -2,9 +2,11 @@
 
 #include "src/base/error.h"
 #include "src/base/log.h"
+#include "src/model/dummy.h"
 
 #include <chrono>
 #include <iomanip>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -36,11 +38,20 @@ std::string placement(const memory::Arena& arena, const std::vector<memory::Slic
     return text.str();
 }
 
+class DummySource : public memory::DeferredWeights {
+public:
+    explicit DummySource(const model::DummyCodes& codes) : codes_(codes) {}
+    bool deferred(const std::byte* data) const override { return codes_.holds(data); }
+    void make(const std::byte* data, int64_t size, std::byte* out) const override { codes_.make(data, size, out); }
+
+private:
+    const model::DummyCodes& codes_;
+};
+
 }  // namespace
 
 std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<memory::Slice>& slices) {
     using Clock = std::chrono::steady_clock;
-    using Source = memory::PackedWeights::Source;
     if (model.checkpoint.container == "converted") {
         log::info("weights: {:.2f} GB mapped, packed when they were converted from {}",
                   static_cast<double>(model.weight_bytes) * 1e-9, printable(model.checkpoint.source.path));
@@ -60,8 +71,9 @@ std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const s
     };
     std::vector<ops::Plan*> plans = {&model.trunk};
     if (model.mtp) plans.push_back(&*model.mtp);
-    auto packed = std::make_unique<memory::PackedWeights>(
-        plans, model.checkpoint.container == "dummy" ? Source::kMemory : Source::kFiles, slices, progress);
+    std::optional<DummySource> dummy;
+    if (model.checkpoint.dummy_codes) dummy.emplace(*model.checkpoint.dummy_codes);
+    auto packed = std::make_unique<memory::PackedWeights>(plans, dummy ? &*dummy : nullptr, slices, progress);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     log::info("weights: {:.2f} GB packed in {:.2f} s{}, {:.2f} GB read where they lie",
               static_cast<double>(packed->bytes()) * 1e-9, seconds,

@@ -75,32 +75,41 @@ void fill_ids(const DummyTensor& tensor, uint64_t seed, uint64_t first, uint64_t
     }
 }
 
-struct Piece {
-    const DummyTensor* tensor;
-    int64_t begin, end;  // bytes in the whole; a piece is a tensor or a part of one
-};
-
-void fill(const Piece& piece, uint64_t seed, std::byte* all) {
-    const auto first = static_cast<uint64_t>(piece.begin / 8);
-    auto* out = reinterpret_cast<uint64_t*>(all + piece.begin);
-    if (piece.tensor->values == Values::kIds) return fill_ids(*piece.tensor, seed, first, out);
-    const Pattern pattern = pattern_of(*piece.tensor);
-    const auto words = static_cast<uint64_t>((piece.end - piece.begin + 7) / 8);  // the padding holds the last one
+/// `words` words of a tensor that is no table of ids, from number `first` of the stream.
+void fill_words(const DummyTensor& tensor, uint64_t seed, uint64_t first, uint64_t words, uint64_t* out) {
+    const Pattern pattern = pattern_of(tensor);
     for (uint64_t i = 0; i < words; ++i) {
         const uint64_t random = random_word(seed, first + i);
         out[i] = (random & pattern.keep) + pattern.base - (random & pattern.spread);
     }
 }
 
-void fill_all(const std::vector<Piece>& pieces, uint64_t seed, std::byte* all) {
+/// A tensor or a part of one.
+struct Piece {
+    const DummyTensor* tensor;
+    int64_t stream, bytes;  // place among all bytes of the model
+    std::byte* out;
+};
+
+void fill(const Piece& piece, uint64_t seed) {
+    const auto first = static_cast<uint64_t>(piece.stream / 8);
+    auto* out = reinterpret_cast<uint64_t*>(piece.out);
+    if (piece.tensor->values == Values::kIds) return fill_ids(*piece.tensor, seed, first, out);
+    fill_words(*piece.tensor, seed, first, static_cast<uint64_t>((piece.bytes + 7) / 8),
+               out);  // padding holds the last
+}
+
+void fill_all(const std::vector<Piece>& pieces, uint64_t seed) {
     std::atomic<size_t> next = 0;
     const auto work = [&] {
-        for (size_t i = next++; i < pieces.size(); i = next++) fill(pieces[i], seed, all);
+        for (size_t i = next++; i < pieces.size(); i = next++) fill(pieces[i], seed);
     };
     std::vector<std::jthread> others;
     for (unsigned i = 1; i < std::thread::hardware_concurrency(); ++i) others.emplace_back(work);
     work();
 }
+
+int64_t padded(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
 
@@ -118,27 +127,63 @@ Checkpoint open_config(const std::string& path) {
     return checkpoint;
 }
 
-void add_dummy_tensors(const std::vector<DummyTensor>& tensors, uint64_t seed, Checkpoint& checkpoint) {
+bool DummyCodes::holds(const std::byte* data) const {
+    return !parts_.empty() && data >= addresses_ && data < addresses_ + parts_.back().end;
+}
+
+void DummyCodes::make(const std::byte* data, int64_t size, std::byte* out) const {
+    const int64_t at = data - addresses_;
+    const auto after = std::upper_bound(parts_.begin(), parts_.end(), at,
+                                        [](int64_t offset, const Part& part) { return offset < part.begin; });
+    CHECK(after != parts_.begin());
+    const Part& part = *(after - 1);
+    CHECK((at - part.begin) % 8 == 0 && size <= part.end - at);
+    const auto first = static_cast<uint64_t>((part.stream + at - part.begin) / 8);
+    const int64_t whole = size / 8 * 8;
+    fill_words(part.tensor, seed_, first, static_cast<uint64_t>(whole / 8), reinterpret_cast<uint64_t*>(out));
+    if (whole == size) return;
+    uint64_t last = 0;
+    fill_words(part.tensor, seed_, first + static_cast<uint64_t>(whole / 8), 1, &last);
+    std::memcpy(out + whole, &last, static_cast<size_t>(size - whole));
+}
+
+void add_dummy_tensors(const std::vector<DummyTensor>& tensors, uint64_t seed, bool defer_codes,
+                       Checkpoint& checkpoint) {
     const int64_t available = available_memory();
     WeightDirectory& directory = checkpoint.weights;
-    std::vector<Piece> pieces;
-    int64_t size = 0;
+    int64_t stream = 0, sizes[2] = {};  // of all tensors; of those made now, of those left
+    std::vector<DummyCodes::Part> left;
+    std::vector<int64_t> streams;
     for (const DummyTensor& tensor : tensors) {
         const int64_t bytes = quant::bytes_of(tensor.format, element_count(tensor.shape).value_or(0));
-        const int64_t part = tensor.values == Values::kIds ? bytes : kPiece;
-        for (int64_t at = 0; at < bytes; at += part)
-            pieces.push_back({&tensor, size + at, size + std::min(bytes, at + part)});
-        directory.tensors.emplace(tensor.name,
-                                  TensorEntry{tensor.name, tensor.format, tensor.shape, nullptr, bytes, 0, size});
-        size += (bytes + kAlignment - 1) / kAlignment * kAlignment;
-        if (size > available)
+        const int file = defer_codes && tensor.values == Values::kCodes ? 1 : 0;
+        TensorEntry entry{tensor.name, tensor.format, tensor.shape, nullptr, bytes, file, sizes[file]};
+        if (file == 1) left.push_back({entry.offset, entry.offset + bytes, stream, tensor});
+        directory.tensors.emplace(tensor.name, std::move(entry));
+        streams.push_back(stream);
+        sizes[file] += padded(bytes);
+        stream += padded(bytes);
+        // Packing adds no more than some per cent to this and checks again.
+        if (stream > available)
             fail(checkpoint.path, ": dummy weights take more than the ", available / 1'000'000,
                  " MB of memory that are free, keep fewer layers (--layers)");
     }
-    Pages pages(static_cast<size_t>(size));
-    fill_all(pieces, seed, pages.bytes().data());
-    for (auto& [name, entry] : directory.tensors) entry.data = pages.bytes().data() + entry.offset;
-    directory.files.push_back(MappedFile::from_pages(std::move(pages), "dummy"));
+    Pages now(static_cast<size_t>(sizes[0]));
+    Pages addresses = Pages::addresses(static_cast<size_t>(std::max(sizes[1], kAlignment)));
+    std::vector<Piece> pieces;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        TensorEntry& entry = directory.tensors.at(tensors[i].name);
+        std::byte* data = (entry.file == 1 ? addresses : now).bytes().data() + entry.offset;
+        entry.data = data;
+        if (entry.file == 1) continue;
+        const int64_t part = tensors[i].values == Values::kIds ? entry.bytes : kPiece;
+        for (int64_t at = 0; at < entry.bytes; at += part)
+            pieces.push_back({&tensors[i], streams[i] + at, std::min(part, entry.bytes - at), data + at});
+    }
+    fill_all(pieces, seed);
+    checkpoint.dummy_codes = std::make_shared<DummyCodes>(addresses.bytes().data(), std::move(left), seed);
+    directory.files.push_back(MappedFile::from_pages(std::move(now), "dummy"));
+    directory.files.push_back(MappedFile::from_pages(std::move(addresses), "dummy codes"));
 }
 
 }  // namespace thermocline::model

@@ -1,6 +1,9 @@
 // Weights without a file (--load-format dummy): random numbers in the formats and sizes of the official checkpoint,
 // entered into a WeightDirectory as if they had been read, so that nothing behind it can tell. What is made depends on
 // the seed and on the place of the tensor alone: a model cut to N layers holds the same numbers as the whole one.
+//
+// Codes, nearly all of the bytes, may be left to who needs them: such a tensor is only addresses, zero when read, and
+// packing makes its bytes piece by piece, straight into strips, so that they never lie in memory twice or unpacked.
 #pragma once
 
 #include "src/base/tensor.h"
@@ -9,6 +12,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace thermocline::model {
@@ -35,7 +39,30 @@ inline constexpr double kDummyE4M3Size = 0.62, kDummyE2M1Size = 2.93;
 /// Throws Error.
 Checkpoint open_config(const std::string& path);
 
-/// Makes the tensors with all cores. Throws Error naming the sizes if they do not fit the memory that is free.
-void add_dummy_tensors(const std::vector<DummyTensor>& tensors, uint64_t seed, Checkpoint& checkpoint);
+/// Makes any part of the tensors that were left to be made. Safe from any thread.
+class DummyCodes {
+public:
+    struct Part {
+        int64_t begin, end;  // bytes from `addresses`
+        int64_t stream;      // place of `begin` among the random words of the model
+        DummyTensor tensor;
+    };
+    DummyCodes(const std::byte* addresses, std::vector<Part> parts, uint64_t seed)
+        : addresses_(addresses), parts_(std::move(parts)), seed_(seed) {}
+
+    bool holds(const std::byte* data) const;
+    /// What stands in [data, data + size), to `out`. `data` lies in a part, a multiple of 8 bytes behind its begin.
+    void make(const std::byte* data, int64_t size, std::byte* out) const;
+
+private:
+    const std::byte* addresses_;
+    std::vector<Part> parts_;  // ascending
+    uint64_t seed_;
+};
+
+/// Makes the tensors with all cores; with `defer_codes` those of Values::kCodes are left to Checkpoint::dummy_codes.
+/// Throws Error naming the sizes if they do not fit the memory that is free, one way or the other.
+void add_dummy_tensors(const std::vector<DummyTensor>& tensors, uint64_t seed, bool defer_codes,
+                       Checkpoint& checkpoint);
 
 }  // namespace thermocline::model

@@ -75,10 +75,11 @@ std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& op
     if (dummy) {
         const auto start = std::chrono::steady_clock::now();
         const auto tensors = architecture.dummy_tensors(model->checkpoint.config, options.layers);
-        add_dummy_tensors(tensors, options.seed, model->checkpoint);
+        add_dummy_tensors(tensors, options.seed, options.defer_codes, model->checkpoint);
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        log::info("{:.2f} GB of dummy weights made in {:.2f} s",
-                  static_cast<double>(model->checkpoint.weights.files.front()->size()) * 1e-9, seconds);
+        const auto& files = model->checkpoint.weights.files;
+        log::info("{:.2f} GB of dummy weights made in {:.2f} s, {:.2f} GB left to be made while packing",
+                  static_cast<double>(files[0]->size()) * 1e-9, seconds, static_cast<double>(files[1]->size()) * 1e-9);
     }
     MatrixFinder finder(model->checkpoint);
     architecture.build(finder, options, *model);

@@ -20,6 +20,7 @@ enum class KvCacheDtype : uint8_t { kF32, kBf16, kFp8F32, kFp8 };
 struct LoadOptions {
     LoadFormat format = LoadFormat::kAuto;  ///< kDummy: random weights for a config, nothing is read but that
     uint64_t seed = 0;                      ///< of dummy weights
+    bool defer_codes = false;               ///< leave codes of dummy weights to engine::pack_weights, which must follow
     KvCacheDtype kv_cache = KvCacheDtype::kBf16;
     Activations activations = Activations::kModel;
     int32_t layers = 0;       ///< keep the first N layers; 0: all

@@ -68,7 +68,7 @@ TEST(PackedSlices, HoldTheNumbersWhoeverPacksThem) {
         ops::Plan* plans[] = {&weights.plan};
         const std::vector<Slice> places(static_cast<size_t>(slices), Slice{{}, {0, 1}});
         int64_t last = 0;
-        const PackedWeights packed(plans, PackedWeights::Source::kMemory, places, [&](int64_t done, int64_t all) {
+        const PackedWeights packed(plans, nullptr, places, [&](int64_t done, int64_t all) {
             EXPECT_LE(last, done);
             EXPECT_LE(done, all);
             last = done;

@@ -8,6 +8,7 @@
 #include "src/quant/reference.h"
 #include "tests/model/model_files.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
@@ -127,6 +128,37 @@ TEST(Dummy, BundledConfigsHaveTheShapesOfThePublishedModels) {
     }
 }
 
+TEST(Dummy, BundledConfigOfTheDemoModelIsTheDemoModels) {
+    EXPECT_EQ(read_text(std::string(THERMOCLINE_SOURCE_DIR) + "/configs/models/demo.json"),
+              read_text(kDemo + "/config.json"));
+}
+
+TEST(Dummy, DeferredCodesAreTheSameInWhateverPieces) {
+    LoadOptions options;
+    options.format = LoadFormat::kDummy;
+    const auto whole = load_model(kDemo, options);
+    options.defer_codes = true;
+    const auto deferred = load_model(kDemo, options);
+    const DummyCodes& codes = *deferred->checkpoint.dummy_codes;
+    size_t made = 0;
+    for (const auto& [name, entry] : deferred->checkpoint.weights.tensors) {
+        const std::span<const std::byte> expected = bytes_of(*whole, name);
+        if (!codes.holds(entry.data)) {
+            EXPECT_TRUE(equal(bytes_of(*deferred, name), expected)) << name;
+            continue;
+        }
+        std::vector<std::byte> bytes(static_cast<size_t>(entry.bytes));
+        const int64_t cut = entry.bytes / 3 / 8 * 8;
+        codes.make(entry.data + cut, entry.bytes - cut, bytes.data() + cut);
+        codes.make(entry.data, cut, bytes.data());
+        EXPECT_TRUE(equal(bytes, expected)) << name;
+        EXPECT_TRUE(std::all_of(entry.data, entry.data + entry.bytes, [](std::byte b) { return b == std::byte{}; }));
+        ++made;
+    }
+    EXPECT_GT(made, 100u);
+    EXPECT_FALSE(whole->checkpoint.dummy_codes->holds(bytes_of(*whole, "embed.weight").data()));
+}
+
 TEST(Dummy, ConfigsThatCannotBeMadeAreNamed) {
     const auto error_with = [](const char* field, const Json& value) {
         Json config = parse_json(read_text(kDemo + "/config.json"), "config.json");
@@ -142,7 +174,7 @@ TEST(Dummy, ConfigsThatCannotBeMadeAreNamed) {
     EXPECT_NE(error_with("n_routed_experts", 2).find("n_routed_experts"), std::string::npos);
     Checkpoint checkpoint;
     const DummyTensor huge{"x", quant::Format::kI8, {1 << 20, 1 << 24}, DummyTensor::Values::kCodes, 1.0};
-    EXPECT_NE(error_of([&] { add_dummy_tensors({huge}, 0, checkpoint); }).find("--layers"), std::string::npos);
+    EXPECT_NE(error_of([&] { add_dummy_tensors({huge}, 0, true, checkpoint); }).find("--layers"), std::string::npos);
     EXPECT_THROW(open_config("/no/such/config.json"), Error);
 }
 

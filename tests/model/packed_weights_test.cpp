@@ -30,7 +30,7 @@ struct PackedModel {
         std::vector<int> cpus(static_cast<size_t>(threads));
         std::iota(cpus.begin(), cpus.end(), 0);
         const std::vector<memory::Slice> places(slices, {nodes, cpus});
-        packed = std::make_unique<memory::PackedWeights>(plans, memory::PackedWeights::Source::kFiles, places);
+        packed = std::make_unique<memory::PackedWeights>(plans, nullptr, places);
     }
 };
 
@@ -199,7 +199,8 @@ struct GgufModel {
                 encode(named.matrix, named.matrix.cols % 256 == 0 ? kWide[i++ % 4] : kNarrow[i++ % 2]);
         if (!pack) return;
         ops::Plan* plans[] = {&model->trunk};
-        packed = std::make_unique<memory::PackedWeights>(plans, memory::PackedWeights::Source::kMemory, 2);
+        const memory::Slice whole{{}, {0, 1}};
+        packed = std::make_unique<memory::PackedWeights>(plans, nullptr, std::span(&whole, 1));
     }
 
 private:
