@@ -208,7 +208,8 @@ PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWe
         if (source) freed += (is_deferred(source, *list[0]) ? 0 : list[0]->rows * list[0]->row_bytes) + scale_bytes;
     }
     if (source_bytes == 0) return;
-    if (bytes_ > 0) arena_ = Arena::reserved(each, slices);
+    if (bytes_ > 0)
+        if (std::optional<Arena> reserved = Arena::reserved(each, slices)) arena_.emplace(std::move(*reserved));
     if (!arena_) {
         check_room(each * std::ssize(slices), freed, source != nullptr);
         if (bytes_ > 0) arena_.emplace(each, slices);
