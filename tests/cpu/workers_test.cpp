@@ -1,5 +1,7 @@
 #include "cpu/workers.h"
 
+#include "cpu/slices.h"
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -104,6 +106,29 @@ TEST(Workers, EveryNodeWorksOnItsOwnItems) {
                             for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(node == 0 ? i : 100 + i)];
                         });
     for (const std::atomic<int>& count : seen) EXPECT_EQ(count, 1);
+}
+
+TEST(Workers, EverySliceIsForItsNodeOrElseForAll) {
+    quant::Matrix w;
+    w.layout = quant::Layout::kStrips;
+    w.rows = 240;
+    w.slice_strips = 4;  // 64, 64, 64 and 48 rows: 2, 2, 2 and 2 chunks of 32
+    const Slices slices(w, 32);
+    constexpr int64_t kTimes = 5;
+    const std::vector<std::vector<int>> places = {{0}, {0, 0, 0}, {0, 1}, {0, 0, 1, 2, 3}, {0, 1, 2, 3, 4}};
+    for (const std::vector<int>& nodes : places) {
+        Workers workers(cpus(static_cast<int>(nodes.size())), nodes);
+        std::vector<int> seen(static_cast<size_t>(4 * 2 * kTimes)), strangers(nodes.size());
+        split_slices(workers, slices, kTimes, 1, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
+            for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(slice * 2 * kTimes + i)];
+            const auto who = static_cast<size_t>(worker);
+            strangers[who] += nodes[who] != slice;
+        });
+        EXPECT_EQ(seen, std::vector<int>(seen.size(), 1)) << nodes.size() << " workers";
+        if (workers.node_count() >= 4) {
+            EXPECT_EQ(strangers, std::vector<int>(nodes.size(), 0)) << nodes.size() << " workers";
+        }
+    }
 }
 
 TEST(Workers, SeveralGroupsNestedInOneProcess) {
