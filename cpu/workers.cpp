@@ -2,9 +2,10 @@
 
 #include "src/base/check.h"
 #include "src/base/error.h"
+#include "src/base/thread.h"
 
 #include <atomic>
-#include <pthread.h>
+#include <chrono>
 #include <sched.h>
 #include <system_error>
 #include <thread>
@@ -13,9 +14,11 @@
 namespace thermocline::cpu {
 namespace {
 
-// About 20 to 50 microseconds of pauses: longer than the gap between two steps of a decode, short enough to leave the
-// core to others between requests.
+// About 20 to 50 microseconds of pauses: longer than the gap between two steps. After that, for as long as what one
+// thread does between two tokens may take, the core is offered to others at every look: waking a parked worker takes
+// tens of microseconds.
 constexpr int kSpins = 1000;
+constexpr std::chrono::milliseconds kPatience(2);
 
 void pause() {
 #if defined(__x86_64__)
@@ -23,26 +26,24 @@ void pause() {
 #endif
 }
 
-/// Waits until `value` is not `old`: spins, then parks in the kernel (atomic wait is a futex).
+/// Waits until `value` is not `old`: spins, then yields, then parks in the kernel (atomic wait is a futex).
 uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
-    for (int i = 0; i < kSpins; ++i) {
-        const uint32_t now = value.load(std::memory_order_acquire);
-        if (now != old) return now;
+    uint32_t now = old;
+    for (int i = 0; i < kSpins && now == old; ++i) {
         pause();
+        now = value.load(std::memory_order_acquire);
     }
+    const auto deadline = std::chrono::steady_clock::now() + kPatience;
+    while (now == old && std::chrono::steady_clock::now() < deadline) {
+        sched_yield();
+        now = value.load(std::memory_order_acquire);
+    }
+    if (now != old) return now;
     value.wait(old, std::memory_order_acquire);
     return value.load(std::memory_order_acquire);
 }
 
 }  // namespace
-
-void pin_this_thread(int cpu) {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (cpu < 0 || cpu >= CPU_SETSIZE) return;
-    CPU_SET(static_cast<size_t>(cpu), &set);
-    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
-}
 
 struct Workers::Shared {
     // Each on its own cache line: `round` is read by spinning workers, `running` written by finishing ones.

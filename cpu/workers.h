@@ -1,5 +1,5 @@
 // A fixed set of pinned threads that run one function together. The caller is worker 0. Between jobs the threads
-// spin for a short time, then park. No allocation, lock or std::function on the step path. Several Workers may exist
+// spin, then yield, then park. No allocation, lock or std::function on the step path. Several Workers may exist
 // in one process; they share no state. Not reentrant: one job at a time, always started from the owning thread.
 //
 // A job over items gives every worker one contiguous part, so that it reads one long stream, and the same one of every
@@ -14,10 +14,6 @@
 #include <vector>
 
 namespace thermocline::cpu {
-
-/// Keeps the calling thread on one logical CPU. One that does not exist or is not ours (cgroups) is no error: the
-/// thread then runs where the system puts it.
-void pin_this_thread(int cpu);
 
 class Workers {
 public:

@@ -8,23 +8,32 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <system_error>
+#include <thread>
 #include <vector>
 
 namespace thermocline::memory {
 
-/// Where a slice lies: on a node, interleaved over several, or, if empty, where it is touched first.
-using NodeSet = std::vector<int>;
+/// A part of every weight matrix: where it lies and which cores compute with it.
+struct Slice {
+    std::vector<int> nodes;  // one, or several to interleave over, ascending; empty: where it is touched first
+    std::vector<int> cpus;   // one logical CPU of every core, not empty
+};
+
+/// A thread on every core of every slice; each runs body(slice). Pages that no node is set for, or may not be
+/// (containers), come to lie on that of their slice if its threads touch them first.
+std::vector<std::jthread> start_on_cores(std::span<const Slice> slices, const std::function<void(size_t slice)>& body);
 
 class Arena {
 public:
     /// Room for `bytes` in every slice in transparent huge pages. Throws Error if the system has no such room or node.
-    Arena(int64_t bytes, std::span<const NodeSet> slices);
+    Arena(int64_t bytes, std::span<const Slice> slices);
     /// The same in pages set aside by the administrator, 1 GiB each, else 2 MiB; nothing if too few are free where they
-    /// are wanted. Takes the time to clear them, with so many threads.
-    static std::optional<Arena> reserved(int64_t bytes, std::span<const NodeSet> slices, int threads);
+    /// are wanted. All cores clear them, which takes a while.
+    static std::optional<Arena> reserved(int64_t bytes, std::span<const Slice> slices);
 
     std::byte* slice(int64_t index) const { return pages_.bytes().data() + index * stride_; }
     /// From the start of a slice to that of the next.
@@ -39,14 +48,15 @@ public:
     std::optional<double> share_in_place() const;
 
 private:
-    Arena(Pages pages, int64_t stride, int64_t page_bytes, std::span<const NodeSet> slices);
+    Arena(Pages pages, int64_t stride, int64_t page_bytes, std::span<const Slice> slices);
+    bool fill_all() const;
     std::span<std::byte> bytes_of(size_t index) const {
         return pages_.bytes().subspan(index * static_cast<size_t>(stride_), static_cast<size_t>(stride_));
     }
 
     Pages pages_;
     int64_t stride_, page_bytes_;
-    std::vector<NodeSet> slices_;
+    std::vector<Slice> slices_;
     std::error_code refused_;
 };
 

@@ -119,11 +119,16 @@ void release(const Job& job, const DeferredWeights* source) {
         release_pages(m.scales + job.first * kStripRows * m.scale_stride, job.count * kStripRows * m.scale_stride);
 }
 
-void run(const std::vector<Job>& jobs, const DeferredWeights* source, std::atomic<size_t>& next,
-         std::atomic<int64_t>& done) {
+/// The jobs of a slice, and how many of them have begun.
+struct Queue {
+    std::vector<Job> jobs;
+    std::atomic<size_t> next = 0;
+};
+
+void run(Queue& queue, const DeferredWeights* source, std::atomic<int64_t>& done) {
     std::vector<std::byte> piece;
-    for (size_t i = next++; i < jobs.size(); i = next++) {
-        const Job& job = jobs[i];
+    for (size_t i = queue.next++; i < queue.jobs.size(); i = queue.next++) {
+        const Job& job = queue.jobs[i];
         if (job.out == nullptr)
             source->make(job.source(), job.source_bytes(), const_cast<std::byte*>(job.source()));
         else if (is_deferred(source, job.matrix))
@@ -144,29 +149,34 @@ void add_making_jobs(const Matrix& matrix, std::vector<Job>& jobs) {
 }
 
 /// The jobs that pack `matrix` as `form`, `at` bytes into every slice of the arena; none crosses slices.
-void add_jobs(const Matrix& matrix, const Matrix& form, const Arena& arena, int64_t at, std::vector<Job>& jobs) {
+void add_jobs(const Matrix& matrix, const Matrix& form, const Arena& arena, int64_t at, std::vector<Queue>& queues) {
     const int64_t strips = form.rows / kStripRows, most = std::max<int64_t>(1, kJobBytes / form.strip_bytes);
     for (int64_t first = 0, count = 0; first < strips; first += count) {
         const int64_t slice = first / form.slice_strips, in_slice = first % form.slice_strips;
         count = std::min({most, form.slice_strips - in_slice, strips - first});
-        jobs.push_back({matrix, first, count, arena.slice(slice) + at + in_slice * form.strip_bytes});
+        std::byte* out = arena.slice(slice) + at + in_slice * form.strip_bytes;
+        queues[static_cast<size_t>(slice)].jobs.push_back({matrix, first, count, out});
     }
 }
 
-/// Throws Error if slices of `each` bytes do not fit into memory, of which `freed` bytes come back meanwhile (less than
-/// nothing if more are yet to be made). What is bound to a node has no other: there the kernel would not refuse, but
-/// end the process.
-void check_room(int64_t each, std::span<const NodeSet> slices, int64_t freed, bool dummy) {
-    const int64_t needed = each * std::ssize(slices), available = available_memory() + freed;
+/// Throws Error if `needed` bytes do not fit into memory, of which `freed` bytes come back meanwhile (less than nothing
+/// if more are yet to be made).
+void check_room(int64_t needed, int64_t freed, bool dummy) {
+    const int64_t available = available_memory() + freed;
     if (needed > available)
         fail("packed weights need ", needed >> 20, " MiB of memory, but ", available >> 20, " MiB are free: ",
              dummy ? "keep fewer layers (--layers)"
                    : "use --weights-in-place, which reads the files where they lie, or a smaller model");
-    for (const NodeSet& nodes : slices) {
+}
+
+/// The same for slices of `each` bytes that are bound to a node. What has no room there goes nowhere else: the kernel
+/// would not refuse, but end the process.
+void check_rooms(int64_t each, std::span<const Slice> slices, int64_t freed) {
+    for (const auto& [nodes, cpus] : slices) {
         if (nodes.size() != 1) continue;
-        const int64_t there = available_memory(nodes[0]) + freed / std::ssize(slices);
-        if (each > there)
-            fail("packed weights need ", each >> 20, " MiB on NUMA node ", nodes[0], ", but ", there >> 20,
+        const int64_t available = available_memory(nodes[0]) + freed / std::ssize(slices);
+        if (each > available)
+            fail("packed weights need ", each >> 20, " MiB on NUMA node ", nodes[0], ", but ", available >> 20,
                  " MiB are free there: use --numa off, which takes the memory of all nodes");
     }
 }
@@ -174,8 +184,7 @@ void check_room(int64_t each, std::span<const NodeSet> slices, int64_t freed, bo
 }  // namespace
 
 PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWeights* source,
-                             std::span<const NodeSet> slices, int threads,
-                             const std::function<void(int64_t, int64_t)>& progress) {
+                             std::span<const Slice> slices, const std::function<void(int64_t, int64_t)>& progress) {
     CHECK(!slices.empty());
     Views views;
     for (ops::Plan* plan : plans) views.exclude_tables(*plan);
@@ -183,10 +192,10 @@ PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWe
     unpacked_bytes_ = views.kept_bytes();
 
     int64_t each = 0, source_bytes = 0, freed = 0;  // of a slice, of all
-    std::vector<Job> jobs;
+    std::vector<Queue> queues(slices.size());
     for (const auto& [key, matrix] : views.kept()) {
         if (!is_deferred(source, matrix)) continue;
-        add_making_jobs(matrix, jobs);
+        add_making_jobs(matrix, queues[0].jobs);
         source_bytes += matrix.rows * matrix.row_bytes;
         freed -= matrix.rows * matrix.row_bytes;
     }
@@ -199,27 +208,26 @@ PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWe
         if (source) freed += (is_deferred(source, *list[0]) ? 0 : list[0]->rows * list[0]->row_bytes) + scale_bytes;
     }
     if (source_bytes == 0) return;
-    std::optional<Arena> reserved = bytes_ > 0 ? Arena::reserved(each, slices, threads) : std::nullopt;
-    if (!reserved) check_room(each, slices, freed, source != nullptr);
-    if (reserved)
-        arena_.emplace(std::move(*reserved));
-    else if (bytes_ > 0)
-        arena_.emplace(each, slices);
+    if (bytes_ > 0)
+        if (std::optional<Arena> reserved = Arena::reserved(each, slices)) arena_.emplace(std::move(*reserved));
+    if (!arena_) {
+        check_room(each * std::ssize(slices), freed, source != nullptr);
+        if (bytes_ > 0) arena_.emplace(each, slices);
+        if (arena_ && !arena_->refused()) check_rooms(each, slices, freed);
+    }
 
     int64_t at = 0;  // in every slice
     for (const auto& [key, list] : views.packed()) {
         Matrix form = packed_form(*list[0], std::ssize(slices));
         form.data = arena_->slice(0) + at;
         form.slice_stride = arena_->stride();
-        add_jobs(*list[0], form, *arena_, at, jobs);
+        add_jobs(*list[0], form, *arena_, at, queues);
         at += form.slice_strips * form.strip_bytes;
         for (Matrix* view : list) *view = form;
     }
 
-    std::atomic<size_t> next = 0;
     std::atomic<int64_t> done = 0;
-    std::vector<std::jthread> packers;
-    for (int i = 0; i < std::max(1, threads); ++i) packers.emplace_back([&] { run(jobs, source, next, done); });
+    std::vector<std::jthread> packers = start_on_cores(slices, [&](size_t slice) { run(queues[slice], source, done); });
     while (progress && done < source_bytes) {
         progress(done, source_bytes);
         std::this_thread::sleep_for(std::chrono::milliseconds(100));

@@ -20,10 +20,10 @@ class PackedWeights {
 public:
     /// Rewrites the views of `plans`; this object must outlive them. `source`: null if they point into files, whose
     /// pages the kernel may drop anyway; else what they point to is made if need be, matrices without a packed form
-    /// where they lie. Matrices are cut into a slice for each of `slices`. `threads` pack side by side; `progress` is
-    /// told of bytes done and in all, from the calling thread. Throws Error if the weights do not fit into memory.
-    PackedWeights(std::span<ops::Plan* const> plans, const DeferredWeights* source, std::span<const NodeSet> slices,
-                  int threads, const std::function<void(int64_t done, int64_t all)>& progress = {});
+    /// where they lie. Matrices are cut into a slice for each of `slices`, packed by its cores. `progress` is told of
+    /// bytes done and in all, from the calling thread. Throws Error if the weights do not fit into memory.
+    PackedWeights(std::span<ops::Plan* const> plans, const DeferredWeights* source, std::span<const Slice> slices,
+                  const std::function<void(int64_t done, int64_t all)>& progress = {});
 
     int64_t bytes() const { return bytes_; }
     /// Where they lie; null if there are none.

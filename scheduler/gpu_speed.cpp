@@ -1,6 +1,7 @@
 #include "scheduler/gpu_speed.h"
 
 #include "scheduler/bandwidth.h"
+#include "src/base/thread.h"
 
 #include <atomic>
 #include <cmath>
@@ -18,7 +19,7 @@ void measure_busy_link(std::span<const int> cpus, GpuSpeed& speed) {
     double reads = 0.0;
     int passes = 0;
     std::jthread reader([&] {
-        cpu::pin_this_thread(cpus.front());
+        pin_this_thread(cpus.front());
         cpu::Workers workers(cpus);
         BandwidthProbe probe(workers);
         do {

@@ -1,6 +1,7 @@
 #include "scheduler/machine_speed.h"
 
 #include "scheduler/bandwidth.h"
+#include "src/base/thread.h"
 
 #include <algorithm>
 #include <chrono>
@@ -23,7 +24,7 @@ constexpr cpu::Unit kUnits[] = {cpu::Unit::kF32, cpu::Unit::kBF16, cpu::Unit::kI
 template <typename Body>
 void with_workers(std::span<const int> cpus, Body body) {
     std::jthread([&] {
-        cpu::pin_this_thread(cpus.front());
+        pin_this_thread(cpus.front());
         cpu::Workers workers(cpus);
         body(workers);
     }).join();

@@ -106,14 +106,14 @@ Machine machine_from_xml(const std::string& path) {
     return describe(topology.get());
 }
 
-std::vector<Slice> weight_slices(const Machine& machine, Numa numa) {
+std::vector<memory::Slice> weight_slices(const Machine& machine, Numa numa) {
     std::map<int, std::vector<const Node*>> parts;  // in the order of the slices
     for (const Node& node : machine.nodes)
         if (!node.cpus.empty())
             parts[numa == Numa::kOff ? 0 : numa == Numa::kPackages ? node.package : node.id].push_back(&node);
-    std::vector<Slice> slices;
+    std::vector<memory::Slice> slices;
     for (const auto& [key, nodes] : parts) {
-        Slice& slice = slices.emplace_back();
+        memory::Slice& slice = slices.emplace_back();
         size_t most = 0;
         for (const Node* node : nodes) {
             slice.nodes.push_back(node->id);
@@ -128,9 +128,9 @@ std::vector<Slice> weight_slices(const Machine& machine, Numa numa) {
     return slices;
 }
 
-WorkerPlaces worker_places(const std::vector<Slice>& slices, int threads) {
+WorkerPlaces worker_places(const std::vector<memory::Slice>& slices, int threads) {
     int cores = 0;
-    for (const Slice& slice : slices) cores += static_cast<int>(slice.cpus.size());
+    for (const memory::Slice& slice : slices) cores += static_cast<int>(slice.cpus.size());
     if (threads < 0 || threads > cores)
         fail("--threads is ", threads, ", expected 1 to ", cores, " (physical cores this process may use)");
     if (threads == 0) threads = cores;

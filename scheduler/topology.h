@@ -1,6 +1,8 @@
 // What this machine is made of, as plain data: NUMA nodes and physical cores. hwloc is asked once at start.
 #pragma once
 
+#include "memory/arena.h"
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -41,14 +43,9 @@ enum class Numa : uint8_t {
     kNodes,     ///< a slice per node
 };
 
-/// A part of every weight matrix (quant/strips.h): where it lies and which cores compute with it.
-struct Slice {
-    std::vector<int> nodes;  // ascending ids; empty: all cores have the same, where memory comes to lie by itself
-    std::vector<int> cpus;   // one logical CPU of every core, not empty
-};
-
-/// The slices of a machine. Nodes without cores (memory of its own, CXL; cores that belong to others) are left out.
-std::vector<Slice> weight_slices(const Machine& machine, Numa numa);
+/// The slices of a machine: no nodes if it is one that all cores share, where memory comes to lie by itself. Nodes
+/// without cores (memory of its own, CXL; cores that belong to others) are left out.
+std::vector<memory::Slice> weight_slices(const Machine& machine, Numa numa);
 
 /// What cpu::Workers takes: of every worker, its logical CPU and its slice. Ascending by slice.
 struct WorkerPlaces {
@@ -57,6 +54,6 @@ struct WorkerPlaces {
 
 /// Places for `threads` workers, spread evenly over the slices; 0: one per core. Throws Error when more threads than
 /// cores are asked for.
-WorkerPlaces worker_places(const std::vector<Slice>& slices, int threads);
+WorkerPlaces worker_places(const std::vector<memory::Slice>& slices, int threads);
 
 }  // namespace thermocline::scheduler

@@ -7,9 +7,11 @@
 #include "cpu/kernels/decode_blocks.inl"
 #include "cpu/kernels/decode_codebooks.inl"
 #include "cpu/kernels/strips.inl"
+#include "cpu/kernels/strips_gguf.inl"
 #include "cpu/kernels/matmul.inl"
 #include "cpu/kernels/elementwise.inl"
 #include "cpu/kernels/strips_int8.inl"
+#include "cpu/kernels/strips_gguf_int8.inl"
 #include "cpu/kernels/attention.inl"
 #include "cpu/kernels/peak.inl"
 // clang-format on

@@ -1,7 +1,8 @@
 // Packed matrices (src/quant/strips.h) times vectors: one row to a lane, so a strip of 16 rows is kParts vectors, and
 // the numbers of x are broadcast. An output is a sum over units of columns (a group of scales, or 64), added in order:
-// inside a unit one chain of multiply-adds through the columns, then total += scale * unit. This order depends on the
-// column alone, so an output depends neither on m nor on the split of the rows.
+// inside a unit one chain of multiply-adds through the columns, then total += scale * unit. Formats with minimums then
+// add offset * (sum of the unit's x). This order depends on the column alone, so an output depends neither on m nor on
+// the split of the rows.
 //
 //   m = 1: codes are decoded into registers and multiplied at once; some units at a time hide the latency of the
 //   chains. m > 1: a block of 16 x 128 is decoded into a tile in L1, which all vectors then pass.
@@ -36,10 +37,18 @@ struct SingleColumns {
 // kColumns: columns of a line; kUnit: columns of a chain of multiply-adds; kNumberUnit: what the numbers that come out
 // are still to be multiplied with.
 
-/// Formats whose columns need nothing done to all of a word first.
-struct WholeWords {
+/// Codes that lie in one run of lines. `load`: line `line` of a block, for part v of the rows.
+struct OneRun {
     using Products = SingleColumns;
     static constexpr float kNumberUnit = 1.0f;
+    static constexpr int kMoreBytes = 0;  // of a block's codes, besides the lines of kColumns
+    [[gnu::always_inline]] U load(const uint8_t* block, int line, int v) const {
+        return load_line(block + line * kLine + v * kLanes * 4);
+    }
+};
+
+/// Formats whose columns need nothing done to all of a word first.
+struct WholeWords : OneRun {
     [[gnu::always_inline]] U prepare(U words, int) const { return words; }
 };
 
@@ -84,8 +93,7 @@ struct StripQ8 : WholeWords {
 
 /// Nibbles that a table of 16 bytes turns into one-byte numbers, four columns at a time.
 template <int unit>
-struct StripE2M1 {
-    using Products = SingleColumns;
+struct StripE2M1 : OneRun {
     static constexpr int kColumns = 8, kUnit = unit;
     static constexpr float kNumberUnit = kE4M3Unit;
     ByteTable table = make_byte_table(kE2M1AsE4M3);
@@ -97,10 +105,8 @@ struct StripE2M1 {
 };
 
 template <int unit>
-struct StripInt4 {
-    using Products = SingleColumns;
-    static constexpr int kColumns = 8, kUnit = unit;
-    static constexpr float kNumberUnit = 1.0f;
+struct StripInt4 : OneRun {
+    static constexpr int kColumns = 8, kUnit = unit, kCentre = 8;
     [[gnu::always_inline]] F column(U words, int j) const {
         const int shift = 28 - (j % 4 * 8 + j / 4 * 4);
         return to_float((I)(shift == 0 ? words : words << shift) >> 28);
@@ -157,6 +163,36 @@ struct Grouped {
     [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const { return scales.of(p, u / per_group, v); }
 };
 
+/// Scales whose matrices have minimums besides: offset() is what the sum of x is multiplied with, for codes that are
+/// not negative. The kernels take codes less their kCentre.
+template <typename Scales>
+concept HasOffsets = requires(const Scales& scales, const uint8_t* p) {
+    scales.offset(p, 0, 0);
+};
+
+/// The sum of a unit of one vector: four chains of columns.
+template <int unit>
+[[gnu::always_inline]] inline float sum_of_unit(const float* x) {
+    typedef float Chains __attribute__((vector_size(16)));
+    Chains sums = {};
+    for (int k = 0; k < unit; k += 4) {
+        Chains four;
+        __builtin_memcpy(&four, x + k, sizeof four);
+        sums += four;
+    }
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
+/// The same for the `count` vectors of a group of a panel, one to a lane.
+template <int unit>
+[[gnu::always_inline]] inline F sums_of_units(const float* x, int64_t count) {
+    static_assert(kLanes >= kStripTokens && kLanes <= kPanelSlack);
+    F sums[4] = {};
+    for (int k = 0; k < unit; k += 4)
+        for (int j = 0; j < 4; ++j) sums[j] += load(x + (k + j) * count);
+    return (sums[0] + sums[2]) + (sums[1] + sums[3]);
+}
+
 // ---- one strip ----------------------------------------------------------------------------------------------------
 
 /// Where a strip's blocks are, and the scale beside the matrix that the 16 rows share in a block (1 without).
@@ -195,23 +231,32 @@ struct Strip {
 template <typename Codes>
 constexpr int kVectors = Codes::kColumns / Codes::Products::kStep;
 
-/// Calls body(j, F) for the vectors of a line.
-template <typename Codes, typename Body>
-[[gnu::always_inline]] inline void for_vectors_of(const Codes& codes, U words, Body body) {
-    constexpr int kHalves = Codes::kColumns == 8 ? 2 : 1, kHalf = kVectors<Codes> / kHalves;
-    unrolled<kHalves>([&](int half) __attribute__((always_inline)) {
-        const auto prepared = codes.prepare(words, half);
-        unrolled<kHalf>([&](int j) __attribute__((always_inline)) {
-            body(half * kHalf + j, codes.column(prepared, half * kHalf + j));
+/// Calls body(j, F) for the vectors of a line; four columns are prepared at a time.
+template <typename Codes, typename Line, typename Body>
+[[gnu::always_inline]] inline void for_vectors_of(const Codes& codes, const Line& line, Body body) {
+    constexpr int kPrepared = (Codes::kColumns < 4 ? Codes::kColumns : 4) / Codes::Products::kStep;
+    unrolled<kVectors<Codes> / kPrepared>([&](int i) __attribute__((always_inline)) {
+        const auto prepared = codes.prepare(line, i);
+        unrolled<kPrepared>([&](int j) __attribute__((always_inline)) {
+            body(i * kPrepared + j, codes.column(prepared, i * kPrepared + j));
         });
     });
 }
 
+/// Scales and, if the format has any, offsets of the units of a block.
+template <int units, bool has_offsets>
+struct UnitFactors {
+    F scales[units][kParts], offsets[has_offsets ? units : 1][kParts];
+};
+
 /// sums[t][16] += the tile of all units, [128 / kStep][16], times x[.][t] for the `count` <= tokens vectors of a group;
 /// the other sums of the group come out as garbage.
-template <typename Products, int unit, int tokens>
-void pass(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
+template <typename Products, int unit, int tokens, bool offsets>
+void pass(int64_t count, const float* tile, const UnitFactors<kBlock / unit, offsets>& factors, const float* x,
+          float* sums) {
     for (int u = 0; u < kBlock / unit; ++u) {
+        float x_sums[kLanes];
+        if constexpr (offsets) store(x_sums, sums_of_units<unit>(x, count));
         F sum[tokens][kParts] = {};
         for (int k = 0; k < unit / Products::kStep; ++k, tile += kStripRows, x += count) {
             F w[kParts];
@@ -224,22 +269,25 @@ void pass(int64_t count, const float* tile, const F (*unit_scales)[kParts], cons
         unrolled<tokens>([&](int t) __attribute__((always_inline)) {
             for (int v = 0; v < kParts; ++v) {
                 float* at = sums + t * kStripRows + v * kLanes;
-                store(at, fma(unit_scales[u][v], sum[t][v], load(at)));
+                F total = fma(factors.scales[u][v], sum[t][v], load(at));
+                if constexpr (offsets) total = fma(factors.offsets[u][v], broadcast(x_sums[t]), total);
+                store(at, total);
             }
         });
     }
 }
 
 /// Fewer chains than kFew * kParts do not hide the latency of the multiply-adds: they would take as long.
-template <typename Products, int unit>
-void pass_group(int64_t count, const float* tile, const F (*unit_scales)[kParts], const float* x, float* sums) {
+template <typename Products, int unit, bool offsets>
+void pass_group(int64_t count, const float* tile, const UnitFactors<kBlock / unit, offsets>& factors, const float* x,
+                float* sums) {
     constexpr int kFew = (kStripTokens * 2 + 2) / 3, kMiddle = (kStripTokens * 5 + 5) / 6;
     if (count <= kFew)
-        pass<Products, unit, kFew>(count, tile, unit_scales, x, sums);
+        pass<Products, unit, kFew>(count, tile, factors, x, sums);
     else if (count <= kMiddle)
-        pass<Products, unit, kMiddle>(count, tile, unit_scales, x, sums);
+        pass<Products, unit, kMiddle>(count, tile, factors, x, sums);
     else
-        pass<Products, unit, kStripTokens>(count, tile, unit_scales, x, sums);
+        pass<Products, unit, kStripTokens>(count, tile, factors, x, sums);
 }
 
 template <typename Codes, typename Scales>
@@ -251,10 +299,14 @@ struct StripKernel {
     static constexpr int kTogether = Products::kTogether;
     static constexpr int kUnits = kBlock / Codes::kUnit;
     static constexpr int kLines = Codes::kUnit / Codes::kColumns;  // of a unit
-    static constexpr int kCodeBytes = kBlock / Codes::kColumns * kLine;
+    static constexpr int kCodeBytes = kBlock / Codes::kColumns * kLine + Codes::kMoreBytes;
+    static constexpr bool kOffsets = HasOffsets<Scales>;
 
     [[gnu::always_inline]] F scale(const uint8_t* block, float shared, int u, int v) const {
         return Scales::kInBlock ? scales.of(block + kCodeBytes, u, v) : broadcast(shared);
+    }
+    [[gnu::always_inline]] F offset(const uint8_t* block, F scale, int u, int v) const {
+        return fma(scale, broadcast(Codes::kCentre), scales.offset(block + kCodeBytes, u, v));
     }
 
     void one(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, int64_t x_stride,
@@ -268,20 +320,24 @@ struct StripKernel {
                 F sum[kTogether][kParts] = {};
                 for (int l = 0; l < kLines; ++l) {
                     unrolled<kTogether>([&](int i) __attribute__((always_inline)) {
-                        const uint8_t* line = p + ((u + i) * kLines + l) * kLine;
+                        const int line = (u + i) * kLines + l;
                         const float* part = x + ((u + i) * Codes::kUnit + l * Codes::kColumns) / Products::kStep;
                         unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                             for_vectors_of(
-                                codes,
-                                load_line(line + v * kLanes * 4), [&](int j, F w) __attribute__((always_inline)) {
+                                codes, codes.load(p, line, v), [&](int j, F w) __attribute__((always_inline)) {
                                     sum[i][v] = Products::add(w, Products::number(part + j), sum[i][v]);
                                 });
                         });
                     });
                 }
                 unrolled<kTogether>([&](int i) __attribute__((always_inline)) {
+                    [[maybe_unused]] const float* part = x + (u + i) * Codes::kUnit;
                     unrolled<kParts>([&](int v) __attribute__((always_inline)) {
-                        total[v] = fma(scale(p, shared, u + i, v), sum[i][v], total[v]);
+                        const F factor = scale(p, shared, u + i, v);
+                        total[v] = fma(factor, sum[i][v], total[v]);
+                        if constexpr (kOffsets)
+                            total[v] =
+                                fma(offset(p, factor, u + i, v), broadcast(sum_of_unit<Codes::kUnit>(part)), total[v]);
                     });
                 });
             }
@@ -300,19 +356,22 @@ struct StripKernel {
             for (int l = 0; l < kBlock / Codes::kColumns; ++l) {
                 for (int v = 0; v < kParts; ++v) {
                     for_vectors_of(
-                        codes,
-                        load_line(p + l * kLine + v * kLanes * 4), [&](int j, F w) __attribute__((always_inline)) {
+                        codes, codes.load(p, l, v), [&](int j, F w) __attribute__((always_inline)) {
                             store(tile + (l * kVectors<Codes> + j) * kStripRows + v * kLanes, w);
                         });
                 }
             }
-            F unit_scales[kUnits][kParts];
+            UnitFactors<kUnits, kOffsets> factors;
             const float shared = strip.shared_scale(b);
-            for (int u = 0; u < kUnits; ++u)
-                for (int v = 0; v < kParts; ++v) unit_scales[u][v] = scale(p, shared, u, v);
+            for (int u = 0; u < kUnits; ++u) {
+                for (int v = 0; v < kParts; ++v) {
+                    factors.scales[u][v] = scale(p, shared, u, v);
+                    if constexpr (kOffsets) factors.offsets[u][v] = offset(p, factors.scales[u][v], u, v);
+                }
+            }
             for (int64_t g = first; g < last; ++g) {
                 const int64_t t = groups.first(g), count = groups.first(g + 1) - t;
-                pass_group<Products, Codes::kUnit>(count, tile, unit_scales, x + t * kBlockVectors, sums[g - first]);
+                pass_group<Products, Codes::kUnit>(count, tile, factors, x + t * kBlockVectors, sums[g - first]);
             }
         }
         for (int64_t g = first; g < last; ++g) {
@@ -340,6 +399,10 @@ struct StripKernel {
     }
 };
 
+/// The same for GGUF blocks (strips_gguf.inl).
+template <typename Body>
+void with_gguf_strip_kernel(quant::Format format, Body body);
+
 /// Calls body(kernel) with the kernel of a packed matrix.
 template <typename Body>
 [[gnu::always_inline]] inline void with_strip_kernel(const quant::Matrix& w, Body body) {
@@ -359,7 +422,9 @@ template <typename Body>
             return body(StripKernel<StripBF16, NoScales>{});
         case Format::kF16:
             return body(StripKernel<StripF16, NoScales>{});
-        default:
+        case Format::kF32:
             return body(StripKernel<StripF32, NoScales>{});
+        default:
+            return with_gguf_strip_kernel(w.format, body);
     }
 }

@@ -14,19 +14,17 @@ constexpr uint16_t kE2M1AsBF16[16] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x
                                       0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
 
 template <int unit>
-struct PairsE2M1 {
+struct PairsE2M1 : OneRun {
     using Products = ColumnPairs;
     static constexpr int kColumns = 8, kUnit = unit;
-    static constexpr float kNumberUnit = 1.0f;
     HalfTable table = make_half_table(kE2M1AsBF16);
     [[gnu::always_inline]] U prepare(U words, int half) const { return half ? words >> 4 : words; }
     [[gnu::always_inline]] F column(U words, int j) const { return look_up_halves(table, j % 2 ? words >> 8 : words); }
 };
 
-struct PairsE4M3 {
+struct PairsE4M3 : OneRun {
     using Products = ColumnPairs;
     static constexpr int kColumns = 4, kUnit = 32;
-    static constexpr float kNumberUnit = 1.0f;
     E4M3Table table = make_e4m3_table();
     [[gnu::always_inline]] SplitBF16 prepare(U words, int) const { return look_up_e4m3(table, words); }
     [[gnu::always_inline]] F column(SplitBF16 split, int j) const { return j ? odd_bytes(split) : even_bytes(split); }

@@ -11,7 +11,7 @@ using quant::Int8Group;
 constexpr int kInt8Stride = kBlock / quant::kInt8Columns * static_cast<int>(sizeof(Int8Group));  // a vector's block
 
 /// Twice the number of a nibble, plus 12.
-struct DigitsE2M1 {
+struct DigitsE2M1 : OneRun {
     using Dot = OffsetDot<12>;
     static constexpr int kHalves = 2;
     static constexpr float kUnit = 0.5f;
@@ -21,19 +21,20 @@ struct DigitsE2M1 {
     }
 };
 
-struct DigitsInt4 {
+struct DigitsInt4 : OneRun {
     using Dot = OffsetDot<8>;
     static constexpr int kHalves = 2;
+    static constexpr float kCentre = 8.0f;
     [[gnu::always_inline]] U prepare(U words, int half) const { return (half ? words >> 4 : words) & 0x0f0f0f0f; }
 };
 
-struct DigitsQ8 {
+struct DigitsQ8 : OneRun {
     using Dot = SignedDot;
     static constexpr int kHalves = 1;
     [[gnu::always_inline]] U prepare(U words, int) const { return Dot::prepare(words); }
 };
 
-/// `unit` columns share a scale.
+/// `unit` columns share a scale and, if the format has any, an offset (HasOffsets).
 template <typename Digits, typename Scales, int unit>
 struct Int8Kernel {
     using Dot = typename Digits::Dot;
@@ -41,28 +42,46 @@ struct Int8Kernel {
     Scales scales;
 
     static constexpr int kUnits = kBlock / unit, kQuads = unit / 4, kLines = kQuads / Digits::kHalves;
-    static constexpr int kCodeBytes = kUnits * kLines * kLine;
+    static constexpr int kCodeBytes = kUnits * kLines * kLine + Digits::kMoreBytes;
+    static constexpr bool kOffsets = HasOffsets<Scales>;
     static constexpr int kTokens = 48, kTogether = 4;  // block of the panel and sums: in L1
+
+    struct Factors {
+        F scale, offset;
+    };
+    [[gnu::always_inline]] Factors factors(const uint8_t* block, int u, int v) const {
+        Factors f = {scales.of(block + kCodeBytes, u, v), {}};
+        if constexpr (kOffsets)
+            f.offset = fma(f.scale, broadcast(Digits::kCentre), scales.offset(block + kCodeBytes, u, v));
+        return f;
+    }
 
     /// Codes of unit u for part v of the rows, by quads.
     [[gnu::always_inline]] void decode(const uint8_t* block, int u, int v, U codes[kQuads]) const {
         unrolled<kLines>([&](int l) __attribute__((always_inline)) {
-            const U words = load_line(block + (u * kLines + l) * kLine + v * kLanes * 4);
+            const auto words = digits.load(block, u * kLines + l, v);
             unrolled<Digits::kHalves>([&](int half) __attribute__((always_inline)) {
                 codes[l * Digits::kHalves + half] = digits.prepare(words, half);
             });
         });
     }
 
-    /// total + scale * the unit times unit u of one vector's block.
-    [[gnu::always_inline]] static F add_unit(const U codes[kQuads], F scale, const Int8Group* block, int u, F total) {
+    /// total + scale * the unit times unit u of one vector's block + offset * the sum of that unit.
+    [[gnu::always_inline]] static F add_unit(const U codes[kQuads], const Factors& factors, const Int8Group* block,
+                                             int u, F total) {
         const Int8Group& group = block[u * unit / quant::kInt8Columns];
         const int first = u * unit % quant::kInt8Columns;
-        auto sums = Dot::start(group.sums + (unit == quant::kInt8Columns ? 4 : first / 8));
+        const int16_t* code_sums = group.sums + (unit == quant::kInt8Columns ? 4 : first / 8);
+        auto sums = Dot::start(code_sums);
         unrolled<kQuads>([&](int i) __attribute__((always_inline)) {
             sums = Dot::add(sums, codes[i], group.codes + first + 4 * i);
         });
-        return fma(to_float(Dot::total(sums)), scale * broadcast(group.scale), total);
+        total = fma(to_float(Dot::total(sums)), factors.scale * broadcast(group.scale), total);
+        if constexpr (kOffsets) {
+            const float sum = group.scale * static_cast<float>(code_sums[0] + code_sums[1]);
+            total = fma(factors.offset, broadcast(sum), total);
+        }
+        return total;
     }
 
     void one(const uint8_t* p, int64_t block_bytes, int64_t blocks, const uint8_t* x, int64_t x_stride,
@@ -74,7 +93,7 @@ struct Int8Kernel {
                 unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                     U codes[kQuads];
                     decode(p, u, v, codes);
-                    total[v] = add_unit(codes, scales.of(p + kCodeBytes, u, v), groups(x), u, total[v]);
+                    total[v] = add_unit(codes, factors(p, u, v), groups(x), u, total[v]);
                 });
             }
         }
@@ -95,10 +114,10 @@ struct Int8Kernel {
                     for (int v = 0; v < kParts; ++v) {
                         U codes[kQuads];
                         decode(p, u, v, codes);
-                        const F scale = scales.of(p + kCodeBytes, u, v);
+                        const Factors unit_factors = factors(p, u, v);
                         for (int64_t t = 0; t < m; ++t) {
                             float* at = sums[s] + t * kStripRows + v * kLanes;
-                            store(at, add_unit(codes, scale, groups(x + t * kInt8Stride), u, load(at)));
+                            store(at, add_unit(codes, unit_factors, groups(x + t * kInt8Stride), u, load(at)));
                         }
                     }
                 }
@@ -129,6 +148,10 @@ struct Int8Kernel {
     }
 };
 
+/// Calls body(kernel) with the kernel of a matrix of GGUF blocks (strips_gguf_int8.inl).
+template <typename Body>
+void with_gguf_int8_kernel(quant::Format format, Body body);
+
 void matmul_int8(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride, int64_t m,
                  float* y, int64_t y_stride) noexcept {
     using quant::Format;
@@ -143,8 +166,10 @@ void matmul_int8(const quant::Matrix& w, int64_t first, int64_t count, const flo
         multiply(Int8Kernel<DigitsInt4, BF16Scales, 32>{});
     else if (w.format == Format::kInt4Pair)
         multiply(Int8Kernel<DigitsInt4, Grouped<BF16Scales, 4>, 32>{});
-    else
+    else if (w.format == Format::kQ8_0)
         multiply(Int8Kernel<DigitsQ8, F16Scales, 32>{});
+    else
+        with_gguf_int8_kernel(w.format, multiply);
     apply_multiplier(w, m, count, y, y_stride);
 }
 

@@ -79,7 +79,7 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         .add_option(
             "--activations", activations,
             "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not; int8: "
-            "fastest, inputs of packed MXFP4, NVFP4, INT4 and Q8_0 matrices are rounded to int8 per 32, FP8 as model, "
+            "fastest, inputs of packed matrices of 2 to 6 bits and Q8_0 are rounded to int8 per 32, FP8 as model, "
             "others as bf16")
         ->check(CLI::IsMember({"model", "bf16", "int8"}))
         ->group(group)

@@ -2,8 +2,6 @@
 
 #include "src/base/error.h"
 
-#include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cstring>
@@ -11,9 +9,7 @@
 #include <initializer_list>
 #include <string>
 #include <sys/mman.h>
-#include <thread>
 #include <unistd.h>
-#include <vector>
 
 namespace thermocline {
 
@@ -49,20 +45,7 @@ Pages::~Pages() {
     if (data_ != nullptr) ::munmap(data_, size_);
 }
 
-bool Pages::fill(int threads) const {
-    std::atomic<size_t> next = 0;
-    std::atomic<bool> filled = true;
-    const auto work = [&] {
-        for (size_t at = next.fetch_add(kGiant); at < size_ && filled; at = next.fetch_add(kGiant))
-            if (::madvise(data_ + at, std::min(kGiant, size_ - at), MADV_POPULATE_WRITE) != 0) filled = false;
-    };
-    {
-        std::vector<std::jthread> others;
-        for (int i = 1; i < threads; ++i) others.emplace_back(work);
-        work();
-    }
-    return filled;
-}
+bool fill(std::span<std::byte> pages) { return ::madvise(pages.data(), pages.size(), MADV_POPULATE_WRITE) == 0; }
 
 void release_pages(const std::byte* data, int64_t size) {
     const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));

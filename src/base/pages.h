@@ -26,8 +26,6 @@ public:
     Pages& operator=(Pages&&) = delete;
 
     std::span<std::byte> bytes() const { return {data_, size_}; }
-    /// Makes the pages exist, by so many threads; false where it would have been an error to touch one.
-    bool fill(int threads) const;
 
 private:
     Pages(std::byte* data, size_t size) : data_(data), size_(size) {}
@@ -35,6 +33,9 @@ private:
     std::byte* data_;  // [size_]
     size_t size_;
 };
+
+/// Makes whole pages exist; false where it would have been an error to touch one.
+bool fill(std::span<std::byte> pages);
 
 /// Gives the whole pages in [data, data + size) back. Pages of a file can be read again, so a range that somebody still
 /// needs costs time only; anonymous ones are zero from then on.

@@ -15,10 +15,10 @@ namespace thermocline::engine {
 namespace {
 
 /// Says how the weights lie, for the log, and warns if it is not how they should.
-std::string placement(const memory::Arena& arena, const std::vector<memory::NodeSet>& slices) {
+std::string placement(const memory::Arena& arena, const std::vector<memory::Slice>& slices) {
     std::ostringstream text;
     if (arena.page_bytes() > 0) text << " into reserved pages of " << (arena.page_bytes() >> 20) << " MiB";
-    if (slices[0].empty()) return text.str();
+    if (slices[0].nodes.empty()) return text.str();
     text << (slices.size() > 1 ? " over " + std::to_string(slices.size()) + " slices" : " interleaved");
     if (arena.refused()) {
         log::warn(
@@ -50,7 +50,7 @@ private:
 
 }  // namespace
 
-std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<scheduler::Slice>& slices) {
+std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<memory::Slice>& slices) {
     using Clock = std::chrono::steady_clock;
     if (model.checkpoint.container == "converted") {
         log::info("weights: {:.2f} GB mapped, packed when they were converted from {}",
@@ -71,20 +71,13 @@ std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const s
     };
     std::vector<ops::Plan*> plans = {&model.trunk};
     if (model.mtp) plans.push_back(&*model.mtp);
-    std::vector<memory::NodeSet> nodes;
-    size_t threads = 0;
-    for (const scheduler::Slice& slice : slices) {
-        nodes.push_back(slice.nodes);
-        threads += slice.cpus.size();
-    }
     std::optional<DummySource> dummy;
     if (model.checkpoint.dummy_codes) dummy.emplace(*model.checkpoint.dummy_codes);
-    auto packed = std::make_unique<memory::PackedWeights>(plans, dummy ? &*dummy : nullptr, nodes,
-                                                          static_cast<int>(threads), progress);
+    auto packed = std::make_unique<memory::PackedWeights>(plans, dummy ? &*dummy : nullptr, slices, progress);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     log::info("weights: {:.2f} GB packed in {:.2f} s{}, {:.2f} GB read where they lie",
               static_cast<double>(packed->bytes()) * 1e-9, seconds,
-              packed->arena() ? placement(*packed->arena(), nodes) : "",
+              packed->arena() ? placement(*packed->arena(), slices) : "",
               static_cast<double>(packed->unpacked_bytes()) * 1e-9);
     return packed;
 }

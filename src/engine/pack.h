@@ -2,7 +2,6 @@
 #pragma once
 
 #include "memory/packed_weights.h"
-#include "scheduler/topology.h"
 #include "src/model/registry.h"
 
 #include <memory>
@@ -13,6 +12,6 @@ namespace thermocline::engine {
 /// The plans of `model` then read the returned memory, which must live as long as they are played: a part of every
 /// matrix in each slice, packed by all its cores. Null for a converted model, whose weights are mapped packed and
 /// whole. Throws Error if there is no room.
-std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<scheduler::Slice>& slices);
+std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<memory::Slice>& slices);
 
 }  // namespace thermocline::engine

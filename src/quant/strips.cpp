@@ -3,6 +3,7 @@
 #include "src/base/check.h"
 #include "src/quant/blocks.h"
 #include "src/quant/scalar.h"
+#include "src/quant/strips_gguf.h"
 
 #include <algorithm>
 #include <cstring>
@@ -46,6 +47,35 @@ void put_words(const std::byte* codes, std::byte* out) {
         constexpr int kLines = format == Format::kF32 ? 128 : format == Format::kE4M3 ? 32 : 64;
         for (int line = 0; line < kLines; ++line) put(line, read_word(codes + 4 * line));
     }
+}
+
+/// Bits [first, first + bits) of the codes of one row, [16] words of eight codes, as a run of lines.
+template <int bits>
+void put_bits(const uint64_t* codes, int first, std::byte* out) {
+    constexpr uint64_t kMask = ((1u << bits) - 1) * 0x0101010101010101;
+    constexpr int kWords = 4 / bits;  // of eight codes, in a line
+    for (int line = 0; line < 16 / kWords; ++line, out += kLineBytes) {
+        uint32_t word = 0;
+        for (int i = 0; i < kWords; ++i, ++codes) {
+            const uint64_t eight = *codes >> first & kMask;
+            word |= static_cast<uint32_t>(eight | eight >> (32 - bits)) << (2 * bits * i);
+        }
+        std::memcpy(out, &word, sizeof word);
+    }
+}
+
+/// Bits of a code that lie in the first run of lines.
+int low_bits(int code_bits) { return code_bits == 3 ? 2 : code_bits == 5 || code_bits == 6 ? 4 : code_bits; }
+
+/// The codes of one row of a packed block of GGUF blocks; `out` is at its word of the first line.
+void put_gguf_codes(Format format, const std::byte* row, int64_t block, std::byte* out) {
+    uint64_t codes[kStripBlock / 8];
+    unpack_gguf_codes(format, row, block, codes);
+    const int bits = gguf_strip_shape(format).code_bits, low = low_bits(bits);
+    low == 2 ? put_bits<2>(codes, 0, out) : put_bits<4>(codes, 0, out);
+    out += kStripRows * kStripBlock * low / 8;
+    if (bits == 6) put_bits<2>(codes, low, out);
+    if (bits == 3 || bits == 5) put_bits<1>(codes, low, out);
 }
 
 using PutWords = void (*)(const std::byte* codes, std::byte* out);
@@ -101,7 +131,7 @@ bool has_packed_form(const Matrix& m) {
             return m.scales && !m.zero_points && m.scale_rows == 1 && m.scale_format == Format::kBF16 &&
                    (m.scale_cols == 32 || m.scale_cols == 128);
         default:
-            return false;
+            return is_gguf_strip(m.format);
     }
 }
 
@@ -141,12 +171,17 @@ double code_value(Format format, uint32_t code) {
 
 }  // namespace
 
-int64_t StripShape::block_bytes() const {
-    const int64_t scales = scale_bytes == 0 ? 0 : kStripRows * scale_bytes * (kStripBlock / scale_cols);
-    return code_bytes() + (scales + kLineBytes - 1) / kLineBytes * kLineBytes;
+int64_t StripShape::block_bytes() const { return (offset(kFields, 0, 0) + kLineBytes - 1) / kLineBytes * kLineBytes; }
+
+int64_t StripShape::offset(int field, int64_t group, int64_t r) const {
+    int64_t at = code_bytes();
+    for (int f = 0; f < field && fields[f].bytes > 0; ++f)
+        at += kStripRows * fields[f].bytes * (kStripBlock / fields[f].cols);
+    return field == kFields ? at : at + (group * kStripRows + r) * fields[field].bytes;
 }
 
 StripShape strip_shape(const Matrix& m) {
+    if (is_gguf_strip(m.format)) return gguf_strip_shape(m.format);
     StripShape shape;
     switch (m.format) {
         case Format::kE2M1Pair:
@@ -164,10 +199,8 @@ StripShape strip_shape(const Matrix& m) {
         default:
             shape.code_bits = 32;
     }
-    if (m.scale_in_strip) {
-        shape.scale_bytes = static_cast<int>(bytes_of(m.scale_format, 1));
-        shape.scale_cols = static_cast<int>(m.scale_cols);
-    }
+    if (m.scale_in_strip)
+        shape.fields[0] = {static_cast<int>(bytes_of(m.scale_format, 1)), static_cast<int>(m.scale_cols)};
     return shape;
 }
 
@@ -181,6 +214,10 @@ Matrix packed_form(const Matrix& matrix, int64_t slices) {
         packed.format = Format::kE2M1Pair;
         packed.scale_format = Format::kE8M0;
         packed.scale_cols = 32;
+    } else if (matrix.format == Format::kNvfp4Block) {
+        packed.format = Format::kE2M1Pair;
+        packed.scale_format = Format::kE4M3;
+        packed.scale_cols = 16;
     } else if (matrix.format == Format::kQ8_0) {
         packed.scale_format = Format::kF16;
         packed.scale_cols = 32;
@@ -221,20 +258,28 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
     const Matrix packed = packed_form(matrix);
     CHECK(packed.layout == Layout::kStrips && first >= 0 && count >= 0 && (first + count) * kStripRows <= matrix.rows);
     const StripShape shape = strip_shape(packed);
+    const bool gguf = is_gguf_strip(matrix.format);
     const PutWords put_words = put_words_of(matrix.format);
-    const int64_t groups = shape.scale_cols ? kStripBlock / shape.scale_cols : 0;
-    const int64_t row_block = bytes_of(matrix.format, kStripBlock);
+    const int scale_bytes = shape.fields[0].bytes;
+    const int64_t groups = scale_bytes > 0 ? kStripBlock / shape.fields[0].cols : 0;
+    int64_t starts[StripShape::kFields];
+    for (int field = 0; field < StripShape::kFields; ++field) starts[field] = shape.offset(field, 0, 0);
     for (int64_t strip = first; strip < first + count; ++strip) {
-        const std::byte* codes = matrix.data + strip * kStripRows * matrix.row_bytes;
+        const std::byte* rows = matrix.data + strip * kStripRows * matrix.row_bytes;
         for (int64_t block = 0; block < matrix.cols / kStripBlock; ++block, out += shape.block_bytes()) {
-            std::byte* scales = out + shape.code_bytes();
-            std::memset(scales, 0, static_cast<size_t>(shape.block_bytes() - shape.code_bytes()));
+            std::memset(out + shape.code_bytes(), 0, static_cast<size_t>(shape.block_bytes() - shape.code_bytes()));
             for (int64_t r = 0; r < kStripRows; ++r) {
-                put_words(codes + r * matrix.row_bytes + block * row_block, out + r * 4);
+                const std::byte* row = rows + r * matrix.row_bytes;
+                if (gguf) {
+                    put_gguf_codes(matrix.format, row, block, out + r * 4);
+                    put_gguf_fields(matrix.format, row, block, starts, r, out);
+                    continue;
+                }
+                put_words(row + block * bytes_of(matrix.format, kStripBlock), out + r * 4);
                 for (int64_t g = 0; g < groups; ++g)
-                    std::memcpy(scales + (g * kStripRows + r) * shape.scale_bytes,
-                                scale_at(matrix, strip * kStripRows + r, block * groups + g, shape.scale_bytes),
-                                static_cast<size_t>(shape.scale_bytes));
+                    std::memcpy(out + shape.offset(0, g, r),
+                                scale_at(matrix, strip * kStripRows + r, block * groups + g, scale_bytes),
+                                static_cast<size_t>(scale_bytes));
             }
         }
     }
@@ -243,8 +288,8 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
 float strip_input_factor(const Matrix& m) { return has_bf16_codes(m) ? 0x1p60f : 1.0f; }
 
 bool has_integer_codes(const Matrix& m) {
-    return m.layout == Layout::kStrips &&
-           (m.format == Format::kE2M1Pair || m.format == Format::kInt4Pair || m.format == Format::kQ8_0);
+    return m.layout == Layout::kStrips && (m.format == Format::kE2M1Pair || m.format == Format::kInt4Pair ||
+                                           m.format == Format::kQ8_0 || is_gguf_strip(m.format));
 }
 
 bool has_bf16_codes(const Matrix& m) {
@@ -253,16 +298,22 @@ bool has_bf16_codes(const Matrix& m) {
 
 double strip_value(const Matrix& m, int64_t n, int64_t k) {
     const StripShape shape = strip_shape(m);
-    const int64_t r = n % kStripRows, column = k % kStripBlock, place = column % shape.line_columns();
+    const int64_t r = n % kStripRows, column = k % kStripBlock;
     const std::byte* block = strip_at(m, n / kStripRows) + k / kStripBlock * shape.block_bytes();
-    const uint32_t word = read_word(block + column / shape.line_columns() * kLineBytes + r * 4);
-    // The eight nibbles of a word lie low, low, low, low, high, high, high, high.
-    const int64_t bit = shape.code_bits == 4 ? place % 4 * 8 + place / 4 * 4 : place * shape.code_bits;
-    const uint32_t mask = shape.code_bits == 32 ? ~0u : (1u << shape.code_bits) - 1;
-    const double code = code_value(m.format, word >> bit & mask);
+    const auto bits_of = [&](const std::byte* lines, int bits) {
+        const int64_t columns = 32 / bits, place = column % columns;
+        const int64_t bit = bits <= 8 ? place % 4 * 8 + place / 4 * bits : place * bits;
+        const uint32_t mask = bits == 32 ? ~0u : (1u << bits) - 1;
+        return read_word(lines + column / columns * kLineBytes + r * 4) >> bit & mask;
+    };
+    const int low = low_bits(shape.code_bits);
+    uint32_t bits = bits_of(block, low);
+    if (shape.code_bits > low)
+        bits |= bits_of(block + kStripRows * kStripBlock * low / 8, shape.code_bits - low) << low;
+    if (is_gguf_strip(m.format)) return gguf_strip_value(m.format, block, r, column, static_cast<int>(bits));
+    const double code = code_value(m.format, bits);
     if (!m.scale_in_strip) return code;
-    const int64_t index = column / shape.scale_cols * kStripRows + r;
-    return code * scale_value(m.scale_format, block + shape.code_bytes() + index * shape.scale_bytes);
+    return code * scale_value(m.scale_format, block + shape.offset(0, column / shape.fields[0].cols, r));
 }
 
 }  // namespace thermocline::quant

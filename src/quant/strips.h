@@ -2,12 +2,16 @@
 // blocks of 128 columns; a block is its codes, then its scales, in whole cache lines.
 //
 //   codes:  lines of 64 bytes = 16 words of 4 bytes; word r of a line holds consecutive columns of row r: 1 of 32 bits,
-//           2 of 16, 4 of 8, or 8 of 4 bits (column 8 v + j in the low, 8 v + 4 + j in the high nibble of byte j).
-//   scales: per group of scale_cols columns one for each of the 16 rows, in the format of the source. FP8 scales of
-//           128 x 128 blocks stay where they are (Matrix::scales): 16 rows share them.
+//           2 of 16, or 4, 8, 16 of 8, 4, 2 bits, four columns to the same bits of the four bytes: column 4 i + j of
+//           the line is field i, lowest first, of byte j. Codes of 5, 6 and 3 bits are two runs of lines: their low 4,
+//           4 or 2 bits, then their high 1, 2 or 1 bits likewise, 32, 16 or 32 columns to a line.
+//   scales: one or more fields in turn; a field is per group of columns one number for each of the 16 rows, in the
+//           format of the source. FP8 scales of 128 x 128 blocks stay where they are (Matrix::scales): 16 rows share
+//           them.
 //
 // So one long stream per thread, sixteen rows to sixteen lanes without a horizontal sum, and not a byte more than the
-// file (but for padding to cache lines). Matrices whose format or shape has no such form stay as they lie.
+// file (but for padding to cache lines; GGUF blocks: strips_gguf.h). Matrices whose format or shape has no such form
+// stay as they lie.
 //
 // On machines with several NUMA nodes a matrix is cut into slices of whole strips, one for the memory of each node. An
 // output is computed from one strip alone, so no result depends on the cut. hybrid-engine.md 2.6 cuts w2 by columns,
@@ -28,13 +32,18 @@ inline constexpr int64_t kLineBytes = 64;
 
 /// What the blocks of a packed matrix look like.
 struct StripShape {
-    int code_bits = 0;    // 4, 8, 16 or 32
-    int scale_bytes = 0;  // of one scale in the block; 0: none there
-    int scale_cols = 0;   // columns of such a scale: 16, 32 or 128
+    struct Field {
+        int bytes, cols;  ///< of one number; columns that share it
+    };
+    static constexpr int kFields = 4;
+
+    int code_bits = 0;           ///< 2, 3, 4, 5, 6, 8, 16 or 32
+    Field fields[kFields] = {};  ///< behind the codes; bytes 0: none
 
     int64_t code_bytes() const { return kStripRows * kStripBlock * code_bits / 8; }
     int64_t block_bytes() const;
-    int line_columns() const { return 32 / code_bits; }
+    /// Where number `group` of row r of a field lies in the block.
+    int64_t offset(int field, int64_t group, int64_t r) const;
 };
 
 /// The shape of a packed matrix (layout kStrips).
@@ -43,7 +52,7 @@ StripShape strip_shape(const Matrix& packed);
 /// All of the packed form of `matrix` but its data and slice_stride: format, scales and strip_bytes as pack_strips()
 /// will leave them, cut into at most `slices` slices that share no row of scales. layout stays kRows if there is no
 /// packed form: rows % 16, cols % 128, rows that do not follow one another, other formats than F32, F16, BF16, Q8_0,
-/// FP8 with blocks of scales, MXFP4, NVFP4 and symmetric INT4.
+/// FP8 with blocks of scales, MXFP4, NVFP4, symmetric INT4 and those of strips_gguf.h.
 Matrix packed_form(const Matrix& matrix, int64_t slices = 1);
 
 /// Writes strips [first, first + count) of `matrix` to `out` [count * packed_form(matrix).strip_bytes].
@@ -69,7 +78,8 @@ struct Int8Group {
     int16_t sums[6];  ///< of the codes: of columns 0, 1 and 2, 3 (mod 4) of each half, then of both halves
 };
 
-/// Whether the matrix can be multiplied with int8 vectors in integers: packed MXFP4, NVFP4, INT4 and Q8_0.
+/// Whether the matrix can be multiplied with int8 vectors in integers: packed MXFP4, NVFP4, INT4, Q8_0 and the formats
+/// of strips_gguf.h.
 bool has_integer_codes(const Matrix& matrix);
 
 /// Whether all numbers of the matrix are exact in bf16 but for scales of whole groups: packed FP8, MXFP4 and NVFP4.

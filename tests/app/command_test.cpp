@@ -48,7 +48,7 @@ TEST(Command, HelpNamesEveryFlag) {
     for (const char* command : {"run", "serve", "score", "perplexity", "bench"}) {
         const Ran ran = run_command({command, "--help"});
         EXPECT_EQ(ran.status, 0);
-        for (const char* flag : {"--max-model-len", "--kv-cache-dtype", "--activations", "--threads", "--isa",
+        for (const char* flag : {"--max-model-len", "--kv-cache-dtype", "--activations", "--threads", "--isa", "--numa",
                                  "--load-format", "--layers", "--config"})
             EXPECT_NE(ran.out.find(flag), std::string::npos) << command << " " << flag;
     }

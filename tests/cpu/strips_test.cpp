@@ -19,11 +19,17 @@ using quant::Format;
 using quant::Layout;
 using quant::Matrix;
 
-constexpr int64_t kRows = 48, kCols = 384;
+constexpr int64_t kRows = 48, kCols = 512;
+
+constexpr Format kGgufFormats[] = {Format::kQ4_0,   Format::kQ4_1, Format::kQ4_K, Format::kIQ4_NL,
+                                   Format::kIQ4_XS, Format::kQ6_K, Format::kQ5_K, Format::kQ5_0,
+                                   Format::kQ5_1,   Format::kQ2_K, Format::kQ3_K};
 
 std::vector<MatrixShape> packed_shapes() {
     std::vector<MatrixShape> shapes;
-    for (const Format format : {Format::kF32, Format::kF16, Format::kBF16, Format::kQ8_0, Format::kMxfp4Block})
+    for (const Format format : kGgufFormats) shapes.push_back({.format = format, .rows = kRows, .cols = kCols});
+    for (const Format format :
+         {Format::kF32, Format::kF16, Format::kBF16, Format::kQ8_0, Format::kMxfp4Block, Format::kNvfp4Block})
         shapes.push_back({.format = format, .rows = kRows, .cols = kCols});
     for (const Format scales : {Format::kE8M0, Format::kF32, Format::kBF16, Format::kF16}) {
         shapes.push_back({Format::kE4M3, kRows, kCols, scales, 128, 128});
@@ -82,6 +88,12 @@ TEST(StripLayout, TakesNoMoreBytesThanTheRowsButForPadding) {
     EXPECT_EQ(fp8.strips.bytes(), fp8.rows.view().bytes());
     const Packed q8({.format = Format::kQ8_0, .rows = 64, .cols = 4096}, 1);
     EXPECT_EQ(q8.strips.bytes(), q8.rows.view().bytes());
+    for (const Format format : kGgufFormats) {  // K-quants: sub-scales in bytes of their own, d in every 128 columns
+        const Packed gguf({.format = format, .rows = 64, .cols = 4096}, 1);
+        const double growth = static_cast<double>(gguf.strips.bytes()) / static_cast<double>(gguf.rows.view().bytes());
+        EXPECT_GE(growth, 1.0) << quant::traits(format).name;
+        EXPECT_LT(growth, quant::traits(format).block == 32 ? 1.0001 : 1.06) << quant::traits(format).name;
+    }
 }
 
 TEST(StripLayout, IsRefusedWhereNoPackedFormExists) {
@@ -90,7 +102,8 @@ TEST(StripLayout, IsRefusedWhereNoPackedFormExists) {
     };
     EXPECT_TRUE(refused({.format = Format::kBF16, .rows = 40, .cols = 128}));
     EXPECT_TRUE(refused({.format = Format::kBF16, .rows = 48, .cols = 96}));
-    EXPECT_TRUE(refused({.format = Format::kQ4_K, .rows = 48, .cols = 256}));
+    EXPECT_TRUE(refused({.format = Format::kIQ2_XXS, .rows = 48, .cols = 256}));
+    EXPECT_TRUE(refused({.format = Format::kQ4_0, .rows = 48, .cols = 96}));
     EXPECT_TRUE(refused({Format::kE4M3, 48, 256, Format::kF32, 8, 128}));
     EXPECT_TRUE(refused({Format::kE4M3, 48, 256, Format::kF32, 16, 64}));
     EXPECT_TRUE(refused({Format::kInt4Pair, 48, 256, Format::kBF16, 1, 128, true}));
@@ -214,7 +227,7 @@ TEST_P(Strips, Int8MatmulEqualsTheRoundedVectorsInDouble) {
         Packed packed(shape, 7);
         if (!quant::has_integer_codes(packed.strips)) continue;
         // The largest codes of both signs in the rows that meet the largest of x.
-        for (int64_t i = 0; i < packed.strips.strip_bytes / 3 / 2; ++i)
+        for (int64_t i = 0; i < packed.strips.strip_bytes / (kCols / 128) / 2; ++i)
             if (i / 4 % 16 < 4)
                 packed.bytes[static_cast<size_t>(i)] =
                     static_cast<std::byte>(shape.format == Format::kQ8_0 ? 0x80 : 0x7f);
@@ -233,6 +246,30 @@ TEST_P(Strips, Int8MatmulEqualsTheRoundedVectorsInDouble) {
                 }
                 EXPECT_NEAR(y[static_cast<size_t>(t * kRows + n)], sum, 1e-6 * size)
                     << to_string(shape) << " vector " << t << " row " << n;
+            }
+        }
+    }
+}
+
+/// The largest sums of a unit: codes that are all 0 or all ones against vectors of one sign.
+TEST_P(Strips, Int8SumsOfTheLargestCodesDoNotOverflow) {
+    const std::vector<float> x(static_cast<size_t>(kCols), 3.0f);
+    for (const Format format : kGgufFormats) {
+        Packed packed({.format = format, .rows = kRows, .cols = kCols}, 8);
+        for (const int fill : {0x00, 0xff}) {
+            const int64_t block = packed.strips.strip_bytes / (kCols / 128);
+            const int64_t codes = quant::strip_shape(packed.strips).code_bytes();
+            for (size_t at = 0; at < packed.bytes.size(); at += static_cast<size_t>(block))
+                std::memset(&packed.bytes[at], fill, static_cast<size_t>(codes));
+            const std::vector<float> weights = quant::decode_matrix(packed.strips);
+            const std::vector<float> y = multiply(packed.strips, 0, kRows, x, 1, ops::InputRounding::kInt8);
+            for (int64_t n = 0; n < kRows; ++n) {
+                double sum = 0.0, size = 0.0;
+                for (int64_t k = 0; k < kCols; ++k) {
+                    const double product = 3.0 * weights[static_cast<size_t>(n * kCols + k)];
+                    sum += product, size += std::abs(product);
+                }
+                EXPECT_NEAR(y[static_cast<size_t>(n)], sum, 4e-6 * size) << quant::traits(format).name << " row " << n;
             }
         }
     }

@@ -57,7 +57,7 @@ TEST(Numa, ANodeThatDoesNotExistIsAnError) {
 }
 
 TEST(Arena, SlicesAreEquallyFarApart) {
-    const NodeSet slices[] = {{}, {}, {}};
+    const Slice slices[] = {{{}, {0}}, {{}, {0}}, {{}, {0}}};
     const Arena arena(3 << 20, slices);
     EXPECT_EQ(arena.stride(), 4 << 20);
     EXPECT_EQ(arena.slice(2) - arena.slice(0), 2 * arena.stride());
@@ -68,7 +68,7 @@ TEST(Arena, SlicesAreEquallyFarApart) {
 }
 
 TEST(Arena, BoundSlicesAreInPlace) {
-    const NodeSet slices[] = {{0}, {0}};
+    const Slice slices[] = {{{0}, {0}}, {{0}, {0}}};
     const Arena arena(1 << 20, slices);
     std::memset(arena.slice(1), 1, 1 << 20);
     if (arena.refused())
@@ -79,9 +79,9 @@ TEST(Arena, BoundSlicesAreInPlace) {
 
 // Two nodes of which this machine has one: the pages cannot be where they belong.
 TEST(Arena, PagesElsewhereAreSeen) {
-    const NodeSet on_first[] = {{0}};
+    const Slice on_first[] = {{{0}, {0}}};
     if (Arena(1, on_first).refused()) return;
-    const NodeSet elsewhere[] = {{0, 1000}};  // interleaved over those of them that exist
+    const Slice elsewhere[] = {{{0, 1000}, {0}}};  // interleaved over those of them that exist
     const Arena arena(1 << 20, elsewhere);
     std::memset(arena.slice(0), 1, 1 << 20);
     EXPECT_EQ(arena.share_in_place(), 1.0);
@@ -90,10 +90,10 @@ TEST(Arena, PagesElsewhereAreSeen) {
 
 // Most machines have no pages set aside: then there is none of these arenas.
 TEST(Arena, ReservedPagesAreTakenIfThereAreEnough) {
-    const NodeSet slices[] = {{}, {}};
-    EXPECT_FALSE(Arena::reserved(1 << 20, slices, 2));           // a page would be half empty
-    EXPECT_FALSE(Arena::reserved(int64_t{1} << 45, slices, 2));  // nobody has that many
-    if (const std::optional<Arena> arena = Arena::reserved(5 << 20, slices, 2)) {
+    const Slice slices[] = {{{}, {0}}, {{}, {0, 1}}};
+    EXPECT_FALSE(Arena::reserved(1 << 20, slices));           // a page would be half empty
+    EXPECT_FALSE(Arena::reserved(int64_t{1} << 45, slices));  // nobody has that many
+    if (const std::optional<Arena> arena = Arena::reserved(5 << 20, slices)) {
         EXPECT_EQ(arena->page_bytes(), int64_t{Pages::kHuge});
         EXPECT_EQ(arena->stride(), 6 << 20);
         std::memset(arena->slice(0), 1, 12 << 20);

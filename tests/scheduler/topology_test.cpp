@@ -20,7 +20,7 @@ struct Expected {
 };
 
 void expect_slices(const Machine& machine, Numa numa, const std::vector<Expected>& expected) {
-    const std::vector<Slice> slices = weight_slices(machine, numa);
+    const std::vector<memory::Slice> slices = weight_slices(machine, numa);
     ASSERT_EQ(slices.size(), expected.size());
     for (size_t i = 0; i < slices.size(); ++i) {
         EXPECT_EQ(slices[i].nodes, expected[i].nodes) << "slice " << i;
@@ -73,7 +73,7 @@ TEST(Topology, ANodeWhoseCoresBelongToOthersTakesNoPart) {
 }
 
 TEST(Topology, WorkersAreSpreadEvenlyAndGroupedBySlice) {
-    const std::vector<Slice> slices = weight_slices(machine("epyc-2s-nps1"), Numa::kNodes);
+    const std::vector<memory::Slice> slices = weight_slices(machine("epyc-2s-nps1"), Numa::kNodes);
     const auto places = [&](int threads) { return worker_places(slices, threads); };
     EXPECT_EQ(places(0).cpus, (Ints{0, 2, 4, 6, 8, 10, 12, 14}));
     EXPECT_EQ(places(0).slices, (Ints{0, 0, 0, 0, 1, 1, 1, 1}));
