@@ -88,6 +88,17 @@ void Executor::play_timed(const cpu::Frame& frame) {
     profile_->add_pass(seconds_between(start, Clock::now()));
 }
 
+void Executor::play_recorded(const cpu::Frame& frame) {
+    routing_->ids.clear();
+    for (const ops::Step& step : plan_.steps) {
+        play(step, frame);
+        const auto* route = std::get_if<ops::Route>(&step);
+        if (route == nullptr) continue;
+        const int32_t* ids = frame.int_row(route->ids, 0);  // layers share the slot: the next one writes over it
+        routing_->ids.emplace_back(ids, ids + frame.batch.rows() * route->top_k);
+    }
+}
+
 void Executor::forward(std::span<const Part> parts, const float* streams_in) {
     const ops::Batch batch = gather(parts);
     if (streams_in != nullptr) {
@@ -99,6 +110,8 @@ void Executor::forward(std::span<const Part> parts, const float* streams_in) {
     const cpu::Frame frame{plan_, batch, slots_.data(), rotations_.data(), shared_, per_worker_, workers_, kernels_};
     if (profile_ != nullptr)
         play_timed(frame);
+    else if (routing_ != nullptr)
+        play_recorded(frame);
     else
         for (const ops::Step& step : plan_.steps) play(step, frame);
     for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));

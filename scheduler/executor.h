@@ -30,6 +30,11 @@ struct ExecutorLimits {
     int64_t max_tokens = 4096;  ///< of one sequence
 };
 
+/// The experts that one pass chose: of each Route step of the plan, in order, [rows, top_k].
+struct RoutingRecord {
+    std::vector<std::vector<int32_t>> ids;
+};
+
 class Executor {
 public:
     /// `plan` must outlive the executor. `workers` is shared with other executors of the same thread (trunk and MTP).
@@ -58,11 +63,14 @@ public:
 
     /// From now on every step is timed into `profile`, which outlives its use; null: no more.
     void profile_steps(StepProfile* profile) { profile_ = profile; }
+    /// From now on every pass leaves its routing in `record`, which outlives its use; null: no more.
+    void record_routing(RoutingRecord* record) { routing_ = record; }
 
 private:
     /// Lays tokens, positions and segments of the parts out as one batch.
     ops::Batch gather(std::span<const Part> parts);
     void play_timed(const cpu::Frame& frame);
+    void play_recorded(const cpu::Frame& frame);
 
     const ops::Plan& plan_;
     cpu::Workers& workers_;
@@ -77,6 +85,7 @@ private:
     std::vector<ops::Segment> segments_;
     ops::Cost last_cost_;
     StepProfile* profile_ = nullptr;
+    RoutingRecord* routing_ = nullptr;
 };
 
 }  // namespace thermocline::scheduler

@@ -31,6 +31,7 @@ struct BenchFlags {
     std::vector<int64_t> prompts{512}, outputs{128}, depths{0}, batches{1}, threads;
     int64_t repetitions = 5;
     std::string format = "md";
+    std::string routing = "model";
     bool profile_steps = false;
 };
 
@@ -116,9 +117,11 @@ Json row_of(const BenchTest& test, const std::vector<BenchSample>& samples, cons
 /// All tests with one number of threads.
 class Bench {
 public:
-    Bench(const BenchFlags& flags, const model::Model& model, BenchTable& table, Progress& progress)
+    Bench(const BenchFlags& flags, const model::Model& model, const RoutedTokens& routed, BenchTable& table,
+          Progress& progress)
         : flags_(flags),
           model_(model),
+          routed_(routed),
           kernels_(cpu::select_kernels(flags.model.isa.c_str())),
           table_(table),
           progress_(progress),
@@ -142,7 +145,7 @@ public:
             const double f32 = peak(cpu::Unit::kF32);
             return Limit{probe.read(), flags_.model.activations == "int8" ? std::max(f32, peak(cpu::Unit::kI8)) : f32};
         };
-        BenchRun run(model_, workers, kernels_, max_tokens_, max_batch_, flags_.model.seed);
+        BenchRun run(model_, routed_, workers, kernels_, max_tokens_, max_batch_, flags_.model.seed);
         for (const BenchTest& test : tests_) {
             run.prepare(test);
             // On both sides of the test: what some machines can do changes from second to second.
@@ -172,7 +175,8 @@ private:
                     {"model", engine::model_name(model_.checkpoint)},
                     {"format", formats_of(model_.trunk)},
                     {"isa", kernels_.name},
-                    {"gpu", "none"}});
+                    {"gpu", "none"},
+                    {"routing", flags_.routing}});
         table_.add(row);
     }
 
@@ -184,6 +188,7 @@ private:
 
     const BenchFlags& flags_;
     const model::Model& model_;
+    const RoutedTokens& routed_;
     const cpu::KernelTable& kernels_;
     BenchTable& table_;
     Progress& progress_;
@@ -203,10 +208,12 @@ void bench(BenchFlags flags) {
 
     const auto model = model::load_model(flags.model.path(), flags.model.load_options());
     const auto packed = flags.model.weights_in_place ? nullptr : engine::pack_weights(*model, slices);
+    const RoutedTokens routed =
+        Routing(flags.routing).apply(model->trunk, engine::model_name(model->checkpoint), flags.model.seed);
     BenchTable table(flags.format);
     Progress progress("bench:", std::ssize(tests_of(flags)) * std::ssize(all_places) * flags.repetitions,
                       "repetitions");
-    Bench bench(flags, *model, table, progress);
+    Bench bench(flags, *model, routed, table, progress);
     for (const scheduler::WorkerPlaces& places : all_places) bench.with_workers(places);
     bench.finish();
 }
@@ -226,6 +233,14 @@ void add_bench(CLI::App& root) {
     list("-d,--depth", flags->depths, 0, kTokens, "tokens in the cache before, mostly copies of others; default 0");
     list("-b,--batch", flags->batches, 1, kMaxBatch, "sequences at once; default 1");
     list("-t", flags->threads, 1, 1 << 16, "CPU workers; default: --threads");
+    command
+        .add_option("--routing", flags->routing,
+                    "which experts tokens go to. model: those that the weights choose; uniform, zipf[:S]: drawn, all "
+                    "alike, or in each layer with weights 1, 2^-S, 3^-S, ... in an order of its own, S 1 by default; "
+                    "FILE: a trace of score --record-routing")
+        ->check(CLI::Validator([](const std::string& text) { return Routing::fault(text); }, ""))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("-r,--repetitions", flags->repetitions, "of every test; the mean is reported")
         ->check(CLI::Range(int64_t{1}, int64_t{100000}))
         ->group(group)

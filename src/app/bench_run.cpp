@@ -27,19 +27,24 @@ int64_t real_tokens(const ops::Plan& plan) {
 
 }  // namespace
 
-BenchRun::BenchRun(const model::Model& model, cpu::Workers& workers, const cpu::KernelTable& kernels,
-                   int64_t max_tokens, int64_t max_batch, uint64_t seed)
+BenchRun::BenchRun(const model::Model& model, const RoutedTokens& routed, cpu::Workers& workers,
+                   const cpu::KernelTable& kernels, int64_t max_tokens, int64_t max_batch, uint64_t seed)
     : model_(model),
       executor_(model.trunk, workers, kernels, limits_for(max_tokens, max_batch)),
+      routed_(routed),
       seed_(seed),
       tokens_(static_cast<size_t>(executor_.limits().max_rows)) {}
 
-void BenchRun::add_part(memory::SequenceCache& sequence, int64_t count, bool output) {
+void BenchRun::add_part(memory::SequenceCache& sequence, int64_t count, bool output, bool generated) {
     size_t used = 0;
     for (const scheduler::Part& part : parts_) used += part.tokens.size();
     const std::span<int32_t> tokens = std::span(tokens_).subspan(used, static_cast<size_t>(count));
-    for (int32_t& token : tokens)
-        token = static_cast<int32_t>(random_uniform(seed_, drawn_++) * static_cast<double>(model_.vocab));
+    const std::vector<int32_t>& list = generated ? routed_.generated : routed_.prompt;
+    for (int32_t& token : tokens) {
+        const uint64_t place = drawn_++;
+        token = list.empty() ? static_cast<int32_t>(random_uniform(seed_, place) * static_cast<double>(model_.vocab))
+                             : list[place % list.size()];
+    }
     parts_.push_back({&sequence, tokens, output ? 1 : 0});
 }
 
@@ -100,7 +105,7 @@ void BenchRun::prompts(const BenchTest& test, BenchSample& sample) {
 
 void BenchRun::generate(const BenchTest& test, BenchSample& sample) {
     for (int64_t i = 0; i < test.tokens; ++i) {
-        for (const auto& sequence : sequences_) add_part(*sequence, 1, true);
+        for (const auto& sequence : sequences_) add_part(*sequence, 1, true, true);
         forward(sample);
     }
 }

@@ -6,6 +6,7 @@
 #include "memory/sequence_cache.h"
 #include "scheduler/executor.h"
 #include "scheduler/profiler.h"
+#include "src/app/routing.h"
 #include "src/model/registry.h"
 #include "src/ops/cost.h"
 
@@ -34,8 +35,8 @@ struct BenchSample {
 class BenchRun {
 public:
     /// Everything must outlive this. `max_tokens` and `max_batch`: the largest of the tests to come.
-    BenchRun(const model::Model& model, cpu::Workers& workers, const cpu::KernelTable& kernels, int64_t max_tokens,
-             int64_t max_batch, uint64_t seed);
+    BenchRun(const model::Model& model, const RoutedTokens& routed, cpu::Workers& workers,
+             const cpu::KernelTable& kernels, int64_t max_tokens, int64_t max_batch, uint64_t seed);
 
     /// Puts `test.depth` tokens into the caches and runs a few passes, so that what follows runs warm. Throws Error if
     /// there is no memory for the caches.
@@ -50,13 +51,14 @@ private:
     void prompts(const BenchTest& test, BenchSample& sample);
     void generate(const BenchTest& test, BenchSample& sample);
     void forward(BenchSample& sample);
-    /// Adds the next `count` random tokens of a sequence to the pass to come.
-    void add_part(memory::SequenceCache& sequence, int64_t count, bool output);
+    /// Adds the next `count` tokens of a sequence, of a prompt or generated ones, to the pass to come.
+    void add_part(memory::SequenceCache& sequence, int64_t count, bool output, bool generated = false);
 
     const model::Model& model_;
     scheduler::Executor executor_;
+    const RoutedTokens& routed_;
     uint64_t seed_;
-    uint64_t drawn_ = 0;
+    uint64_t drawn_ = 0;  // tokens, as numbers of the seed or places in the lists of `routed_`
     std::vector<std::unique_ptr<memory::SequenceCache>> sequences_;
     std::vector<std::byte> filled_;  // snapshot of a sequence of `depth` tokens
     std::vector<int32_t> tokens_;    // of the pass to come

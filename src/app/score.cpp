@@ -1,16 +1,19 @@
 // `score`: teacher-forced log-probabilities of token ids (cli.md). Needs no tokenizer.
 #include "src/app/commands.h"
+#include "src/app/routing.h"
 #include "src/app/session.h"
 #include "src/app/settings.h"
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/json.h"
+#include "src/engine/vocabulary.h"
 
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <optional>
 
 namespace thermocline::app {
 
@@ -20,7 +23,7 @@ constexpr int64_t kDefaultChunk = 256;
 
 struct ScoreFlags {
     ModelFlags model;
-    std::string tokens, logits;
+    std::string tokens, logits, routing;
     int64_t chunk = 0, decode_from = -1, top = 20;
     bool json = false;
 };
@@ -79,7 +82,14 @@ struct Scored {
     int64_t predicted = 0;
 };
 
-Scored score_sequence(Session& session, const ScoreFlags& flags, const Tokens& tokens, NpyWriter* npy) {
+/// Where a trace of the routing goes, if one is wanted.
+struct Recording {
+    RoutingWriter writer;
+    scheduler::RoutingRecord pass = {};
+};
+
+Scored score_sequence(Session& session, const ScoreFlags& flags, const Tokens& tokens, size_t index, NpyWriter* npy,
+                      Recording* recording) {
     const auto count = static_cast<int64_t>(tokens.size());
     const int64_t prefill = flags.decode_from < 0 ? count : std::min(flags.decode_from, count);
     const int64_t vocab = session.model->vocab;
@@ -92,6 +102,7 @@ Scored score_sequence(Session& session, const ScoreFlags& flags, const Tokens& t
         const std::span part(tokens.data() + begin, static_cast<size_t>(rows));
         const scheduler::Part parts[] = {{sequence.get(), part, static_cast<int32_t>(rows)}};
         session.executor->forward(parts);
+        if (recording) recording->writer.add(recording->pass, begin >= prefill, index);
         for (int64_t i = 0; i < rows; ++i) {
             const float* logits = session.executor->logits(i);
             if (npy) npy->row(logits, vocab);
@@ -119,12 +130,19 @@ void score(const ScoreFlags& flags) {
     if (!flags.logits.empty())
         npy = std::make_unique<NpyWriter>(flags.logits, static_cast<int64_t>(sequences.front().size()),
                                           session.model->vocab);
+    std::optional<Recording> recording;
+    if (!flags.routing.empty()) {
+        recording = Recording{
+            RoutingWriter(flags.routing, engine::model_name(session.model->checkpoint), session.model->trunk)};
+        session.executor->record_routing(&recording->pass);
+    }
 
     Json out = {{"model", std::filesystem::path(flags.model.path()).filename().string()}, {"sequences", Json::array()}};
     double log_sum = 0.0;
     int64_t predicted = 0;
     for (const Tokens& tokens : sequences) {
-        Scored scored = score_sequence(session, flags, tokens, npy.get());
+        Scored scored = score_sequence(session, flags, tokens, out["sequences"].size(), npy.get(),
+                                       recording ? &*recording : nullptr);
         if (npy) {
             npy->close();
             npy.reset();  // the first sequence only
@@ -136,6 +154,7 @@ void score(const ScoreFlags& flags) {
                         scored.log_sum);
         out["sequences"].push_back(std::move(scored.json));
     }
+    if (recording) recording->writer.close();
     out["perplexity"] = predicted > 0 ? Json(std::exp(-log_sum / static_cast<double>(predicted))) : Json(nullptr);
     if (flags.json)
         std::printf("%s\n", dump_json(out).c_str());
@@ -162,6 +181,8 @@ void add_score(CLI::App& root) {
         ->check(CLI::NonNegativeNumber)
         ->capture_default_str();
     command.add_option("--logits", flags->logits, "write float32 logits [tokens, vocab] of the first sequence (.npy)");
+    command.add_option("--record-routing", flags->routing,
+                       "write the experts that every layer chose for every token (JSON lines), for bench --routing");
     command.add_flag("--json", flags->json, "print one JSON document");
     command.callback([flags] { score(*flags); });
 }

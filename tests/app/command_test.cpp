@@ -44,6 +44,7 @@ TEST(Command, UsageErrorsEndWithTwo) {
 }
 
 TEST(Command, HelpNamesEveryFlag) {
+    EXPECT_EQ(run_command({"convert", "--help"}).status, 0);
     for (const char* command : {"run", "serve", "score", "perplexity", "bench"}) {
         const Ran ran = run_command({command, "--help"});
         EXPECT_EQ(ran.status, 0);
@@ -135,7 +136,8 @@ TEST(Bench, EveryRowHasTheColumnsOfTheContract) {
                                               "model",
                                               "format",
                                               "isa",
-                                              "gpu"};
+                                              "gpu",
+                                              "routing"};
     for (const Json& row : rows) {
         std::vector<std::string> keys;
         for (const auto& [key, value] : row.items()) keys.push_back(key);
@@ -143,6 +145,7 @@ TEST(Bench, EveryRowHasTheColumnsOfTheContract) {
         for (const char* rate : {"tokens_per_s", "bytes_per_token", "gb_per_s", "bandwidth_gb_per_s", "gflops"})
             EXPECT_GT(row[rate].get<double>(), 0.0) << rate;
         EXPECT_EQ(row["model"], "demo");
+        EXPECT_EQ(row["routing"], "model");
     }
     EXPECT_EQ(rows[0]["test"], "pp8");
     EXPECT_EQ(rows[1]["test"], "tg4");
@@ -171,6 +174,101 @@ TEST(Bench, WhatCannotRunIsRefused) {
     expect_refused(bench({"-d", "16380", "-p", "8", "--log-level", "off"}), "16388 tokens, expected at most 16384");
 }
 
+TEST(Bench, RoutingIsDrawnOrReplayed) {
+    const std::string trace = temp_file("trace.jsonl", "");
+    const std::string tokens = temp_file("tokens.json", "[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]");
+    const std::vector<std::string> score = {"score", kDemo, "--tokens", tokens, "--log-level", "off", "--json"};
+    const auto scored = [&](std::vector<std::string> more) {
+        more.insert(more.begin(), score.begin(), score.end());
+        return run_command(more);
+    };
+    const Ran recorded = scored({"--record-routing", trace, "--decode-from", "6"});
+    ASSERT_EQ(recorded.status, 0) << recorded.err;
+    EXPECT_EQ(recorded.out, scored({"--decode-from", "6"}).out);
+    const std::string text = read_text(trace);
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 6);  // head, a prompt of 6, four tokens
+    expect_refused(scored({"--record-routing", "/no/such/folder/x"}), "/no/such/folder/x: cannot write");
+
+    // With replayed experts a token reads what it reads with its own; every kind names itself.
+    for (const std::string& routing : {trace, std::string("uniform"), std::string("zipf:1.5")}) {
+        const Ran ran = bench({"-o", "json", "--routing", routing});
+        ASSERT_EQ(ran.status, 0) << ran.err;
+        const Json rows = parse_json(ran.out, "stdout");
+        EXPECT_EQ(rows[0]["routing"], routing);
+        EXPECT_GT(rows[1]["tokens_per_s"], 0.0);
+    }
+    EXPECT_EQ(bench({"--routing", "zipf:9"}).status, 2);
+    EXPECT_EQ(bench({"--routing", "no-such-trace"}).status, 2);
+    expect_refused(bench({"--routing", temp_file("wrong.jsonl", "{}\n"), "--log-level", "off"}), "line 1");
+    expect_refused(run_command({"bench", "deepseek-v4-flash", "--load-format", "dummy", "--layers", "1", "--routing",
+                                trace, "--log-level", "off", "--max-model-len", "8", "-p", "1", "-n", "0"}),
+                   "but deepseek-v4-flash has 1 layers, 256 experts, top 6");
+}
+
+TEST(Convert, TheDirectoryIsAModel) {
+    const auto folder = std::filesystem::path(testing::TempDir()) / "thermocline_converted";
+    std::filesystem::remove_all(folder);
+    const Ran ran = run_command({"convert", kDemo, "-o", folder.string(), "--threads", "2"});
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    EXPECT_NE(ran.out.find("GB written"), std::string::npos) << ran.out;
+
+    const std::string tokens = temp_file("tokens.json", "[5, 6, 7, 8, 9, 10, 11, 12, 13, 14]");
+    const auto scored = [&](const std::string& model, std::vector<std::string> more) {
+        const std::vector<std::string> score = {"score", model, "--tokens", tokens, "--json", "--log-level", "off"};
+        more.insert(more.begin(), score.begin(), score.end());
+        const Ran out = run_command(more);
+        EXPECT_EQ(out.status, 0) << out.err;
+        return parse_json(out.out, "stdout")["sequences"];
+    };
+    EXPECT_EQ(scored(folder.string(), {}), scored(kDemo, {}));
+    EXPECT_EQ(scored(folder.string(), {"--weights-in-place"}), scored(kDemo, {}));  // mapped packed either way
+    EXPECT_EQ(scored(folder.string(), {"--activations", "int8"}), scored(kDemo, {"--activations", "int8"}));
+    EXPECT_EQ(scored(folder.string(), {"--layers", "2"}), scored(kDemo, {"--layers", "2"}));
+
+    const auto said = [](const std::string& model) {
+        return run_command({"run", model, "-p", "And the LORD said", "-n", "8", "--log-level", "off"}).out;
+    };
+    EXPECT_EQ(said(folder.string()), said(kDemo));
+    const Ran inspected = run_command({"inspect", folder.string()});
+    EXPECT_EQ(inspected.status, 0) << inspected.err;
+    EXPECT_NE(inspected.out.find("converted from safetensors " + kDemo), std::string::npos) << inspected.out;
+
+    expect_refused(run_command({"convert", kDemo, "-o", folder.string(), "--log-level", "off"}), "is not empty");
+    expect_refused(run_command({"convert", folder.string(), "-o", folder.string() + "2", "--log-level", "off"}),
+                   "is converted already");
+    EXPECT_EQ(run_command({"convert", kDemo}).status, 2);
+
+    // One bit of a matrix: starting does not read it, inspect does.
+    std::fstream weights(folder / "weights.bin", std::ios::binary | std::ios::in | std::ios::out);
+    weights.seekg(1 << 20);
+    const int byte = weights.get();
+    weights.seekp(1 << 20).put(static_cast<char>(byte ^ 1));
+    weights.close();
+    const Ran damaged = run_command({"inspect", folder.string()});
+    EXPECT_EQ(damaged.status, 1);
+    EXPECT_NE(damaged.out.find("is damaged (wrong checksum): convert the model again"), std::string::npos);
+    std::filesystem::remove_all(folder);
+}
+
+TEST(Dummy, PackingNeedsLittleMoreThanThePackedWeights) {
+    Json config = parse_json(read_text(kDemo + "/config.json"), "config.json");
+    config["moe_intermediate_size"] = 1024;
+    config["num_nextn_predict_layers"] = 0;
+    config["compress_ratios"] = {0, 4, 128, 4};
+    const auto peak = [&](int experts) {
+        config["n_routed_experts"] = experts;
+        const Ran ran = run_command({"score", temp_file("large.json", dump_json(config)), "--load-format", "dummy",
+                                     "--tokens", temp_file("tokens.json", "[1]"), "--threads", "2"});
+        EXPECT_EQ(ran.status, 0) << ran.err;
+        return ran.peak_kib;
+    };
+    // Of an expert: three matrices of 256 x 1024 in blocks of 17 bytes for 32 numbers. Made first and packed then, the
+    // codes alone would be there twice.
+    const long more = peak(512) - peak(128), packed = 384L * 4 * 3 * 256 * 1024 / 32 * 17 / 1024;
+    EXPECT_GT(more, packed * 9 / 10);
+    EXPECT_LT(more, packed * 11 / 10 * MEMORY_FACTOR);
+}
+
 TEST(Dummy, NamesAndFilesOfConfigsLoad) {
     const std::string tokens = temp_file("tokens.json", "[1, 2, 3, 4, 5]");
     const auto scored = [&](const std::string& model, const char* seed, const char* layers) {
@@ -182,6 +280,7 @@ TEST(Dummy, NamesAndFilesOfConfigsLoad) {
     EXPECT_GT(parse_json(first.out, "stdout")["perplexity"].get<double>(), 100.0);  // finite, and it knows nothing
     const auto sequences = [](const Ran& ran) { return parse_json(ran.out, "stdout")["sequences"]; };
     EXPECT_EQ(sequences(scored(kDemo, "0", "0")), sequences(first));
+    EXPECT_EQ(sequences(scored("demo", "0", "0")), sequences(first));  // configs/models
     EXPECT_NE(sequences(scored(kDemo, "1", "0")), sequences(first));
     EXPECT_NE(sequences(scored(kDemo, "0", "2")), sequences(first));
 
@@ -192,7 +291,7 @@ TEST(Dummy, NamesAndFilesOfConfigsLoad) {
     };
     refused({"deepseek-v4-flash"}, "needs --load-format dummy");
     refused({kDemo + "/config.json"}, "needs --load-format dummy");
-    refused({"no-such-model", "--load-format", "dummy"}, "deepseek-v4-flash, deepseek-v4-pro");
+    refused({"no-such-model", "--load-format", "dummy"}, "deepseek-v4-flash, deepseek-v4-pro, demo");
     refused({"/no/such/model", "--load-format", "dummy"}, "/no/such/model");
 
     const std::string config = temp_file("lonely.json", read_text(kDemo + "/config.json"));
