@@ -39,8 +39,8 @@ void expect_same(const quant::Matrix& a, const quant::Matrix& b, const std::stri
 void expect_same_numbers(const std::string& config) {
     for (const int slices : {1, 2}) {
         const auto made = dummy(config, false), deferred = dummy(config, true), in_place = dummy(config, false);
-        const std::vector<scheduler::Slice> all = {{{}, {0, 1}}, {{}, {0}}};
-        const std::vector<scheduler::Slice> some(all.begin(), all.begin() + slices);
+        const std::vector<memory::Slice> all = {{{}, {0, 1}}, {{}, {0}}};
+        const std::vector<memory::Slice> some(all.begin(), all.begin() + slices);
         const auto a = engine::pack_weights(*made, some), b = engine::pack_weights(*deferred, some);
         EXPECT_EQ(a->bytes(), b->bytes());
         EXPECT_EQ(a->unpacked_bytes(), b->unpacked_bytes());
