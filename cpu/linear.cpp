@@ -10,6 +10,7 @@ namespace thermocline::cpu {
 namespace {
 
 constexpr int64_t kGrainMacs = 1 << 15;  // below this a part costs less than waking a worker
+constexpr int64_t kRowsTogether = 4;     // of layout kRows: the kernels share the loads of x among so many
 
 }  // namespace
 
@@ -43,13 +44,13 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
     }
     float* y = f.slot(s.out);  // [vectors, W.rows]
     const int64_t group_rows = w.rows / s.groups;
-    const int64_t unit = w.layout == quant::Layout::kStrips ? quant::kStripRows : 1;
+    const int64_t unit = w.layout == quant::Layout::kStrips ? quant::kStripRows : kRowsTogether;
     const int64_t grain = std::max<int64_t>(1, kGrainMacs / (w.cols * vectors * unit));
     const Slices slices(w, unit);
     split_slices(f.workers, slices, 1, grain, [&](int64_t slice, int64_t begin, int64_t end, int) {
         const quant::Matrix part = strip_slice(w, slice);
         const int64_t first = slices.first_row(slice);
-        begin = first + begin * unit, end = first + end * unit;
+        begin = first + begin * unit, end = first + std::min(end * unit, slices.rows_of(slice));
         while (begin < end) {  // a part may span output groups, which read different inputs
             const int64_t group = begin / group_rows;
             const int64_t stop = std::min(end, (group + 1) * group_rows);

@@ -30,6 +30,21 @@ Key key_of(const Matrix& m) { return {m.data, m.format, m.rows, m.cols}; }
 /// Every view that may be replaced, by what it shows.
 class Views {
 public:
+    explicit Views(std::span<ops::Plan* const> plans) {
+        for (const ops::Plan* plan : plans) exclude_tables(*plan);
+        for (ops::Plan* plan : plans) collect(*plan);
+    }
+
+    std::map<Key, std::vector<Matrix*>>& packed() { return packed_; }
+    const std::map<Key, Matrix>& kept() const { return kept_; }
+
+    int64_t kept_bytes() const {
+        int64_t sum = 0;
+        for (const auto& [key, matrix] : kept_) sum += matrix.bytes();
+        return sum;
+    }
+
+private:
     /// Tables are read a row at a time, which packed would touch sixteen: they stay.
     void exclude_tables(const ops::Plan& plan) {
         for (const ops::Step& step : plan.steps)
@@ -49,16 +64,6 @@ public:
         for (ops::ExpertSet& set : plan.experts) collect(set);
     }
 
-    std::map<Key, std::vector<Matrix*>>& packed() { return packed_; }
-    const std::map<Key, Matrix>& kept() const { return kept_; }
-
-    int64_t kept_bytes() const {
-        int64_t sum = 0;
-        for (const auto& [key, matrix] : kept_) sum += matrix.bytes();
-        return sum;
-    }
-
-private:
     /// All or none, of one format and cut alike: the inputs of a set are prepared once, its slices handed out at once.
     void collect(ops::ExpertSet& set) {
         bool uniform = true;
@@ -186,9 +191,7 @@ void check_rooms(int64_t each, std::span<const Slice> slices, int64_t freed) {
 PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWeights* source,
                              std::span<const Slice> slices, const std::function<void(int64_t, int64_t)>& progress) {
     CHECK(!slices.empty());
-    Views views;
-    for (ops::Plan* plan : plans) views.exclude_tables(*plan);
-    for (ops::Plan* plan : plans) views.collect(*plan);
+    Views views(plans);
     unpacked_bytes_ = views.kept_bytes();
 
     int64_t each = 0, source_bytes = 0, freed = 0;  // of a slice, of all
@@ -237,9 +240,7 @@ PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWe
 }
 
 std::vector<quant::Matrix*> packable_views(std::span<ops::Plan* const> plans) {
-    Views views;
-    for (ops::Plan* plan : plans) views.exclude_tables(*plan);
-    for (ops::Plan* plan : plans) views.collect(*plan);
+    Views views(plans);
     std::vector<quant::Matrix*> all;
     for (const auto& [key, list] : views.packed()) all.insert(all.end(), list.begin(), list.end());
     return all;

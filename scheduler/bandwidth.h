@@ -5,6 +5,7 @@
 #include "cpu/workers.h"
 #include "src/base/pages.h"
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -31,6 +32,9 @@ private:
     std::vector<Pages> stretches_;  // [workers]
     std::vector<uint64_t> sums_;    // [workers] of what was read, so that no pass can be left out
 };
+
+/// A measured figure as files show it: three decimals.
+inline double rounded(double figure) { return std::round(figure * 1000.0) / 1000.0; }
 
 /// Read bandwidth by a probe of its own; takes about a fifth of a second.
 double measure_read_bandwidth(cpu::Workers& workers);

@@ -3,40 +3,36 @@
 #include "scheduler/bandwidth.h"
 #include "src/base/thread.h"
 
-#include <atomic>
-#include <cmath>
+#include <future>
+#include <stop_token>
 #include <thread>
 
 namespace thermocline::scheduler {
 
 namespace {
 
-double rounded(double value) { return std::round(value * 1000.0) / 1000.0; }
-
 /// The link while workers on `cpus` read, from before the first copy until after the last.
 void measure_busy_link(std::span<const int> cpus, GpuSpeed& speed) {
-    std::atomic<bool> reading = false, stop = false;
+    std::promise<void> started;
     double reads = 0.0;
     int passes = 0;
-    std::jthread reader([&] {
-        pin_this_thread(cpus.front());
-        cpu::Workers workers(cpus);
-        BandwidthProbe probe(workers);
-        do {
-            reads += probe.read();
-            ++passes;
-            reading = true;
-            reading.notify_one();
-        } while (!stop);
+    std::jthread reader([&](std::stop_token stop) {
+        try {
+            pin_this_thread(cpus.front());
+            cpu::Workers workers(cpus);
+            BandwidthProbe probe(workers);
+            started.set_value();
+            do {
+                reads += probe.read();
+                ++passes;
+            } while (!stop.stop_requested());
+        } catch (...) {
+            started.set_exception(std::current_exception());
+        }
     });
-    reading.wait(false);
-    try {
-        speed.busy_link = cuda::measure_link(speed.device.index);
-    } catch (...) {
-        stop = true;
-        throw;
-    }
-    stop = true;
+    started.get_future().get();
+    speed.busy_link = cuda::measure_link(speed.device.index);
+    reader.request_stop();
     reader.join();
     speed.busy_cpu_read = reads / passes;
 }

@@ -5,9 +5,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
+#include <future>
 #include <span>
-#include <thread>
 
 namespace thermocline::scheduler {
 
@@ -23,11 +22,11 @@ constexpr cpu::Unit kUnits[] = {cpu::Unit::kF32, cpu::Unit::kBF16, cpu::Unit::kI
 /// its place.
 template <typename Body>
 void with_workers(std::span<const int> cpus, Body body) {
-    std::jthread([&] {
+    std::async(std::launch::async, [&] {
         pin_this_thread(cpus.front());
         cpu::Workers workers(cpus);
         body(workers);
-    }).join();
+    }).get();
 }
 
 double measure_barrier_us(cpu::Workers& workers) {
@@ -77,8 +76,6 @@ void measure_peaks(std::span<const int> cpus, std::vector<TierPeak>& peaks, cons
         }
     }
 }
-
-double rounded(double value) { return std::round(value * 1000.0) / 1000.0; }
 
 Json group_json(const GroupSpeed& group) {
     Json read = Json::array();

@@ -54,7 +54,7 @@ void convert(const ConvertFlags& flags) {
 void add_convert(CLI::App& root) {
     auto flags = std::make_shared<ConvertFlags>();
     CLI::App& command = *root.add_subcommand(
-        "convert", "writes the weights as the kernels read them, once: later starts map them and take milliseconds");
+        "convert", "writes the weights as the kernels read them, once: later starts map them instead of packing");
     command
         .add_option("MODEL", flags->model.model,
                     "directory with config.json and safetensors, or a .gguf file (first split)")

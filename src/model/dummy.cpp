@@ -95,8 +95,8 @@ void fill(const Piece& piece, uint64_t seed) {
     const auto first = static_cast<uint64_t>(piece.stream / 8);
     auto* out = reinterpret_cast<uint64_t*>(piece.out);
     if (piece.tensor->values == Values::kIds) return fill_ids(*piece.tensor, seed, first, out);
-    fill_words(*piece.tensor, seed, first, static_cast<uint64_t>((piece.bytes + 7) / 8),
-               out);  // padding holds the last
+    // What the last word has too much goes into the padding.
+    fill_words(*piece.tensor, seed, first, static_cast<uint64_t>((piece.bytes + 7) / 8), out);
 }
 
 void fill_all(const std::vector<Piece>& pieces, uint64_t seed) {

@@ -262,12 +262,14 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
     const PutWords put_words = put_words_of(matrix.format);
     const int scale_bytes = shape.fields[0].bytes;
     const int64_t groups = scale_bytes > 0 ? kStripBlock / shape.fields[0].cols : 0;
+    const int64_t row_block = gguf ? 0 : bytes_of(matrix.format, kStripBlock);  // blocks of GGUF may be longer
     int64_t starts[StripShape::kFields];
     for (int field = 0; field < StripShape::kFields; ++field) starts[field] = shape.offset(field, 0, 0);
+    const int64_t code_bytes = shape.code_bytes(), block_bytes = shape.block_bytes();
     for (int64_t strip = first; strip < first + count; ++strip) {
         const std::byte* rows = matrix.data + strip * kStripRows * matrix.row_bytes;
-        for (int64_t block = 0; block < matrix.cols / kStripBlock; ++block, out += shape.block_bytes()) {
-            std::memset(out + shape.code_bytes(), 0, static_cast<size_t>(shape.block_bytes() - shape.code_bytes()));
+        for (int64_t block = 0; block < matrix.cols / kStripBlock; ++block, out += block_bytes) {
+            std::memset(out + code_bytes, 0, static_cast<size_t>(block_bytes - code_bytes));
             for (int64_t r = 0; r < kStripRows; ++r) {
                 const std::byte* row = rows + r * matrix.row_bytes;
                 if (gguf) {
@@ -275,9 +277,9 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
                     put_gguf_fields(matrix.format, row, block, starts, r, out);
                     continue;
                 }
-                put_words(row + block * bytes_of(matrix.format, kStripBlock), out + r * 4);
+                put_words(row + block * row_block, out + r * 4);
                 for (int64_t g = 0; g < groups; ++g)
-                    std::memcpy(out + shape.offset(0, g, r),
+                    std::memcpy(out + starts[0] + (g * kStripRows + r) * scale_bytes,
                                 scale_at(matrix, strip * kStripRows + r, block * groups + g, scale_bytes),
                                 static_cast<size_t>(scale_bytes));
             }
