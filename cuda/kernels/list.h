@@ -3,11 +3,26 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/kernels/handoff.h"
+#include "cuda/kernels/linear.h"
 #include "cuda/kernels/rows.h"
 
 namespace thermocline::cuda {
 
-using Kernels = KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows>;
+using RowKernels =
+    KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows, SumRows, SendJob, AwaitFlag, RaiseFlag>;
+
+template <typename Codes, int kPieces>
+using PackedKernels =
+    KernelList<FewVectors<Codes, kPieces, 1>, FewVectors<Codes, kPieces, 4>, ManyVectors<Codes, kPieces>>;
+
+using LinearKernels =
+    Joined<KernelList<PrepareVectors, RowProduct>, PackedKernels<E4M3Codes, 1>, PackedKernels<E4M3Codes, 2>,
+           PackedKernels<Mxfp4Codes, 1>, PackedKernels<Mxfp4Codes, 2>, PackedKernels<Nvfp4Codes, 1>,
+           PackedKernels<Nvfp4Codes, 2>, PackedKernels<Int4Codes<32>, 2>, PackedKernels<Int4Codes<128>, 2>,
+           PackedKernels<Q8Codes, 2>, PackedKernels<Bf16Codes, 2>>;
+
+using Kernels = Joined<RowKernels, LinearKernels>;
 
 template <typename Kernel>
 void launch(Stream& stream, const Grid& grid, const Kernel& kernel) {
