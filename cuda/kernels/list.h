@@ -3,11 +3,16 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/kernels/compress.h"
+#include "cuda/kernels/hyper.h"
+#include "cuda/kernels/kv.h"
+#include "cuda/kernels/route.h"
 #include "cuda/kernels/rows.h"
 
 namespace thermocline::cuda {
 
-using Kernels = KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows>;
+using Kernels = KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows, HyperIn, HyperHead, HyperOut, Route,
+                           RoundKv, StoreWindow, MakeEntries, StoreState>;
 
 template <typename Kernel>
 void launch(Stream& stream, const Grid& grid, const Kernel& kernel) {
