@@ -94,7 +94,8 @@ struct MakeEntries {
             for (int i = 0; i < kAhead; ++i) {
                 const bool there = begin + i < count;
                 const int slot = there ? begin + i : count - 1;
-                const float added = slot >= older ? ape[slot % ratio * wide + half_of(slot, count) + c] : 0.0f;
+                const float added =
+                    slot >= older ? ape[(slot < ratio ? slot : slot - ratio) * wide + half_of(slot, count) + c] : 0.0f;
                 value[i] = value_rows[slot][c];
                 score[i] = there ? score_rows[slot][c] + added : -std::numeric_limits<float>::infinity();
             }

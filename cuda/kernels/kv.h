@@ -145,6 +145,12 @@ GPU_CODE void round_vector(Thread& t, KvFormat format, LaneVector& v, int width,
     }
 }
 
+/// Row `index` of a cache that is no ring, without the 64-bit divisions of row().
+GPU_CODE inline const std::byte* entry_row(const CacheView& cache, int index) {
+    const auto entry = static_cast<uint32_t>(index), rows = static_cast<uint32_t>(cache.page_rows);
+    return cache.pages[entry / rows] + entry % rows * cache.row_bytes;
+}
+
 /// Channels [c, c + 4) of a row, c a multiple of 4; width and rope as well.
 GPU_CODE inline Four decode_four(KvFormat format, const std::byte* row, int c, int width, int rope) {
     Four four;

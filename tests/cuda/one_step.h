@@ -71,6 +71,7 @@ public:
     /// `wrong_share` of the numbers may be off by more than `tolerance` times their size (at least 1).
     void check(const ops::Step& step, const std::vector<ops::Slot>& floats, const std::vector<ops::Slot>& integers,
                double tolerance, double wrong_share = 0) {
+        for (const ops::Slot id : integers) std::ranges::fill(stage->slot(id), 0.0f);
         oracle::OracleSlots expected = oracle::make_slots(plan, batch());
         for (size_t i = 0; i < expected.size(); ++i)
             for (size_t j = 0; j < expected[i].size(); ++j) {
