@@ -71,8 +71,8 @@ struct Frame {
 /// Why no kernel plays this step, in a clause; empty: one does. Experts are the business of the scheduler.
 std::string why_not(const ops::Plan& plan, const ops::Step& step);
 
-/// Bytes of scratch that the steps of `plan` need for batches of `max_rows` rows and sequences of `max_tokens`.
-int64_t scratch_bytes(const ops::Plan& plan, int64_t max_rows, int64_t max_outputs, int64_t max_tokens);
+/// Bytes of scratch that the steps of `plan` need for batches of `max_rows` rows.
+int64_t scratch_bytes(const ops::Plan& plan, int64_t max_rows, int64_t max_outputs);
 
 /// Rotation tables of the batch, before the first step.
 void rotations(const Frame& frame);

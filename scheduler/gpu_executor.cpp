@@ -167,8 +167,7 @@ struct CardLayout {
             rotations.push_back(stretch.take<float>(rope.dims() * limits.max_rows));
         upload = stretch.take<std::byte>(upload_bytes);
         embeddings = stretch.take<float>(limits.max_rows * embedding_width(plan));
-        scratch =
-            stretch.take<std::byte>(cuda::scratch_bytes(plan, limits.max_rows, limits.max_outputs, limits.max_tokens));
+        scratch = stretch.take<std::byte>(cuda::scratch_bytes(plan, limits.max_rows, limits.max_outputs));
         bytes = stretch.bytes();
     }
 };

@@ -3,9 +3,15 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/kernels/attention.h"
+#include "cuda/kernels/compress.h"
 #include "cuda/kernels/handoff.h"
+#include "cuda/kernels/hyper.h"
+#include "cuda/kernels/kv.h"
 #include "cuda/kernels/linear.h"
+#include "cuda/kernels/route.h"
 #include "cuda/kernels/rows.h"
+#include "cuda/kernels/select.h"
 
 namespace thermocline::cuda {
 
@@ -22,7 +28,12 @@ using LinearKernels =
            PackedKernels<Nvfp4Codes, 2>, PackedKernels<Int4Codes<32>, 2>, PackedKernels<Int4Codes<128>, 2>,
            PackedKernels<Q8Codes, 2>, PackedKernels<Bf16Codes, 2>>;
 
-using Kernels = Joined<RowKernels, LinearKernels>;
+using StateKernels = KernelList<HyperIn, HyperHead, HyperOut, Route, RoundKv, StoreWindow, MakeEntries, StoreState>;
+
+using AttentionKernels = KernelList<ScoreEntries, ChooseEntries, AttentionParts<4>, AttentionParts<16>, JoinParts>;
+
+/// The order of the tables in device/entries.cuh.
+using Kernels = Joined<RowKernels, LinearKernels, StateKernels, AttentionKernels>;
 
 template <typename Kernel>
 void launch(Stream& stream, const Grid& grid, const Kernel& kernel) {
