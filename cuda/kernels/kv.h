@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cuda/kernels/block.h"
-#include "cuda/kernels/elements.h"
+#include "cuda/kernels/codes.h"
 #include "cuda/kernels/four.h"
 #include "cuda/run.h"
 #include "src/quant/kv_row.h"
@@ -158,19 +158,19 @@ GPU_CODE inline Four decode_four(KvFormat format, const std::byte* row, int c, i
         return load_four(reinterpret_cast<const float*>(row) + c);
     if (format == KvFormat::kFp4) {
         const uint32_t codes = reinterpret_cast<const uint16_t*>(row)[c / 4];
-        const float scale = load_scale(quant::Format::kE8M0, row + width / 2, c / kWarp);
+        const float scale = scale_at(quant::Format::kE8M0, row + width / 2, c / kWarp);
         for (int i = 0; i < 4; ++i) four.x[i] = e2m1_number(codes >> (4 * i)) * scale;
         return four;
     }
     const int plain = format == KvFormat::kFp8 ? width - rope : 0;
     if (c < plain) {
-        const uint32_t codes = load_word(row + c);
-        const float scale = load_scale(quant::Format::kE8M0, row + width + rope, c / (2 * kWarp));
+        const uint32_t codes = load_at<uint32_t>(row + c);
+        const float scale = scale_at(quant::Format::kE8M0, row + width + rope, c / (2 * kWarp));
         for (int i = 0; i < 4; ++i) four.x[i] = quant::e4m3_to_float(static_cast<uint8_t>(codes >> (8 * i))) * scale;
         return four;
     }
     for (int i = 0; i < 4; i += 2) {
-        const uint32_t pair = load_word(row + plain + 2 * (c + i - plain));
+        const uint32_t pair = load_at<uint32_t>(row + plain + 2 * (c + i - plain));
         four.x[i] = quant::bf16_to_float(static_cast<uint16_t>(pair));
         four.x[i + 1] = quant::bf16_to_float(static_cast<uint16_t>(pair >> 16));
     }

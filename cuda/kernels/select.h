@@ -197,6 +197,7 @@ struct ScoreEntries {
 /// Writes the selection of every row. Grid: rows; threshold_bytes() + take_bytes() shared.
 struct ChooseEntries {
     static constexpr const char* kName = "ChooseEntries";
+    static constexpr int kMostThreads = 1024;
     const Candidate* candidates;  // [T, parts, top_k]
     const int64_t* positions;     // [T]
     int32_t* selection;           // [T, 1 + top_k]
