@@ -5,17 +5,34 @@
 #include "cuda/device.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/compress.h"
+#include "cuda/kernels/handoff.h"
 #include "cuda/kernels/hyper.h"
 #include "cuda/kernels/kv.h"
+#include "cuda/kernels/linear.h"
 #include "cuda/kernels/route.h"
 #include "cuda/kernels/rows.h"
 #include "cuda/kernels/select.h"
 
 namespace thermocline::cuda {
 
-using Kernels = KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows, HyperIn, HyperHead, HyperOut, Route,
-                           RoundKv, StoreWindow, MakeEntries, StoreState, ScoreEntries, ChooseEntries,
-                           AttentionParts<4>, AttentionParts<16>, JoinParts>;
+using RowKernels =
+    KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows, SumRows, SendJob, AwaitFlag, RaiseFlag>;
+
+/// Of hyper-connections, router, caches and attention.
+using LayerKernels = KernelList<HyperIn, HyperHead, HyperOut, Route, RoundKv, StoreWindow, MakeEntries, StoreState,
+                                ScoreEntries, ChooseEntries, AttentionParts<4>, AttentionParts<16>, JoinParts>;
+
+template <typename Codes, int kPieces>
+using PackedKernels =
+    KernelList<FewVectors<Codes, kPieces, 1>, FewVectors<Codes, kPieces, 4>, ManyVectors<Codes, kPieces>>;
+
+using LinearKernels =
+    Joined<KernelList<PrepareVectors, RowProduct>, PackedKernels<E4M3Codes, 1>, PackedKernels<E4M3Codes, 2>,
+           PackedKernels<Mxfp4Codes, 1>, PackedKernels<Mxfp4Codes, 2>, PackedKernels<Nvfp4Codes, 1>,
+           PackedKernels<Nvfp4Codes, 2>, PackedKernels<Int4Codes<32>, 2>, PackedKernels<Int4Codes<128>, 2>,
+           PackedKernels<Q8Codes, 2>, PackedKernels<Bf16Codes, 2>>;
+
+using Kernels = Joined<RowKernels, LayerKernels, LinearKernels>;
 
 template <typename Kernel>
 void launch(Stream& stream, const Grid& grid, const Kernel& kernel) {
