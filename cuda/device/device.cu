@@ -22,7 +22,8 @@ using device::Entry;
 const Entry& entry_of(int kernel) {
     static const std::vector<Entry> all = [] {
         std::vector<Entry> entries;
-        for (const std::span<const Entry> some : {device::row_entries(), device::layer_entries(), device::linear_entries()})
+        for (const std::span<const Entry> some :
+             {device::row_entries(), device::layer_entries(), device::linear_entries()})
             entries.insert(entries.end(), some.begin(), some.end());
         CHECK(static_cast<int>(entries.size()) == Kernels::kCount);
         return entries;
