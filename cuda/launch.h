@@ -25,6 +25,13 @@ inline constexpr int64_t kMaxSharedBytes = 96 << 10;
 template <typename Kernel>
 struct KernelType {};
 
+/// The largest block that a kernel is launched with; registers are given out for that.
+template <typename Kernel>
+constexpr int most_threads() {
+    if constexpr (requires { Kernel::kMostThreads; }) return Kernel::kMostThreads;
+    return 512;
+}
+
 /// A closed list of kernels; a kernel is known by its place in it.
 template <typename... Kernels>
 struct KernelList {

@@ -18,8 +18,7 @@ struct Cases : Steps... {
 
 std::string why_not(const ops::Plan& plan, const ops::Step& step) {
     return std::visit(
-        Cases{[&](const auto& s) { return why_not(plan, s); },
-              [&](const ops::Linear& s) { return linear_why_not(plan, s); },
+        Cases{[&](const auto& s) { return why_not(plan, s); }, [&](const ops::Linear& s) { return why_not(plan, s); },
               [](const ops::Experts&) { return std::string("routed experts are played by the scheduler"); },
               [](const ops::Embed&) { return std::string(); }, [](const ops::RmsNorm&) { return std::string(); },
               [](const ops::Rope&) { return std::string(); }, [](const ops::SwiGlu&) { return std::string(); },

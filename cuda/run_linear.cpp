@@ -73,7 +73,7 @@ int64_t groups_of_columns(int64_t width) { return (width + kRoundedColumns - 1) 
 
 }  // namespace
 
-std::string linear_why_not(const ops::Plan& plan, const ops::Linear& step) {
+std::string why_not(const ops::Plan& plan, const ops::Linear& step) {
     const quant::Matrix& w = plan.matrices[static_cast<size_t>(step.weight)].matrix;
     switch (w.format) {
         case Format::kF32:

@@ -22,7 +22,7 @@ std::string why_not(const ops::Plan& plan, const ops::SelectEntries& step);
 std::string why_not(const ops::Plan& plan, const ops::Attention& step);
 std::string why_not(const ops::Plan& plan, const ops::StoreWindow& step);
 std::string why_not(const ops::Plan& plan, const ops::Route& step);
-std::string linear_why_not(const ops::Plan& plan, const ops::Linear& step);
+std::string why_not(const ops::Plan& plan, const ops::Linear& step);
 
 /// The same for what all steps ask of keys with `width` channels, the last `rope` of them rotary.
 std::string why_not_keys(int64_t width, int64_t rope);

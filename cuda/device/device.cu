@@ -23,7 +23,7 @@ const Entry& entry_of(int kernel) {
     static const std::vector<Entry> all = [] {
         std::vector<Entry> entries;
         for (const std::span<const Entry> some :
-             {device::row_entries(), device::layer_entries(), device::linear_entries()})
+             {device::row_entries(), device::linear_entries(), device::state_entries(), device::attention_entries()})
             entries.insert(entries.end(), some.begin(), some.end());
         CHECK(static_cast<int>(entries.size()) == Kernels::kCount);
         return entries;

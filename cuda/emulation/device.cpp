@@ -27,6 +27,7 @@ constexpr int64_t kAlignment = 256;
 struct KernelRow {
     const char* name;
     Body body;
+    int most_threads;
 };
 
 /// The list of kernels, each with the function that runs one of its threads.
@@ -69,6 +70,7 @@ public:
 
     void launch(int kernel, const Grid& grid, const void* members, size_t bytes) override {
         CHECK(kernel >= 0 && kernel < Kernels::kCount && grid.x > 0 && grid.y > 0);
+        CHECK(grid.threads <= kRows[static_cast<size_t>(kernel)].most_threads);
         std::vector<std::byte> own(static_cast<const std::byte*>(members),
                                    static_cast<const std::byte*>(members) + bytes);
         add([this, kernel, grid, own = std::move(own)] {

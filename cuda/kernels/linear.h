@@ -106,7 +106,7 @@ GPU_CODE void multiply_block(Thread& t, const quant::Matrix& w, const std::byte*
 template <typename Codes, int kPieces, int kTiles>
 struct FewVectors : PackedProduct {
     static constexpr const char* kName = "FewVectors";
-    static constexpr int kMostWarps = 8;
+    static constexpr int kMostWarps = 8, kMostThreads = kMostWarps * kWarp;
     static constexpr int kVectors = 8 * kTiles;
     static constexpr int64_t shared_bytes(int warps) {
         return int64_t{warps} * quant::kStripRows * kVectors * static_cast<int64_t>(sizeof(float));
@@ -159,7 +159,7 @@ struct FewVectors : PackedProduct {
 template <typename Codes, int kPieces>
 struct ManyVectors : PackedProduct {
     static constexpr const char* kName = "ManyVectors";
-    static constexpr int kWarps = 8, kStrips = 2, kTiles = 8, kVectors = 8 * kTiles;
+    static constexpr int kWarps = 8, kMostThreads = kWarps * kWarp, kStrips = 2, kTiles = 8, kVectors = 8 * kTiles;
     static constexpr int kStride = quant::kStripBlock + 8;
     static constexpr int64_t shared_bytes() { return int64_t{kVectors} * kPieces * kStride * 2; }
 

@@ -18,10 +18,6 @@ namespace thermocline::cuda {
 using RowKernels =
     KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows, SumRows, SendJob, AwaitFlag, RaiseFlag>;
 
-/// Of hyper-connections, router, caches and attention.
-using LayerKernels = KernelList<HyperIn, HyperHead, HyperOut, Route, RoundKv, StoreWindow, MakeEntries, StoreState,
-                                ScoreEntries, ChooseEntries, AttentionParts<4>, AttentionParts<16>, JoinParts>;
-
 template <typename Codes, int kPieces>
 using PackedKernels =
     KernelList<FewVectors<Codes, kPieces, 1>, FewVectors<Codes, kPieces, 4>, ManyVectors<Codes, kPieces>>;
@@ -32,7 +28,12 @@ using LinearKernels =
            PackedKernels<Nvfp4Codes, 2>, PackedKernels<Int4Codes<32>, 2>, PackedKernels<Int4Codes<128>, 2>,
            PackedKernels<Q8Codes, 2>, PackedKernels<Bf16Codes, 2>>;
 
-using Kernels = Joined<RowKernels, LayerKernels, LinearKernels>;
+using StateKernels = KernelList<HyperIn, HyperHead, HyperOut, Route, RoundKv, StoreWindow, MakeEntries, StoreState>;
+
+using AttentionKernels = KernelList<ScoreEntries, ChooseEntries, AttentionParts<4>, AttentionParts<16>, JoinParts>;
+
+/// The order of the tables in device/entries.cuh.
+using Kernels = Joined<RowKernels, LinearKernels, StateKernels, AttentionKernels>;
 
 template <typename Kernel>
 void launch(Stream& stream, const Grid& grid, const Kernel& kernel) {

@@ -2,6 +2,6 @@
 
 namespace thermocline::cuda::device {
 
-std::span<const Entry> layer_entries() { return entries_of<LayerKernels>(); }
+std::span<const Entry> attention_entries() { return entries_of<AttentionKernels>(); }
 
 }  // namespace thermocline::cuda::device
