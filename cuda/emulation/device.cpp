@@ -32,8 +32,8 @@ struct KernelRow {
 
 /// The list of kernels, each with the function that runs one of its threads.
 constexpr auto kRows = Kernels::map([]<typename Kernel>(KernelType<Kernel>) {
-    return KernelRow{Kernel::kName,
-                     [](const void* members, Thread& thread) { (*static_cast<const Kernel*>(members))(thread); }};
+    const Body body = [](const void* members, Thread& thread) { (*static_cast<const Kernel*>(members))(thread); };
+    return KernelRow{Kernel::kName, body, most_threads<Kernel>()};
 });
 
 constexpr int kRaises = Kernels::index_of<RaiseFlag>();

@@ -31,6 +31,7 @@ struct IndexParts {
 struct ScoreEntries {
     static constexpr const char* kName = "ScoreEntries";
     static constexpr int kThreads = 256;
+    static constexpr int kMostThreads = kThreads;
     static constexpr int kMaxHeads = 64, kMaxWidth = 128, kMaxTopK = 1024;
     static constexpr int kSlack = 512;  // candidates beyond top_k that wait until it pays to sort them out
     static constexpr int kSide = 16;    // threads along the heads and along the entries
@@ -201,6 +202,7 @@ struct ScoreEntries {
 /// Writes the selection of every row. Grid: rows; threshold_bytes() + take_bytes() shared.
 struct ChooseEntries {
     static constexpr const char* kName = "ChooseEntries";
+    static constexpr int kMostThreads = 1024;
     const Candidate* candidates;  // [T, parts, top_k]
     const int64_t* positions;     // [T]
     int32_t* selection;           // [T, 1 + top_k]
