@@ -27,6 +27,17 @@ void launch_parts(const ops::Attention& s, const Frame& f, const AttentionInput&
            AttentionParts<kChannels>{in, groups_of(s)});
 }
 
+template <int kSpan>
+void launch_tiles(const ops::Attention& s, const Frame& f, const AttentionInput& in) {
+    using Kernel = AttentionTiles<kSpan>;
+    launch(
+        f.stream,
+        {.x = f.batch.rows, .y = groups_of(s), .threads = Kernel::kMostThreads, .shared_bytes = Kernel::kSharedBytes},
+        Kernel{in});
+}
+
+bool exact_in_bf16(KvFormat format) { return format == KvFormat::kBF16 || format == KvFormat::kFp8; }
+
 AttentionInput input_of(const ops::Attention& s, const Frame& f) {
     const ops::CacheSpec& ring = f.plan.caches[static_cast<size_t>(s.window_cache)];
     const ops::CacheSpec& entries = s.entries == ops::kNone ? ring : f.plan.caches[static_cast<size_t>(s.entries)];
@@ -69,6 +80,10 @@ int64_t attention_scratch(const ops::Attention& s, int64_t max_rows) {
 
 void run(const ops::Attention& s, const Frame& f) {
     const AttentionInput in = input_of(s, f);
+    if (in.parts == 1 && exact_in_bf16(in.ring_format) && exact_in_bf16(in.entry_format)) {
+        if (s.width <= AttentionTiles<16>::kWide) return launch_tiles<16>(s, f, in);
+        return launch_tiles<64>(s, f, in);
+    }
     if (s.width <= AttentionParts<4>::kWide)
         launch_parts<4>(s, f, in);
     else

@@ -41,7 +41,7 @@ void run(const ops::SelectEntries& s, const Frame& f) {
             .shared_bytes = ScoreEntries::Layout::of(s.heads, s.width, s.top_k).bytes},
            ScoreEntries{f.slot(s.q), f.slot(s.gates), candidates, f.batch, s.keys, s.heads, s.width,
                         static_cast<int32_t>(spec.rope), s.ratio, s.top_k, parts, spec.format});
-    const int threads = parts > 1 ? 1024 : 256;
+    const int threads = parts > 1 ? ChooseEntries::kMostThreads : 256;
     launch(f.stream, {.x = rows, .threads = threads, .shared_bytes = threshold_bytes(threads) + take_bytes(threads)},
            ChooseEntries{candidates, f.batch.positions, reinterpret_cast<int32_t*>(f.slot(s.selection)), s.ratio,
                          s.top_k, parts});

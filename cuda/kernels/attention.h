@@ -30,10 +30,10 @@ struct AttentionInput {
     float scale;
     KvFormat ring_format, entry_format;
 
-    float* GPU_CODE sum_of(int64_t row, int part, int head) const {
+    GPU_CODE float* sum_of(int64_t row, int part, int head) const {
         return partial + ((row * parts + part) * heads + head) * width;
     }
-    float* GPU_CODE state_of(int64_t row, int part, int head) const {
+    GPU_CODE float* state_of(int64_t row, int part, int head) const {
         return partial + batch.rows * parts * heads * width + ((row * parts + part) * heads + head) * 2;
     }
 };
@@ -86,6 +86,7 @@ struct RowKeys {
 template <int kHalf, typename Thread>
 GPU_CODE float scatter_sums(Thread& t, float (&x)[kWarp]) {
     const bool upper = (t.lane() & kHalf) != 0;
+#pragma unroll
     for (int i = 0; i < kHalf; ++i) {
         const float kept = upper ? x[i + kHalf] : x[i], given = upper ? x[i] : x[i + kHalf];
         x[i] = kept + t.shuffle_xor(given, kHalf);
@@ -105,6 +106,7 @@ GPU_CODE inline float with_sink(float maximum, float weight, float sink) {
 template <int kChannels>
 struct AttentionParts {
     static constexpr const char* kName = "AttentionParts";
+    static constexpr int kMostThreads = kHeadGroup / 2 * kWarp;
     static constexpr int kWide = kChannels * kWarp;  // channels with those that fill up
     static constexpr int64_t kTileBytes = kKeyTile * kWide * int64_t{sizeof(float)};
     static constexpr int64_t kRowsBytes = kKeyRows * int64_t{sizeof(std::byte*)};
@@ -153,12 +155,15 @@ struct AttentionParts {
 
     template <typename Thread>
     GPU_CODE void load_queries(Thread& t, int head, State& state) const {
+#pragma unroll
         for (int h = 0; h < 2; ++h)
+#pragma unroll
             for (int i = 0; i < kChannels; i += 4) {
                 const int c = i * kWarp + 4 * t.lane();
                 Four four = {};
                 if (head + h < in.heads && c < in.width)
                     four = load_four(in.q + (t.block() * in.heads + head + h) * in.width + c);
+#pragma unroll
                 for (int j = 0; j < 4; ++j) state.q[h][i + j] = four.x[j];
             }
     }
@@ -169,9 +174,12 @@ struct AttentionParts {
         const auto tile = t.template shared<float>(0, kKeyTile * kWide);
         auto weights = t.template shared<float>(kTileBytes + kRowsBytes, t.warps() * kWarp);
         float scores[kWarp] = {};  // of this lane's channels: head by head, key by key
+#pragma unroll
         for (int key = 0; key < kKeyTile; ++key)
+#pragma unroll
             for (int i = 0; i < kChannels; i += 4) {
                 const Four four = tile.template as<Four>(key * kWide + i * kWarp + 4 * t.lane());
+#pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     scores[key] = fmaf(state.q[0][i + j], four.x[j], scores[key]);
                     scores[kKeyTile + key] = fmaf(state.q[1][i + j], four.x[j], scores[kKeyTile + key]);
@@ -189,6 +197,7 @@ struct AttentionParts {
         state.weight = state.weight * shrink + sum;
         weights.set(t.warp() * kWarp + t.lane(), weight);
         const float shrinks[2] = {t.shuffle(shrink, 0), t.shuffle(shrink, kKeyTile)};
+#pragma unroll
         for (int i = 0; i < kChannels; ++i) {
             state.sum[0][i] *= shrinks[0];
             state.sum[1][i] *= shrinks[1];
@@ -196,8 +205,10 @@ struct AttentionParts {
         t.sync_warp();
         for (int key = 0; key < n; ++key) {
             const float w0 = weights[t.warp() * kWarp + key], w1 = weights[t.warp() * kWarp + kKeyTile + key];
+#pragma unroll
             for (int i = 0; i < kChannels; i += 4) {
                 const Four four = tile.template as<Four>(key * kWide + i * kWarp + 4 * t.lane());
+#pragma unroll
                 for (int j = 0; j < 4; ++j) {
                     state.sum[0][i + j] = fmaf(w0, four.x[j], state.sum[0][i + j]);
                     state.sum[1][i + j] = fmaf(w1, four.x[j], state.sum[1][i + j]);
@@ -208,6 +219,7 @@ struct AttentionParts {
 
     template <typename Thread>
     GPU_CODE void finish(Thread& t, int part, int head, const State& state) const {
+#pragma unroll
         for (int h = 0; h < 2; ++h) {
             const float maximum = t.shuffle(state.maximum, h * kKeyTile),
                         weight = t.shuffle(state.weight, h * kKeyTile);
@@ -216,10 +228,12 @@ struct AttentionParts {
             float* to =
                 alone ? in.out + (t.block() * in.heads + head + h) * in.width : in.sum_of(t.block(), part, head + h);
             const float factor = alone ? with_sink(maximum, weight, in.sinks[head + h]) : 1.0f;
+#pragma unroll
             for (int i = 0; i < kChannels; i += 4) {
                 const int c = i * kWarp + 4 * t.lane();
                 if (c >= in.width) continue;
                 Four four;
+#pragma unroll
                 for (int j = 0; j < 4; ++j) four.x[j] = factor * state.sum[h][i + j];
                 store_four(to + c, four);
             }
@@ -254,8 +268,10 @@ struct JoinParts {
             for (int part = 0; part < used; ++part) {
                 const float shrink = expf(in.state_of(t.block(), part, head)[0] - top);
                 const Four four = load_four(in.sum_of(t.block(), part, head) + c);
+#pragma unroll
                 for (int j = 0; j < 4; ++j) sum.x[j] = fmaf(shrink, four.x[j], sum.x[j]);
             }
+#pragma unroll
             for (int j = 0; j < 4; ++j) sum.x[j] /= weight;
             store_four(in.out + (t.block() * in.heads + head) * in.width + c, sum);
         }

@@ -91,6 +91,7 @@ struct MakeEntries {
         float weights = 0.0f, sum = 0.0f;
         for (int begin = 0; begin < count; begin += kAhead) {
             float value[kAhead], score[kAhead];
+#pragma unroll
             for (int i = 0; i < kAhead; ++i) {
                 const bool there = begin + i < count;
                 const int slot = there ? begin + i : count - 1;
@@ -100,10 +101,12 @@ struct MakeEntries {
                 score[i] = there ? score_rows[slot][c] + added : -std::numeric_limits<float>::infinity();
             }
             const float before = top;
+#pragma unroll
             for (int i = 0; i < kAhead; ++i) top = fmaxf(top, score[i]);
             const float shrink = expf(before - top);
             weights *= shrink;
             sum *= shrink;
+#pragma unroll
             for (int i = 0; i < kAhead; ++i) {
                 const float weight = expf(score[i] - top);
                 weights += weight;

@@ -20,6 +20,7 @@ GPU_CODE float norm_factor(Thread& t, const float* x, int64_t count, float eps) 
     float sums[4] = {};
     for (int64_t i = 4 * t.id(); i < count; i += 4 * t.threads()) {
         const Four four = load_four(x + i);
+#pragma unroll
         for (int j = 0; j < 4; ++j) sums[j] = fmaf(four.x[j], four.x[j], sums[j]);
     }
     const float sum = block_sum(t, (sums[0] + sums[1]) + (sums[2] + sums[3]), 0);
@@ -32,9 +33,11 @@ GPU_CODE void collapse(Thread& t, const float* streams, const float (&weights)[k
                        int64_t width, int64_t parts) {
     for (int64_t i = 4 * (t.block_y() * t.threads() + t.id()); i < width; i += 4 * parts * t.threads()) {
         Four sum = {};
+#pragma unroll
         for (int s = 0; s < kMaxStreams; ++s) {
             if (s >= n) break;
             const Four four = load_four(streams + s * width + i);
+#pragma unroll
             for (int j = 0; j < 4; ++j) sum.x[j] = fmaf(weights[s], four.x[j], sum.x[j]);
         }
         store_four(x + i, sum);
@@ -61,6 +64,7 @@ struct HyperIn {
         const float factor = norm_factor(t, row, n * width, norm_eps);
         if (t.block_y() == 0 && t.warp() == 0) write_back(t, m, factor, post_comb + t.block() * (n + n * n));
         float pre[kMaxStreams] = {};
+#pragma unroll
         for (int i = 0; i < kMaxStreams; ++i)
             if (i < n) pre[i] = sigmoid(factor * m[i] * scale[0] + base[i]) + hyper_eps;
         collapse(t, row, pre, n, x + t.block() * width, width, parts);
@@ -109,6 +113,7 @@ struct HyperHead {
         const float* row = streams + t.block() * n * width;
         const float factor = norm_factor(t, row, n * width, norm_eps);
         float weights[kMaxStreams] = {};
+#pragma unroll
         for (int i = 0; i < kMaxStreams; ++i)
             if (i < n) weights[i] = sigmoid(factor * mix[t.block() * n + i] * scale[0] + base[i]) + hyper_eps;
         collapse(t, row, weights, n, x + t.block() * width, width, parts);
@@ -133,13 +138,17 @@ struct HyperOut {
         for (int64_t i = 4 * (t.block_y() * t.threads() + t.id()); i < width; i += 4 * parts * t.threads()) {
             const Four in = load_four(y + t.block() * width + i);
             Four before[kMaxStreams] = {};
+#pragma unroll
             for (int j = 0; j < kMaxStreams; ++j)
                 if (j < n) before[j] = load_four(row + j * width + i);
+#pragma unroll
             for (int k = 0; k < kMaxStreams; ++k) {
                 if (k >= n) break;
                 Four out;
+#pragma unroll
                 for (int c = 0; c < 4; ++c) {
                     out.x[c] = post[k] * in.x[c];
+#pragma unroll
                     for (int j = 0; j < kMaxStreams; ++j)
                         if (j < n) out.x[c] = fmaf(comb[j * n + k], before[j].x[c], out.x[c]);
                     if (round_bf16) out.x[c] = quant::round_bf16(out.x[c]);

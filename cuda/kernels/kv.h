@@ -29,6 +29,7 @@ struct LaneVector {
 template <typename Thread, typename From>
 GPU_CODE LaneVector load_vector(Thread& t, const From& from, int width) {
     LaneVector v;
+#pragma unroll
     for (int i = 0; i < LaneVector::kCount; ++i) {
         const int c = i * kWarp + t.lane();
         v.x[i] = c < width ? from[c] : 0.0f;
@@ -41,6 +42,7 @@ template <typename Thread>
 GPU_CODE void hadamard(Thread& t, LaneVector& v, int width) {
     for (int half = 1; half < kWarp; half *= 2) {
         if (half >= width) break;
+#pragma unroll
         for (int i = 0; i < LaneVector::kCount; ++i) {
             if (i * kWarp >= width) break;
             const float other = t.shuffle_xor(v.x[i], half);
@@ -48,6 +50,7 @@ GPU_CODE void hadamard(Thread& t, LaneVector& v, int width) {
         }
     }
     for (int half = 1; half < LaneVector::kCount; half *= 2) {
+#pragma unroll
         for (int i = 0; i < LaneVector::kCount; ++i) {
             if (half * kWarp >= width || (i & half) != 0) continue;
             const float a = v.x[i], b = v.x[i + half];
@@ -56,6 +59,7 @@ GPU_CODE void hadamard(Thread& t, LaneVector& v, int width) {
         }
     }
     const float scale = 1.0f / sqrtf(static_cast<float>(width));
+#pragma unroll
     for (int i = 0; i < LaneVector::kCount; ++i) v.x[i] *= scale;
 }
 
@@ -92,11 +96,13 @@ template <typename Thread>
 GPU_CODE void encode_row(Thread& t, KvFormat format, const LaneVector& v, int width, int rope, std::byte* out) {
     const int plain = format == KvFormat::kFp8 || format == KvFormat::kFp8F32 ? width - rope : 0;
     const int codes = format == KvFormat::kFp4 ? width / 2 : width + rope;  // bytes before the scales
+#pragma unroll
     for (int pair = 0; pair < LaneVector::kCount / 2; ++pair) {
         if (pair * 2 * kWarp >= width) break;
         const int exponent = plain > 0 ? fp8_exponent(t, v, pair, plain) : 0;
         if (format == KvFormat::kFp8 && t.lane() == 0 && pair * 2 * kWarp < plain)
             out[codes + pair] = std::byte{quant::exponent_to_e8m0(exponent)};
+#pragma unroll
         for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
             const int c = i * kWarp + t.lane();
             if (i * kWarp >= width) break;
@@ -127,9 +133,11 @@ template <typename Thread>
 GPU_CODE void round_vector(Thread& t, KvFormat format, LaneVector& v, int width, int rope) {
     if (format == KvFormat::kF32) return;
     const int plain = format == KvFormat::kFp8 || format == KvFormat::kFp8F32 ? width - rope : 0;
+#pragma unroll
     for (int pair = 0; pair < LaneVector::kCount / 2; ++pair) {
         if (pair * 2 * kWarp >= width) break;
         const int exponent = plain > 0 ? fp8_exponent(t, v, pair, plain) : 0;
+#pragma unroll
         for (int i = 2 * pair; i < 2 * pair + 2; ++i) {
             float& x = v.x[i];
             const int c = i * kWarp + t.lane();
@@ -157,18 +165,21 @@ GPU_CODE inline Four decode_four(KvFormat format, const std::byte* row, int c, i
     if (format == KvFormat::kF32 || format == KvFormat::kFp8F32)
         return load_four(reinterpret_cast<const float*>(row) + c);
     if (format == KvFormat::kFp4) {
-        const uint32_t codes = reinterpret_cast<const uint16_t*>(row)[c / 4];
-        const float scale = scale_at(quant::Format::kE8M0, row + width / 2, c / kWarp);
+        const uint32_t codes = load_at<uint16_t>(row + c / 2);
+        const float scale = quant::e8m0_to_float(load_at<uint8_t>(row + width / 2 + c / kWarp));
+#pragma unroll
         for (int i = 0; i < 4; ++i) four.x[i] = e2m1_number(codes >> (4 * i)) * scale;
         return four;
     }
     const int plain = format == KvFormat::kFp8 ? width - rope : 0;
     if (c < plain) {
         const uint32_t codes = load_at<uint32_t>(row + c);
-        const float scale = scale_at(quant::Format::kE8M0, row + width + rope, c / (2 * kWarp));
+        const float scale = quant::e8m0_to_float(load_at<uint8_t>(row + width + rope + c / (2 * kWarp)));
+#pragma unroll
         for (int i = 0; i < 4; ++i) four.x[i] = quant::e4m3_to_float(static_cast<uint8_t>(codes >> (8 * i))) * scale;
         return four;
     }
+#pragma unroll
     for (int i = 0; i < 4; i += 2) {
         const uint32_t pair = load_at<uint32_t>(row + plain + 2 * (c + i - plain));
         four.x[i] = quant::bf16_to_float(static_cast<uint16_t>(pair));
@@ -194,6 +205,7 @@ struct RoundKv {
         LaneVector v = load_vector(t, own, width);
         if (transform) hadamard(t, v, width);
         round_vector(t, format, v, width, rope);
+#pragma unroll
         for (int i = 0; i < LaneVector::kCount; ++i)
             if (i * kWarp + t.lane() < width) own[i * kWarp + t.lane()] = v.x[i];
     }

@@ -4,6 +4,7 @@
 
 #include "cuda/device.h"
 #include "cuda/kernels/attention.h"
+#include "cuda/kernels/attention_tiles.h"
 #include "cuda/kernels/compress.h"
 #include "cuda/kernels/handoff.h"
 #include "cuda/kernels/hyper.h"
@@ -30,7 +31,8 @@ using LinearKernels =
 
 using StateKernels = KernelList<HyperIn, HyperHead, HyperOut, Route, RoundKv, StoreWindow, MakeEntries, StoreState>;
 
-using AttentionKernels = KernelList<ScoreEntries, ChooseEntries, AttentionParts<4>, AttentionParts<16>, JoinParts>;
+using AttentionKernels = KernelList<ScoreEntries, ChooseEntries, AttentionParts<4>, AttentionParts<16>, JoinParts,
+                                    AttentionTiles<16>, AttentionTiles<64>>;
 
 /// The order of the tables in device/entries.cuh.
 using Kernels = Joined<RowKernels, LinearKernels, StateKernels, AttentionKernels>;

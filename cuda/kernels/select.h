@@ -31,6 +31,7 @@ struct IndexParts {
 struct ScoreEntries {
     static constexpr const char* kName = "ScoreEntries";
     static constexpr int kThreads = 256;
+    static constexpr int kMostThreads = kThreads;
     static constexpr int kMaxHeads = 64, kMaxWidth = 128, kMaxTopK = 1024;
     static constexpr int kSlack = 512;  // candidates beyond top_k that wait until it pays to sort them out
     static constexpr int kSide = 16;    // threads along the heads and along the entries
@@ -154,8 +155,10 @@ struct ScoreEntries {
             const int h0 = block * kSide + h, h1 = block + 1 < blocks ? h0 + kSide : h0;
             for (int c = 0; c < width; c += 4) {
                 const Four q0 = own_q.template as<Four>(h0 * stride + c), q1 = own_q.template as<Four>(h1 * stride + c);
+#pragma unroll
                 for (int j = 0; j < kEntries; ++j) {
                     const Four key = tile.template as<Four>((k + j * kSide) * stride + c);
+#pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         dot[j][0] = fmaf(q0.x[i], key.x[i], dot[j][0]);
                         dot[j][1] = fmaf(q1.x[i], key.x[i], dot[j][1]);
@@ -163,11 +166,13 @@ struct ScoreEntries {
                 }
             }
             const float g0 = own_gates[h0], g1 = h1 == h0 ? 0.0f : own_gates[h1];
+#pragma unroll
             for (int j = 0; j < kEntries; ++j) {
                 score[j] = fmaf(g0, dot[j][0] > 0.0f ? dot[j][0] : 0.0f, score[j]);
                 score[j] = fmaf(g1, dot[j][1] > 0.0f ? dot[j][1] : 0.0f, score[j]);
             }
         }
+#pragma unroll
         for (int j = 0; j < kEntries; ++j) {
             for (int mask = kSide / 2; mask > 0; mask /= 2) score[j] += t.shuffle_xor(score[j], mask);
             if (h == 0) scores.set(k + j * kSide, score[j]);

@@ -204,6 +204,15 @@ TEST(CudaAttention, OneRowIsSplitAmongManyBlocks) {
     }
 }
 
+TEST(CudaAttention, ManyRowsAtRealShapes) {
+    for (const KvFormat format : {KvFormat::kBF16, KvFormat::kFp8}) {
+        Attender one(format, 4, 40, 512, 60);
+        one.begin({{600, 85}, {3, 2}});
+        one.prepare();
+        one.check(one.step, {one.step.out}, {}, 2e-5);
+    }
+}
+
 TEST(CudaAttention, ChunksOfTwoSequencesAcrossTheRing) {
     for (const KvFormat format : kKeyFormats)
         for (const int32_t ratio : {0, 4, 128}) {
