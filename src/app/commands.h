@@ -13,5 +13,6 @@ void add_inspect(CLI::App& root);
 void add_convert(CLI::App& root);
 void add_bench(CLI::App& root);
 void add_bench_machine(CLI::App& root);
+void add_doctor(CLI::App& root);
 
 }  // namespace thermocline::app

@@ -60,6 +60,21 @@ TEST(Command, MissingModelsAreNamed) {
     expect_refused(run_command({"inspect", kRoot + "/README.md"}), "README.md");
 }
 
+TEST(Doctor, ItsStatusIsTheWorstFinding) {
+    const Ran ran = run_command({"doctor", "--json"});
+    const Json report = parse_json(ran.out, "stdout");
+    EXPECT_GT(report["findings"].size(), 8u);
+    const std::string worst = report["worst"];
+    EXPECT_EQ(ran.status, worst == "error" ? 1 : worst == "warning" ? 3 : 0) << ran.out;
+    EXPECT_EQ(ran.err.empty(), worst != "error") << ran.err;
+    const Ran text = run_command({"doctor"});
+    EXPECT_EQ(text.status, ran.status);
+    EXPECT_NE(text.out.find("Memory\n"), std::string::npos) << text.out;
+    EXPECT_EQ(text.out.find('\033'), std::string::npos);  // no colours in a file
+    EXPECT_NE(run_command({"doctor", "--help"}).out.find("Exit status"), std::string::npos);
+    EXPECT_EQ(run_command({"doctor", "--cure"}).status, 2);
+}
+
 TEST(Score, BadTokensAreNamed) {
     expect_refused(score("[]"), "array");
     expect_refused(score("[[1, 2], []]"), "sequence 1 is empty");
