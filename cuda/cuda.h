@@ -8,7 +8,7 @@
 
 namespace thermocline::cuda {
 
-struct Device {
+struct DeviceInfo {
     int index = 0;  // as CUDA numbers it
     std::string name;
     int compute_major = 0, compute_minor = 0;  // 12, 0: SM120
@@ -18,7 +18,7 @@ struct Device {
 };
 
 struct Devices {
-    std::vector<Device> found;
+    std::vector<DeviceInfo> found;
     std::string why_none;  // in a sentence, when there are none
 };
 

@@ -45,7 +45,7 @@ Json link_json(const cuda::LinkSpeed& link) {
 
 }  // namespace
 
-GpuSpeed measure_gpu(const cuda::Device& device, std::span<const int> cpus) {
+GpuSpeed measure_gpu(const cuda::DeviceInfo& device, std::span<const int> cpus) {
     GpuSpeed speed;
     speed.device = device;
     speed.link = cuda::measure_link(device.index);

@@ -10,7 +10,7 @@
 namespace thermocline::scheduler {
 
 struct GpuSpeed {
-    cuda::Device device;
+    cuda::DeviceInfo device;
     cuda::LinkSpeed link;        // the CPU idle
     cuda::LinkSpeed busy_link;   // all CPU workers reading
     double busy_cpu_read = 0.0;  // GB/s that the workers read meanwhile
@@ -19,7 +19,7 @@ struct GpuSpeed {
 };
 
 /// Takes a few seconds. `cpus`: of the workers that read meanwhile. Throws Error naming the card.
-GpuSpeed measure_gpu(const cuda::Device& device, std::span<const int> cpus);
+GpuSpeed measure_gpu(const cuda::DeviceInfo& device, std::span<const int> cpus);
 
 /// An entry of "gpus" in the machine file.
 Json gpu_json(const GpuSpeed& speed);

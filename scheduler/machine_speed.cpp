@@ -113,11 +113,11 @@ double measure_peak(cpu::Workers& workers, const cpu::KernelTable& kernels, cpu:
     return best;
 }
 
-int64_t measurement_count(const Machine& machine, std::span<const cuda::Device> gpus) {
+int64_t measurement_count(const Machine& machine, std::span<const cuda::DeviceInfo> gpus) {
     return machine.cores() + 1 + cpu::tier_count() + static_cast<int64_t>(gpus.size());
 }
 
-MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Device> gpus,
+MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::DeviceInfo> gpus,
                              const std::function<void(int64_t)>& progress) {
     int64_t done = 0;
     const auto step = [&] { progress(++done); };
@@ -132,7 +132,7 @@ MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Devic
     }
     step();
     measure_peaks(cpus, speed.peaks, step);
-    for (const cuda::Device& gpu : gpus) {
+    for (const cuda::DeviceInfo& gpu : gpus) {
         speed.gpus.push_back(measure_gpu(gpu, cpus));
         step();
     }

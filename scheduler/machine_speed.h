@@ -43,9 +43,9 @@ struct MachineSpeed {
 const char* unit_name(cpu::Unit unit);
 
 /// How often measure_machine() reports progress.
-int64_t measurement_count(const Machine& machine, std::span<const cuda::Device> gpus);
+int64_t measurement_count(const Machine& machine, std::span<const cuda::DeviceInfo> gpus);
 /// Takes a few seconds on a small machine. `progress` gets the number of measurements done.
-MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Device> gpus,
+MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::DeviceInfo> gpus,
                              const std::function<void(int64_t)>& progress);
 
 /// Operations per second / 1e9 of all workers together; 0 if the tier has no such unit. About 20 ms.

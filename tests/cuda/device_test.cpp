@@ -10,7 +10,7 @@ namespace {
 TEST(Devices, ThereAreSomeOrAReasonWhyNot) {
     const Devices devices = find_devices();
     EXPECT_EQ(devices.found.empty(), !devices.why_none.empty()) << devices.why_none;
-    for (const Device& device : devices.found) {
+    for (const DeviceInfo& device : devices.found) {
         EXPECT_FALSE(device.name.empty());
         EXPECT_GE(device.compute_major, 5);
         EXPECT_GT(device.memory_bytes, int64_t{1} << 30);
@@ -19,7 +19,7 @@ TEST(Devices, ThereAreSomeOrAReasonWhyNot) {
 }
 
 TEST(Speed, EveryDeviceIsMeasured) {
-    for (const Device& device : find_devices().found) {
+    for (const DeviceInfo& device : find_devices().found) {
         const LinkSpeed link = measure_link(device.index);
         EXPECT_GT(link.to_device, 0.5);
         EXPECT_GT(link.to_host, 0.5);

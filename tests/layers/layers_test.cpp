@@ -41,6 +41,7 @@ const std::vector<std::pair<std::regex, std::string>> kPackages = {
     {std::regex("^nlohmann/"), "src/base/json.h"},
     {std::regex("^CLI/"), "src/app/"},
     {std::regex("^httplib"), "src/server/http.cpp"},
+    {std::regex("^boost/"), "cuda/emulation/block.cpp"},
 };
 
 std::string room_of(const std::string& path) {

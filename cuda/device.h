@@ -1,0 +1,129 @@
+// A card as the scheduler sees it: memory, streams, kernels, graphs, flags. Two implementations: the CUDA runtime
+// (device/device.cu) and host threads (emulation/device.h). Addresses of a card's memory are kept as plain pointers but
+// may be followed by kernels alone.
+//
+// Threads: a Device may be used by several at once, a Stream by one. All functions throw Error, naming the card and the
+// remedy, unless they say otherwise; after a card is lost all of them do.
+#pragma once
+
+#include "cuda/cuda.h"
+#include "cuda/launch.h"
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+namespace thermocline::cuda {
+
+/// How a stream waits for a flag in host memory.
+enum class FlagWait : uint8_t {
+    kStreamOperation,  ///< the front end of the card polls; occupies no multiprocessor
+    kSpinKernel,       ///< a kernel of one thread polls
+    kHostFunction,     ///< the driver calls a function on a thread of its own: slow, works everywhere
+};
+const char* name_of(FlagWait way);
+
+/// What one side raises and the other waits for, on a cache line of its own, in pinned host memory. Only grows.
+struct alignas(128) Flag {
+    uint64_t value;
+};
+
+/// Work of one stream, recorded once and played as often as wanted.
+class Graph {
+public:
+    virtual ~Graph() = default;
+};
+
+/// Work in order. Nothing waits for the work but finished(), wait() and the destructor.
+class Stream {
+public:
+    virtual ~Stream() = default;
+
+    /// Starts kernel number `kernel` of the list with these members; launch() of kernels/list.h calls this.
+    virtual void launch(int kernel, const Grid& grid, const void* members, size_t bytes) = 0;
+
+    /// Between any two of: pinned host memory, memory of the card.
+    virtual void copy(void* to, const void* from, int64_t bytes) = 0;
+    /// Sets memory of the card to zero.
+    virtual void clear(void* to, int64_t bytes) = 0;
+    /// Goes on once flag->value >= value.
+    virtual void wait_for(const Flag* flag, uint64_t value) = 0;
+    /// Sets a flag from the stream, after all before it.
+    virtual void set(Flag* flag, uint64_t value) = 0;
+
+    /// From here to end_recording() work is recorded, not done.
+    virtual void begin_recording() = 0;
+    virtual std::unique_ptr<Graph> end_recording() = 0;
+    virtual void play(const Graph& graph) = 0;
+
+    /// Whether all work is done.
+    virtual bool finished() = 0;
+    /// Until all work is done; Error if that takes longer than `limit`.
+    virtual void wait(std::chrono::milliseconds limit) = 0;
+};
+
+class Device {
+public:
+    virtual ~Device() = default;
+
+    virtual const DeviceInfo& info() const = 0;
+    virtual FlagWait flag_wait() const = 0;
+    /// Bytes that allocate() could still give.
+    virtual int64_t free_bytes() = 0;
+
+    /// Memory of the card, aligned to 256 bytes, its content undefined.
+    virtual std::byte* allocate(int64_t bytes) = 0;
+    virtual void release(std::byte* memory) noexcept = 0;
+    /// Host memory that the card reaches at the same address, zeroed.
+    virtual std::byte* allocate_pinned(int64_t bytes) = 0;
+    virtual void release_pinned(std::byte* memory) noexcept = 0;
+
+    virtual std::unique_ptr<Stream> new_stream() = 0;
+};
+
+/// Owns memory of a card, or pinned memory of the host.
+template <bool kPinned>
+class Memory {
+public:
+    Memory() = default;
+    Memory(Device& device, int64_t bytes) : device_(&device), bytes_(bytes) {
+        data_ = kPinned ? device.allocate_pinned(bytes) : device.allocate(bytes);
+    }
+    Memory(Memory&& other) noexcept { swap(other); }
+    Memory& operator=(Memory&& other) noexcept {
+        Memory taken(std::move(other));
+        swap(taken);
+        return *this;
+    }
+    ~Memory() {
+        if (data_ == nullptr) return;
+        if (kPinned)
+            device_->release_pinned(data_);
+        else
+            device_->release(data_);
+    }
+
+    std::byte* data() const { return data_; }
+    int64_t bytes() const { return bytes_; }
+    template <typename T>
+    T* as() const {
+        return reinterpret_cast<T*>(data_);
+    }
+
+private:
+    void swap(Memory& other) noexcept {
+        std::swap(device_, other.device_);
+        std::swap(data_, other.data_);
+        std::swap(bytes_, other.bytes_);
+    }
+
+    Device* device_ = nullptr;
+    std::byte* data_ = nullptr;
+    int64_t bytes_ = 0;
+};
+using DeviceMemory = Memory<false>;
+using PinnedMemory = Memory<true>;
+
+}  // namespace thermocline::cuda

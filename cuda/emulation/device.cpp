@@ -1,0 +1,241 @@
+#include "cuda/emulation/device.h"
+
+#include "cuda/emulation/block.h"
+#include "cuda/emulation/thread.h"
+#include "cuda/kernels/list.h"
+#include "src/base/check.h"
+#include "src/base/error.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace thermocline::cuda::emulation {
+
+namespace {
+
+constexpr int64_t kAlignment = 256;
+
+struct KernelRow {
+    const char* name;
+    Body body;
+};
+
+/// The list of kernels, each with the function that runs one of its threads.
+constexpr auto kRows = Kernels::map([]<typename Kernel>() {
+    return KernelRow{Kernel::kName,
+                     [](const void* members, Thread& thread) { (*static_cast<const Kernel*>(members))(thread); }};
+});
+
+/// What device and streams share.
+struct State {
+    Config config;
+    std::atomic<int64_t> launches{0}, flags{0}, copies{0}, allocations{0};
+    std::atomic<bool> lost{false};
+
+    bool happens(std::atomic<int64_t>& counter, int64_t at) { return ++counter == at; }
+    void check() const {
+        if (lost) fail("GPU ", config.index, " (emulated): the device was lost; restart the server");
+    }
+};
+
+using Work = std::function<void()>;
+
+struct RecordedGraph : Graph {
+    std::vector<Work> work;
+};
+
+class EmulatedStream : public Stream {
+public:
+    explicit EmulatedStream(State& state) : state_(state), thread_([this] { work_off(); }) {}
+    ~EmulatedStream() override {
+        {
+            const std::lock_guard lock(mutex_);
+            ending_ = true;
+        }
+        changed_.notify_all();
+        thread_.join();
+    }
+
+    void launch(int kernel, const Grid& grid, const void* members, size_t bytes) override {
+        CHECK(kernel >= 0 && kernel < Kernels::kCount && grid.x > 0 && grid.y > 0);
+        std::vector<std::byte> own(static_cast<const std::byte*>(members),
+                                   static_cast<const std::byte*>(members) + bytes);
+        add([this, kernel, grid, own = std::move(own)] {
+            if (state_.happens(state_.launches, state_.config.faults.lose_device)) state_.lost = true;
+            const KernelRow& row = kRows[static_cast<size_t>(kernel)];
+            for (int64_t y = 0; y < grid.y; ++y)
+                for (int64_t x = 0; x < grid.x && !state_.lost; ++x)
+                    runner_.run(row.name, row.body, own.data(), grid, x, y);
+        });
+    }
+    void copy(void* to, const void* from, int64_t bytes) override {
+        add([this, to, from, bytes] {
+            const Link& link = state_.config.link;
+            std::chrono::duration<double, std::micro> time(link.latency_us);
+            if (link.gb_per_s > 0)
+                time += std::chrono::duration<double>(static_cast<double>(bytes) * 1e-9 / link.gb_per_s);
+            if (state_.happens(state_.copies, state_.config.faults.delay_copy))
+                time += std::chrono::milliseconds(state_.config.faults.delay_ms);
+            if (time.count() > 0) std::this_thread::sleep_for(time);
+            std::memcpy(to, from, static_cast<size_t>(bytes));
+        });
+    }
+    void clear(void* to, int64_t bytes) override {
+        add([to, bytes] { std::memset(to, 0, static_cast<size_t>(bytes)); });
+    }
+    void wait_for(const Flag* flag, uint64_t value) override {
+        add([this, flag, value] {
+            const std::atomic_ref<uint64_t> seen(const_cast<Flag*>(flag)->value);
+            while (seen.load(std::memory_order_acquire) < value && !state_.lost && !abandoned_)
+                std::this_thread::yield();
+        });
+    }
+    void set(Flag* flag, uint64_t value) override {
+        add([this, flag, value] {
+            if (state_.happens(state_.flags, state_.config.faults.lose_flag)) return;
+            std::atomic_ref<uint64_t>(flag->value).store(value, std::memory_order_release);
+        });
+    }
+
+    void begin_recording() override {
+        CHECK(recording_ == nullptr);
+        recording_ = std::make_unique<RecordedGraph>();
+    }
+    std::unique_ptr<Graph> end_recording() override {
+        CHECK(recording_ != nullptr);
+        return std::exchange(recording_, nullptr);
+    }
+    void play(const Graph& graph) override {
+        for (const Work& one : static_cast<const RecordedGraph&>(graph).work) add(one);
+    }
+
+    bool finished() override {
+        state_.check();
+        const std::lock_guard lock(mutex_);
+        return queue_.empty() && !busy_;
+    }
+    void wait(std::chrono::milliseconds limit) override {
+        {
+            std::unique_lock lock(mutex_);
+            if (!changed_.wait_for(lock, limit, [&] { return (queue_.empty() && !busy_) || state_.lost; })) {
+                abandoned_ = true;
+                queue_.clear();
+                fail("GPU ", state_.config.index, " (emulated): no answer within ", limit.count(), " ms");
+            }
+        }
+        state_.check();
+    }
+
+private:
+    void add(Work work) {
+        state_.check();
+        if (recording_) {
+            recording_->work.push_back(std::move(work));
+            return;
+        }
+        {
+            const std::lock_guard lock(mutex_);
+            queue_.push_back(std::move(work));
+        }
+        changed_.notify_all();
+    }
+
+    void work_off() {
+        std::unique_lock lock(mutex_);
+        while (true) {
+            changed_.wait(lock, [&] { return !queue_.empty() || ending_; });
+            if (queue_.empty()) return;
+            const Work work = std::move(queue_.front());
+            queue_.pop_front();
+            busy_ = true;
+            lock.unlock();
+            if (!state_.lost) work();
+            lock.lock();
+            busy_ = false;
+            changed_.notify_all();
+        }
+    }
+
+    State& state_;
+    BlockRunner runner_;
+    std::unique_ptr<RecordedGraph> recording_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::deque<Work> queue_;
+    bool busy_ = false, ending_ = false;
+    std::atomic<bool> abandoned_{false};
+    std::thread thread_;  // last: it uses all of the above
+};
+
+class EmulatedDevice : public Device {
+public:
+    explicit EmulatedDevice(const Config& config) {
+        state_.config = config;
+        info_ = {config.index, "emulated", 8, 0, config.memory_bytes, 4, "emulated:" + std::to_string(config.index)};
+    }
+
+    const DeviceInfo& info() const override { return info_; }
+    FlagWait flag_wait() const override { return FlagWait::kStreamOperation; }
+    int64_t free_bytes() override {
+        const std::lock_guard lock(mutex_);
+        return state_.config.memory_bytes - used_;
+    }
+    std::byte* allocate(int64_t bytes) override {
+        state_.check();
+        if (state_.happens(state_.allocations, state_.config.faults.refuse_memory) || bytes > free_bytes())
+            fail("GPU ", info_.index, " (emulated): no room for ", bytes, " bytes, ", free_bytes(), " are free");
+        std::byte* memory = take(bytes);
+        std::memset(memory, 0xff, static_cast<size_t>(bytes));
+        const std::lock_guard lock(mutex_);
+        sizes_[memory] = bytes;
+        used_ += bytes;
+        return memory;
+    }
+    void release(std::byte* memory) noexcept override {
+        const std::lock_guard lock(mutex_);
+        const auto found = sizes_.find(memory);
+        CHECK(found != sizes_.end());
+        used_ -= found->second;
+        sizes_.erase(found);
+        std::free(memory);
+    }
+    std::byte* allocate_pinned(int64_t bytes) override {
+        if (state_.happens(state_.allocations, state_.config.faults.refuse_memory))
+            fail("GPU ", info_.index, " (emulated): pinning ", bytes,
+                 " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+        std::byte* memory = take(bytes);
+        std::memset(memory, 0, static_cast<size_t>(bytes));
+        return memory;
+    }
+    void release_pinned(std::byte* memory) noexcept override { std::free(memory); }
+    std::unique_ptr<Stream> new_stream() override { return std::make_unique<EmulatedStream>(state_); }
+
+private:
+    static std::byte* take(int64_t bytes) {
+        const auto size = static_cast<size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
+        void* memory = std::aligned_alloc(kAlignment, size == 0 ? kAlignment : size);
+        if (memory == nullptr) throw std::bad_alloc();
+        return static_cast<std::byte*>(memory);
+    }
+
+    DeviceInfo info_;
+    State state_;
+    std::mutex mutex_;
+    std::map<std::byte*, int64_t> sizes_;
+    int64_t used_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<Device> open(const Config& config) { return std::make_unique<EmulatedDevice>(config); }
+
+}  // namespace thermocline::cuda::emulation

@@ -1,0 +1,36 @@
+// A card played by host threads: a stream is a thread that works off a queue, memory is separate and holds NaNs until
+// it is written, copies take the time of a link, kernels run through emulation/block.h. The scheduler's code is the
+// same as with a real card, so its order of work, its flags and its behaviour under faults are tested without one.
+#pragma once
+
+#include "cuda/device.h"
+
+#include <cstdint>
+#include <memory>
+
+namespace thermocline::cuda::emulation {
+
+struct Link {
+    double gb_per_s = 0;    // 0: copies take no time of their own
+    double latency_us = 0;  // of every copy
+};
+
+/// What shall go wrong, once each; counted over the life of the device, 0: never.
+struct Faults {
+    int64_t lose_flag = 0;      // the n-th flag that a kernel or a stream sets is not set
+    int64_t delay_copy = 0;     // the n-th copy comes late,
+    int64_t delay_ms = 0;       // by so much
+    int64_t refuse_memory = 0;  // the n-th allocation fails, pinned ones too
+    int64_t lose_device = 0;    // at the n-th launch
+};
+
+struct Config {
+    int index = 0;
+    int64_t memory_bytes = int64_t{4} << 30;
+    Link link = {};
+    Faults faults = {};
+};
+
+std::unique_ptr<Device> open(const Config& config);
+
+}  // namespace thermocline::cuda::emulation

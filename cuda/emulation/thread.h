@@ -1,0 +1,160 @@
+// One thread of an emulated block: what device/thread.cuh is on a card, function by function. Collectives must be
+// reached by all lanes of the warp.
+#pragma once
+
+#include "cuda/emulation/block.h"
+#include "src/quant/scalar.h"
+
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+
+namespace thermocline::cuda::emulation {
+
+/// Numbers in the block's shared memory, [count], from byte `offset` on.
+template <typename T>
+class Shared {
+public:
+    Shared(Block& block, int thread, int64_t offset, int64_t count)
+        : block_(&block), thread_(thread), offset_(offset), count_(count) {
+        if (offset < 0 || offset % alignof(T) != 0 ||
+            offset + count * static_cast<int64_t>(sizeof(T)) > block.grid.shared_bytes)
+            block.refuse("an array in shared memory does not fit, offset", offset);
+    }
+
+    T operator[](int64_t i) const { return as<T>(i); }
+    void set(int64_t i, T value) { set_as(i, value); }
+    /// A wider word whose first number is i.
+    template <typename Word>
+    Word as(int64_t i) const {
+        Word word;
+        std::memcpy(&word, at(i, sizeof(Word), false), sizeof(Word));
+        return word;
+    }
+    template <typename Word>
+    void set_as(int64_t i, Word word) {
+        std::memcpy(at(i, sizeof(Word), true), &word, sizeof(Word));
+    }
+
+private:
+    std::byte* at(int64_t i, size_t bytes, bool write) const {
+        const auto size = static_cast<int64_t>(bytes);
+        const int64_t begin = offset_ + i * static_cast<int64_t>(sizeof(T));
+        if (i < 0 || i * static_cast<int64_t>(sizeof(T)) + size > count_ * static_cast<int64_t>(sizeof(T)) ||
+            begin % size != 0)
+            block_->refuse("an array in shared memory used out of bounds or unaligned, number", i);
+        // Two threads may write the halves of a word: as hardware does, races are judged by words only where both
+        // write whole words.
+        if (size >= 4)
+            for (int64_t word = begin / 4; word < (begin + size) / 4; ++word) block_->touch(thread_, word, write);
+        return block_->shared() + begin;
+    }
+
+    Block* block_;
+    int thread_;
+    int64_t offset_, count_;
+};
+
+class Thread {
+public:
+    Thread(Block& block, int id) : block_(block), id_(id) {}
+
+    int id() const { return id_; }
+    int threads() const { return block_.grid.threads; }
+    int lane() const { return id_ % kWarp; }
+    int warp() const { return id_ / kWarp; }
+    int warps() const { return threads() / kWarp; }
+    int64_t block() const { return block_.x; }
+    int64_t block_y() const { return block_.y; }
+    int64_t blocks() const { return block_.grid.x; }
+
+    /// Waits for all threads of the block; what they wrote before is seen after.
+    void sync() { block_.barrier(id_); }
+    void sync_warp() { block_.exchange(id_, Collective::kBarrier, nullptr, 0); }
+
+    template <typename T>
+    T shuffle(T value, int lane) {
+        return given<T>(block_.exchange(id_, Collective::kShuffle, &value, sizeof value), lane % kWarp);
+    }
+    template <typename T>
+    T shuffle_xor(T value, int mask) {
+        return given<T>(block_.exchange(id_, Collective::kShuffle, &value, sizeof value), lane() ^ mask);
+    }
+    /// Bit i: what lane i says.
+    uint32_t ballot(bool yes) {
+        const Block::Given* all = block_.exchange(id_, Collective::kBallot, &yes, sizeof yes);
+        uint32_t bits = 0;
+        for (int i = 0; i < kWarp; ++i) bits |= static_cast<uint32_t>(given<bool>(all, i)) << i;
+        return bits;
+    }
+
+    template <typename T>
+    Shared<T> shared(int64_t offset, int64_t count) {
+        return {block_, id_, offset, count};
+    }
+
+    /// d += a b of mma.m16n8k16 with bf16 operands, row.col. With g = lane / 4, c = lane % 4 (PTX ISA 9.7.14):
+    ///   a[0] (g, 2c..2c+1), a[1] (g + 8, same), a[2] (g, 2c+8..2c+9), a[3] (g + 8, same)
+    ///   b[0] (2c..2c+1, g), b[1] (2c+8..2c+9, g)
+    ///   d[0], d[1] (g, 2c..2c+1), d[2], d[3] (g + 8, same)
+    void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+        const uint32_t own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+        const Block::Given* all = block_.exchange(id_, Collective::kMma, own, sizeof own);
+        const int g = lane() / 4, c = lane() % 4;
+        const auto pair = [&](int from, int word) { return given<uint32_t>(all, from, word); };
+        for (int i = 0; i < 4; ++i) {
+            const int row = g + (i / 2) * 8, col = 2 * c + i % 2;
+            float sum = d[i];
+            for (int k = 0; k < 16; k += 2) {
+                const uint32_t left = pair(row % 8 * 4 + k % 8 / 2, row / 8 + k / 8 * 2);
+                const uint32_t right = pair(col * 4 + k % 8 / 2, 4 + k / 8);
+                sum += low(left) * low(right);
+                sum += high(left) * high(right);
+            }
+            d[i] = sum;
+        }
+    }
+
+    /// Adds in memory of the card; what was there before. Everything this thread did before is seen by who finds the
+    /// sum, if both fence().
+    uint32_t add(uint32_t* to, uint32_t value) {
+        return std::atomic_ref<uint32_t>(*to).fetch_add(value, std::memory_order_acq_rel);
+    }
+    void fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+    /// Flags in host memory.
+    uint64_t load_flag(const uint64_t* flag) {
+        return std::atomic_ref<uint64_t>(*const_cast<uint64_t*>(flag)).load(std::memory_order_acquire);
+    }
+    void store_flag(uint64_t* flag, uint64_t value) {
+        std::atomic_ref<uint64_t>(*flag).store(value, std::memory_order_release);
+    }
+    /// Between two looks at a flag.
+    void pause() {
+        std::this_thread::yield();
+        block_.yield();
+    }
+
+    /// Words that nobody reads again soon.
+    template <typename T>
+    T stream(const T* from) {
+        return *from;
+    }
+
+private:
+    template <typename T>
+    static T given(const Block::Given* all, int lane, int index = 0) {
+        T value;
+        std::memcpy(&value, all[lane].bytes + static_cast<size_t>(index) * sizeof(T), sizeof value);
+        return value;
+    }
+    static float low(uint32_t pair) { return quant::bf16_to_float(static_cast<uint16_t>(pair)); }
+    static float high(uint32_t pair) { return quant::bf16_to_float(static_cast<uint16_t>(pair >> 16)); }
+
+    Block& block_;
+    int id_;
+};
+
+}  // namespace thermocline::cuda::emulation

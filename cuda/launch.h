@@ -1,0 +1,45 @@
+// A kernel is a plain struct: its members are what it is given, its call operator is what one thread does. The operator
+// is a template over the thread, so that the same text runs on a card (device/thread.cuh) and on the CPU
+// (emulation/thread.h). GPU_CODE marks what runs there; the build defines it (cuda/CMakeLists.txt).
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace thermocline::cuda {
+
+inline constexpr int kWarp = 32;  // lanes
+
+/// Blocks of a launch and what each has.
+struct Grid {
+    int64_t x = 1, y = 1;      // blocks
+    int threads = 256;         // of a block, a multiple of kWarp
+    int64_t shared_bytes = 0;  // of a block, at most kMaxSharedBytes
+};
+
+/// What every target has for one block (SM120 is the smallest: 99 KB).
+inline constexpr int64_t kMaxSharedBytes = 96 << 10;
+
+/// A closed list of kernels; a kernel is known by its place in it.
+template <typename... Kernels>
+struct KernelList {
+    static constexpr int kCount = sizeof...(Kernels);
+
+    template <typename Kernel>
+    static constexpr int index_of() {
+        static_assert((std::is_same_v<Kernel, Kernels> || ...), "the kernel stands in no list");
+        static_assert(std::is_trivially_copyable_v<Kernel>, "a kernel is copied to the card byte by byte");
+        int index = 0;
+        (void)((std::is_same_v<Kernel, Kernels> || (++index, false)) || ...);
+        return index;
+    }
+    /// make.operator()<Kernel>() of each.
+    template <typename Make>
+    static constexpr auto map(Make make) {
+        return std::array{make.template operator()<Kernels>()...};
+    }
+};
+
+}  // namespace thermocline::cuda

@@ -1,0 +1,31 @@
+// Every step of a backend against the oracle, with the inputs the engine really has: a plan is played step by step, the
+// oracle gets the backend's slots and cache rows before each step, and what the step left behind is compared. Whatever
+// breaks is named by its step.
+#pragma once
+
+#include "src/ops/batch.h"
+#include "src/ops/plan.h"
+
+#include <cstdint>
+#include <span>
+
+namespace thermocline {
+
+/// Buffers of one plan, for playing single steps.
+class Stage {
+public:
+    static constexpr int64_t kMaxRows = 140;
+    static constexpr int64_t kMaxTokens = 1024;
+
+    virtual ~Stage() = default;
+    virtual void begin(const ops::Batch& batch) = 0;
+    virtual void run(const ops::Step& step, const ops::Batch& batch) = 0;
+    /// [kMaxRows, cols]
+    virtual std::span<float> slot(ops::Slot id) = 0;
+};
+
+/// 290 tokens in chunks of 1 to kMaxRows. A number may be off by `tolerance` times its size (at least 1), a share of
+/// `wrong_share` of all numbers by more.
+void expect_steps_match(const ops::Plan& plan, Stage& stage, double tolerance, double wrong_share);
+
+}  // namespace thermocline
