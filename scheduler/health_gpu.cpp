@@ -108,7 +108,7 @@ void examine_cuda(const HealthFacts& facts, std::vector<Finding>& findings) {
             "CUDA_VISIBLE_DEVICES");
 }
 
-void examine_code(const cuda::Device& gpu, const std::string& name, std::vector<Finding>& findings) {
+void examine_code(const cuda::DeviceInfo& gpu, const std::string& name, std::vector<Finding>& findings) {
     const std::string target = kernel_target(gpu.compute_major, gpu.compute_minor);
     char found[160];
     std::snprintf(found, sizeof found, "%.80s, SM %d.%d, %.1f GB", gpu.name.c_str(), gpu.compute_major,
@@ -201,11 +201,12 @@ void examine_gpus(const HealthFacts& facts, std::vector<Finding>& findings) {
     }
     examine_driver(facts, findings);
     examine_cuda(facts, findings);
-    for (const cuda::Device& gpu : facts.gpus.found) examine_code(gpu, "GPU " + std::to_string(gpu.index), findings);
+    for (const cuda::DeviceInfo& gpu : facts.gpus.found)
+        examine_code(gpu, "GPU " + std::to_string(gpu.index), findings);
     for (const PciCard& card : system.cards) {
-        const auto gpu =
-            std::find_if(facts.gpus.found.begin(), facts.gpus.found.end(),
-                         [&](const cuda::Device& device) { return same_address(device.pci_address, card.address); });
+        const auto gpu = std::find_if(
+            facts.gpus.found.begin(), facts.gpus.found.end(),
+            [&](const cuda::DeviceInfo& device) { return same_address(device.pci_address, card.address); });
         const std::string name = gpu != facts.gpus.found.end() ? "GPU " + std::to_string(gpu->index) : card.address;
         if (card.kernel_driver.starts_with("vfio"))
             findings.push_back({Severity::kNote, kGroup, name,
