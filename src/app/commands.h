@@ -14,5 +14,6 @@ void add_convert(CLI::App& root);
 void add_bench(CLI::App& root);
 void add_bench_machine(CLI::App& root);
 void add_doctor(CLI::App& root);
+void add_plan(CLI::App& root);
 
 }  // namespace thermocline::app
