@@ -1,10 +1,9 @@
 #include "scheduler/forecast.h"
 
+#include "scheduler/printed.h"
 #include "src/base/error.h"
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <set>
 
 namespace thermocline::scheduler {
@@ -13,16 +12,6 @@ namespace {
 
 constexpr int64_t kSystemBytes = 4'000'000'000;  // of host memory, for the system and other programs [A]
 constexpr Outlook kOutlooks[] = {Outlook::kConservative, Outlook::kTarget, Outlook::kUpperBound};
-
-std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
-std::string format(const char* pattern, ...) {
-    char text[256];
-    va_list arguments;
-    va_start(arguments, pattern);
-    std::vsnprintf(text, sizeof text, pattern, arguments);
-    va_end(arguments);
-    return text;
-}
 
 double gb(int64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
@@ -68,8 +57,8 @@ std::string host_refusal(const Forecast& forecast) {
         left -= line.bytes;
         if (left < 0)
             return "host memory of " +
-                   format("%.1f GB: %s of %.1f GB is %.1f GB more than is left", gb(forecast.host_bytes),
-                          line.name.c_str(), gb(line.bytes), gb(-left)) +
+                   printed("%.1f GB: %s of %.1f GB is %.1f GB more than is left", gb(forecast.host_bytes),
+                           line.name.c_str(), gb(line.bytes), gb(-left)) +
                    "; needs more memory, a smaller format of the weights, or a model with fewer experts";
     }
     return "";
@@ -108,7 +97,7 @@ std::string host_text(const Forecast& forecast) {
     std::string text = "\nHost memory\n";
     int64_t used = 0;
     const auto add = [&](const std::string& name, int64_t bytes, const std::string& detail) {
-        text += format("%-27s %8.3f GB%s%s\n", name.c_str(), gb(bytes), detail.empty() ? "" : "  ", detail.c_str());
+        text += printed("%-27s %8.3f GB%s%s\n", name.c_str(), gb(bytes), detail.empty() ? "" : "  ", detail.c_str());
     };
     for (const GpuMemoryLine& line : forecast.host) {
         add(line.name, line.bytes, line.detail);
@@ -155,20 +144,20 @@ std::string forecast_text(const Forecast& forecast, const MachineDescription& ma
     std::string text;
     if (forecast.gpu) {
         text = printable(machine.gpus.front().speed.device.name);
-        if (machine.gpus.size() > 1) text += format(", one of %zu (only one is planned with)", machine.gpus.size());
+        if (machine.gpus.size() > 1) text += printed(", one of %zu (only one is planned with)", machine.gpus.size());
         text += "\n" + gpu_memory_text(*forecast.gpu);
     }
     if (!forecast.host.empty()) text += host_text(forecast);
     text += "\nExpected of one sequence, computed, not measured\n";
-    text += format("%-14s %12s  %-16s %13s  %-24s %s\n", "", "decode tok/s", "limited by", "prefill tok/s",
-                   "limited by", forecast.gpu ? "hit rate" : "");
+    text += printed("%-14s %12s  %-16s %13s  %-24s %s\n", "", "decode tok/s", "limited by", "prefill tok/s",
+                    "limited by", forecast.gpu ? "hit rate" : "");
     for (const Forecast::Expected& expected : forecast.expected) {
         const bool known = expected.prefill.seconds > 0.0;
-        text += format("%-14s %12.1f  %-16s %13s  %-24s ", outlook_name(expected.outlook),
-                       expected.decode.tokens_per_s(), expected.decode.limit.c_str(),
-                       known ? format("%.0f", expected.prefill.tokens_per_s()).c_str() : "not known",
-                       expected.prefill.limit.c_str());
-        text += (forecast.gpu ? format("%.2f", expected.hit) : std::string()) + "\n";
+        text += printed("%-14s %12.1f  %-16s %13s  %-24s ", outlook_name(expected.outlook),
+                        expected.decode.tokens_per_s(), expected.decode.limit.c_str(),
+                        known ? printed("%.0f", expected.prefill.tokens_per_s()).c_str() : "not known",
+                        expected.prefill.limit.c_str());
+        text += (forecast.gpu ? printed("%.2f", expected.hit) : std::string()) + "\n";
     }
     if (!forecast.refusal.empty()) text += "\ndoes not fit: " + forecast.refusal + "\n";
     return text;

@@ -1,12 +1,11 @@
 #include "scheduler/gpu_memory.h"
 
 #include "memory/sequence_cache.h"
+#include "scheduler/printed.h"
 #include "src/base/error.h"
 #include "src/quant/strips.h"
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <numeric>
 #include <set>
 
@@ -22,18 +21,8 @@ constexpr int64_t kMaxBudget = int64_t{1} << 50;
 
 int64_t aligned(int64_t bytes) { return (bytes + kCardAlignment - 1) / kCardAlignment * kCardAlignment; }
 
-std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
-std::string format(const char* pattern, ...) {
-    char text[256];
-    va_list arguments;
-    va_start(arguments, pattern);
-    std::vsnprintf(text, sizeof text, pattern, arguments);
-    va_end(arguments);
-    return text;
-}
-
-std::string gb(int64_t bytes) { return format("%.2f GB", static_cast<double>(bytes) * 1e-9); }
-std::string mb(int64_t bytes) { return format("%.3f MB", static_cast<double>(bytes) * 1e-6); }
+std::string gb(int64_t bytes) { return printed("%.2f GB", static_cast<double>(bytes) * 1e-9); }
+std::string mb(int64_t bytes) { return printed("%.3f MB", static_cast<double>(bytes) * 1e-6); }
 
 template <typename Values>
 int64_t values_bytes(const Values& values) {
@@ -111,8 +100,8 @@ struct Claim {
         const auto add = [&](const char* name, const KvUse& use) {
             if (use.bytes == 0) return;
             lines.push_back({name, wishes.sequences * use.bytes,
-                             format("%lld sequences x %s in %lld pages", static_cast<long long>(wishes.sequences),
-                                    mb(use.bytes).c_str(), static_cast<long long>(use.pages))});
+                             printed("%lld sequences x %s in %lld pages", static_cast<long long>(wishes.sequences),
+                                     mb(use.bytes).c_str(), static_cast<long long>(use.pages))});
         };
         add("KV: windows", kv.windows);
         add("KV: compressor states", kv.states);
@@ -126,13 +115,15 @@ struct Claim {
         lines.push_back({"CUDA context, code, graphs", reserve.runtime_bytes, ""});
         if (reserve.library_bytes > 0) lines.push_back({"library workspaces", reserve.library_bytes, ""});
         lines.push_back({"safety", wishes.budget_bytes * reserve.safety_per_mille / 1000,
-                         format("%.1f %%", static_cast<double>(reserve.safety_per_mille) * 0.1)});
+                         printed("%.1f %%", static_cast<double>(reserve.safety_per_mille) * 0.1)});
         lines.push_back({"dense weights", dense_bytes(trunk), "without the embedding, which stays in host memory"});
         const int64_t decode = working(trunk, wishes.sequences);
         const int64_t rows = std::max(wishes.prefill_chunk, wishes.sequences);
-        lines.push_back({"activations: decode", decode, format("%lld rows", static_cast<long long>(wishes.sequences))});
-        lines.push_back({"activations: prefill", working(trunk, rows) - decode,
-                         format("chunks of %lld tokens, beyond decode", static_cast<long long>(wishes.prefill_chunk))});
+        lines.push_back(
+            {"activations: decode", decode, printed("%lld rows", static_cast<long long>(wishes.sequences))});
+        lines.push_back(
+            {"activations: prefill", working(trunk, rows) - decode,
+             printed("chunks of %lld tokens, beyond decode", static_cast<long long>(wishes.prefill_chunk))});
         lines.push_back({"staging, page tables", staging_bytes(trunk, wishes, rows), ""});
         add_kv(lines);
         if (draft != nullptr)
@@ -178,7 +169,7 @@ std::string refusal_of(const Claim& claim) {
     const GpuMemoryWishes& wishes = claim.wishes;
     std::vector<GpuMemoryLine> lines = claim.lines();
     if (wishes.least_expert_slots > 0)
-        lines.push_back({format("%lld expert slots", static_cast<long long>(wishes.least_expert_slots)),
+        lines.push_back({printed("%lld expert slots", static_cast<long long>(wishes.least_expert_slots)),
                          wishes.least_expert_slots * expert_slot_bytes(claim.trunk), ""});
     int64_t granted = 0;
     auto line = lines.begin();
@@ -186,11 +177,11 @@ std::string refusal_of(const Claim& claim) {
     std::string text = "--gpu-memory of " + gb(wishes.budget_bytes) + ": " + line->name + " of " + gb(line->bytes) +
                        " is " + gb(granted + line->bytes - wishes.budget_bytes) + " more than is left";
     std::string remedy =
-        format("--gpu-memory %lldMiB at least", static_cast<long long>((least_budget(claim) + (1 << 20) - 1) >> 20));
+        printed("--gpu-memory %lldMiB at least", static_cast<long long>((least_budget(claim) + (1 << 20) - 1) >> 20));
     const int64_t context = largest_fitting(claim, &GpuMemoryWishes::context, wishes.context);
     const int64_t sequences = largest_fitting(claim, &GpuMemoryWishes::sequences, wishes.sequences);
-    if (sequences > 0) remedy = format("--max-num-seqs %lld at most, or ", static_cast<long long>(sequences)) + remedy;
-    if (context > 0) remedy = format("--max-model-len %lld at most, or ", static_cast<long long>(context)) + remedy;
+    if (sequences > 0) remedy = printed("--max-num-seqs %lld at most, or ", static_cast<long long>(sequences)) + remedy;
+    if (context > 0) remedy = printed("--max-model-len %lld at most, or ", static_cast<long long>(context)) + remedy;
     return text + "; use " + remedy;
 }
 
@@ -271,9 +262,9 @@ GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk, const ops::Plan* draft, co
     while (granted.prefill_chunk > wishes.least_prefill_chunk && !fits())
         granted.prefill_chunk = std::max(wishes.least_prefill_chunk, granted.prefill_chunk / 2);
     if (granted.prefill_chunk < wishes.prefill_chunk)
-        plan.given_up.push_back(format("prompts in chunks of %lld tokens instead of %lld",
-                                       static_cast<long long>(granted.prefill_chunk),
-                                       static_cast<long long>(wishes.prefill_chunk)));
+        plan.given_up.push_back(printed("prompts in chunks of %lld tokens instead of %lld",
+                                        static_cast<long long>(granted.prefill_chunk),
+                                        static_cast<long long>(wishes.prefill_chunk)));
 
     plan.budget_bytes = granted.budget_bytes;
     plan.lines = claim().lines();
@@ -293,8 +284,8 @@ std::string gpu_memory_text(const GpuMemoryPlan& plan) {
     if (plan.slot_bytes > 0) {
         const double share = 100.0 * static_cast<double>(plan.expert_slots) / static_cast<double>(plan.experts);
         rows.push_back({"expert slots", plan.expert_slots * plan.slot_bytes,
-                        format("%lld x %s: %.1f %% of %lld experts", static_cast<long long>(plan.expert_slots),
-                               mb(plan.slot_bytes).c_str(), share, static_cast<long long>(plan.experts))});
+                        printed("%lld x %s: %.1f %% of %lld experts", static_cast<long long>(plan.expert_slots),
+                                mb(plan.slot_bytes).c_str(), share, static_cast<long long>(plan.experts))});
     }
     rows.push_back({"unused", plan.unused_bytes, ""});
     rows.push_back({"budget", plan.budget_bytes, ""});
@@ -302,8 +293,8 @@ std::string gpu_memory_text(const GpuMemoryPlan& plan) {
     for (const GpuMemoryLine& row : rows) width = std::max(width, row.name.size());
     std::string text;
     for (const GpuMemoryLine& row : rows)
-        text += format("%-*s %8.3f GB%s%s\n", static_cast<int>(width), row.name.c_str(),
-                       static_cast<double>(row.bytes) * 1e-9, row.detail.empty() ? "" : "  ", row.detail.c_str());
+        text += printed("%-*s %8.3f GB%s%s\n", static_cast<int>(width), row.name.c_str(),
+                        static_cast<double>(row.bytes) * 1e-9, row.detail.empty() ? "" : "  ", row.detail.c_str());
     for (const std::string& clause : plan.given_up) text += "given up: " + clause + "\n";
     if (!plan.refusal.empty()) text += "does not fit: " + plan.refusal + "\n";
     return text;

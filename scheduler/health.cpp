@@ -3,7 +3,6 @@
 #include "src/base/error.h"
 
 #include <algorithm>
-#include <cstdio>
 
 namespace thermocline::scheduler {
 

@@ -1,9 +1,9 @@
 // Findings about graphics cards: driver, code for their SM version, link, NUMA node.
 #include "scheduler/health.h"
+#include "scheduler/printed.h"
 
 #include <algorithm>
 #include <array>
-#include <cstdio>
 
 namespace thermocline::scheduler {
 
@@ -110,16 +110,14 @@ void examine_cuda(const HealthFacts& facts, std::vector<Finding>& findings) {
 
 void examine_code(const cuda::DeviceInfo& gpu, const std::string& name, std::vector<Finding>& findings) {
     const std::string target = kernel_target(gpu.compute_major, gpu.compute_minor);
-    char found[160];
-    std::snprintf(found, sizeof found, "%.80s, SM %d.%d, %.1f GB", gpu.name.c_str(), gpu.compute_major,
-                  gpu.compute_minor, static_cast<double>(gpu.memory_bytes) * 1e-9);
+    const std::string found = printed("%.80s, SM %d.%d, %.1f GB", gpu.name.c_str(), gpu.compute_major,
+                                      gpu.compute_minor, static_cast<double>(gpu.memory_bytes) * 1e-9);
     if (target.empty())
-        findings.push_back({Severity::kError, kGroup, name, std::string(found) + ": no kernels for it",
+        findings.push_back({Severity::kError, kGroup, name, found + ": no kernels for it",
                             "this binary carries code for SM 8.x, 9.0 and 12.x only",
                             "leave it out: CUDA_VISIBLE_DEVICES=..., or --gpus none"});
     else
-        findings.push_back(
-            {Severity::kOk, kGroup, name, std::string(found) + ", runs the " + target + " kernels", "", ""});
+        findings.push_back({Severity::kOk, kGroup, name, found + ", runs the " + target + " kernels", "", ""});
 }
 
 void examine_link(const PciCard& card, const std::string& name, std::vector<Finding>& findings) {
@@ -135,8 +133,7 @@ void examine_link(const PciCard& card, const std::string& name, std::vector<Find
     const PciLink best{smaller(card.card_most.gt_per_s, card.slot_most.gt_per_s),
                        smaller(card.card_most.lanes, card.slot_most.lanes)};
     const std::string now = link_text(card.now);
-    char rate[64];
-    std::snprintf(rate, sizeof rate, " (%.1f GB/s at most)", link_rate(best));
+    const std::string rate = printed(" (%.1f GB/s at most)", link_rate(best));
     const std::string why = "missing experts, prompts and hand-offs cross this link";
     if (card.now.lanes && card.card_most.lanes && *card.now.lanes < *card.card_most.lanes)
         add(Severity::kWarning, now + ", the card can x" + std::to_string(*card.card_most.lanes), why,

@@ -1,9 +1,8 @@
 // Findings about memory, processor and system.
 #include "scheduler/health.h"
+#include "scheduler/printed.h"
 
 #include <algorithm>
-#include <cstdarg>
-#include <cstdio>
 #include <string_view>
 
 namespace thermocline::scheduler {
@@ -11,16 +10,6 @@ namespace thermocline::scheduler {
 namespace {
 
 constexpr const char *kMemory = "Memory", *kProcessor = "Processor", *kSystem = "System";
-
-std::string format(const char* pattern, ...) __attribute__((format(printf, 1, 2)));
-std::string format(const char* pattern, ...) {
-    char text[400];
-    va_list arguments;
-    va_start(arguments, pattern);
-    std::vsnprintf(text, sizeof text, pattern, arguments);
-    va_end(arguments);
-    return text;
-}
 
 double gb(int64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
@@ -38,13 +27,13 @@ void examine_ram(const SystemFacts& system, std::vector<Finding>& findings) {
     }
     findings.push_back(
         judged(*system.memory_available < *system.memory_total / 2, Severity::kNote, kMemory, "RAM",
-               format("%.1f GB, %.1f GB available", gb(*system.memory_total), gb(*system.memory_available)),
+               printed("%.1f GB, %.1f GB available", gb(*system.memory_total), gb(*system.memory_available)),
                "more than half is taken by other programs", "ps aux --sort=-rss | head"));
     const int64_t swap = system.swap_total.value_or(0);
     const int64_t used = std::max<int64_t>(0, swap - system.swap_free.value_or(0));
     findings.push_back(
         judged(used > (int64_t{1} << 30), Severity::kWarning, kMemory, "swap",
-               format("%.1f GB, %.1f GB in use", gb(swap), gb(used)),
+               printed("%.1f GB, %.1f GB in use", gb(swap), gb(used)),
                "weights that were swapped out are read back at the speed of the disk",
                "end what fills the memory, then: sudo swapoff -a && sudo swapon -a; sudo sysctl vm.swappiness=1"));
 }
@@ -53,8 +42,8 @@ void examine_nodes(const SystemFacts& system, std::vector<Finding>& findings) {
     int64_t least = INT64_MAX, most = 0;
     std::string sizes;
     for (const MemoryNode& node : system.nodes) {
-        sizes += format("%snode %lld: %.1f GB%s", sizes.empty() ? "" : ", ", static_cast<long long>(node.id),
-                        gb(node.total_bytes), node.has_cpus ? "" : " without cores");
+        sizes += printed("%snode %lld: %.1f GB%s", sizes.empty() ? "" : ", ", static_cast<long long>(node.id),
+                         gb(node.total_bytes), node.has_cpus ? "" : " without cores");
         if (!node.has_cpus) continue;
         least = std::min(least, node.total_bytes);
         most = std::max(most, node.total_bytes);
@@ -77,8 +66,8 @@ void examine_huge_pages(const SystemFacts& system, std::vector<Finding>& finding
     for (const HugePages& pages : system.huge_pages) {
         reserved = reserved || pages.total > 0;
         counts +=
-            format("%s%lld of %lld MiB (%lld free)", counts.empty() ? "" : ", ", static_cast<long long>(pages.total),
-                   static_cast<long long>(pages.page_bytes >> 20), static_cast<long long>(pages.free));
+            printed("%s%lld of %lld MiB (%lld free)", counts.empty() ? "" : ", ", static_cast<long long>(pages.total),
+                    static_cast<long long>(pages.page_bytes >> 20), static_cast<long long>(pages.free));
     }
     const std::string& defrag = system.thp_defrag;
     findings.push_back(
@@ -104,13 +93,13 @@ void examine_limits(const HealthFacts& facts, std::vector<Finding>& findings) {
         findings.push_back(judged(
             cards && system.memlock_bytes && *system.memlock_bytes < ram / 2, Severity::kWarning, kMemory,
             "locked memory",
-            system.memlock_bytes ? format("at most %.3f GB (ulimit -l)", gb(*system.memlock_bytes)) : "unlimited",
+            system.memlock_bytes ? printed("at most %.3f GB (ulimit -l)", gb(*system.memlock_bytes)) : "unlimited",
             "experts that the card reads must stay in place: locking or pinning more than this may be refused",
             "echo '* - memlock unlimited' | sudo tee /etc/security/limits.d/90-memlock.conf and log in anew; "
             "systemd: LimitMEMLOCK=infinity; docker run --ulimit memlock=-1"));
     if (system.cgroup_memory_bytes && *system.cgroup_memory_bytes < ram)
         findings.push_back(
-            {Severity::kWarning, kMemory, "cgroup limit", format("%.1f GB", gb(*system.cgroup_memory_bytes)),
+            {Severity::kWarning, kMemory, "cgroup limit", printed("%.1f GB", gb(*system.cgroup_memory_bytes)),
              "weights, pinned buffers and the page cache of the files count against it; over it the process is killed",
              "docker run without --memory; systemd: MemoryMax=infinity; else --memory larger than the model"});
 }
@@ -153,7 +142,7 @@ void examine_governor(const SystemFacts& system, std::vector<Finding>& findings)
     std::string found;
     bool slow = false;
     for (const auto& [name, cpus] : system.governors) {
-        found += format("%s%s on %d CPUs", found.empty() ? "" : ", ", name.c_str(), cpus);
+        found += printed("%s%s on %d CPUs", found.empty() ? "" : ", ", name.c_str(), cpus);
         slow = slow || name != "performance";
     }
     // Drivers that choose the frequency in hardware call "powersave" what is balanced.
@@ -229,7 +218,7 @@ void examine_processor(const HealthFacts& facts, std::vector<Finding>& findings)
     if (system.cgroup_cpus && *system.cgroup_cpus < system.online_cpus)
         findings.push_back(
             {Severity::kWarning, kProcessor, "cgroup limit",
-             format("%.2f of %d CPUs", *system.cgroup_cpus, system.online_cpus),
+             printed("%.2f of %d CPUs", *system.cgroup_cpus, system.online_cpus),
              "workers over this quota are stopped for tens of milliseconds at a time, in the middle of a layer",
              "give whole cores instead of a quota: docker run --cpuset-cpus 0-15; systemd: AllowedCPUs=0-15, no "
              "CPUQuota; or --threads " +
