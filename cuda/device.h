@@ -25,7 +25,7 @@ enum class FlagWait : uint8_t {
 };
 const char* name_of(FlagWait way);
 
-/// What one side raises and the other waits for, on a cache line of its own, in pinned host memory. Only grows.
+/// What one side raises and the other waits for, on a cache line of its own, in pinned host memory.
 struct alignas(128) Flag {
     uint64_t value;
 };
@@ -48,11 +48,8 @@ public:
     virtual void copy(void* to, const void* from, int64_t bytes) = 0;
     /// Sets memory of the card to zero.
     virtual void clear(void* to, int64_t bytes) = 0;
-    /// Goes on once flag->value >= value.
-    virtual void wait_for(const Flag* flag, uint64_t value) = 0;
-    /// Sets a flag from the stream, after all before it.
-    virtual void set(Flag* flag, uint64_t value) = 0;
-
+    /// Goes on once the flag is raised (its value is not 0).
+    virtual void wait_for(const Flag* flag) = 0;
     /// From here to end_recording() work is recorded, not done.
     virtual void begin_recording() = 0;
     virtual std::unique_ptr<Graph> end_recording() = 0;
@@ -125,5 +122,8 @@ private:
 };
 using DeviceMemory = Memory<false>;
 using PinnedMemory = Memory<true>;
+
+/// Opens a card of find_devices(): its contexts, modules, and the way its streams wait for flags, which is tried out.
+std::unique_ptr<Device> open_device(int index);
 
 }  // namespace thermocline::cuda

@@ -22,6 +22,16 @@ struct Grid {
 /// What every target has for one block (SM120 is the smallest: 99 KB).
 inline constexpr int64_t kMaxSharedBytes = 96 << 10;
 
+template <typename Kernel>
+struct KernelType {};
+
+/// The largest block that a kernel is launched with; registers are given out for that.
+template <typename Kernel>
+constexpr int most_threads() {
+    if constexpr (requires { Kernel::kMostThreads; }) return Kernel::kMostThreads;
+    return 512;
+}
+
 /// A closed list of kernels; a kernel is known by its place in it.
 template <typename... Kernels>
 struct KernelList {
@@ -35,11 +45,25 @@ struct KernelList {
         (void)((std::is_same_v<Kernel, Kernels> || (++index, false)) || ...);
         return index;
     }
-    /// make.operator()<Kernel>() of each.
+    /// make(KernelType<Kernel>()) of each.
     template <typename Make>
     static constexpr auto map(Make make) {
-        return std::array{make.template operator()<Kernels>()...};
+        return std::array{make(KernelType<Kernels>())...};
     }
 };
+
+template <typename... Lists>
+struct JoinedLists;
+template <typename... Kernels>
+struct JoinedLists<KernelList<Kernels...>> {
+    using List = KernelList<Kernels...>;
+};
+template <typename... First, typename... Second, typename... Others>
+struct JoinedLists<KernelList<First...>, KernelList<Second...>, Others...> {
+    using List = typename JoinedLists<KernelList<First..., Second...>, Others...>::List;
+};
+/// One list of several.
+template <typename... Lists>
+using Joined = typename JoinedLists<Lists...>::List;
 
 }  // namespace thermocline::cuda

@@ -1,5 +1,5 @@
 // The face of cuda.h in a build without CUDA.
-#include "cuda/cuda.h"
+#include "cuda/device.h"
 #include "src/base/error.h"
 
 namespace thermocline::cuda {
@@ -16,5 +16,6 @@ Devices find_devices() { return {{}, kWhy}; }
 LinkSpeed measure_link(int device) { refuse(device); }
 double measure_memory_read(int device) { refuse(device); }
 double measure_handoff_us(int device) { refuse(device); }
+std::unique_ptr<Device> open_device(int index) { refuse(index); }
 
 }  // namespace thermocline::cuda

@@ -35,39 +35,75 @@ int64_t pages_for(const ops::CacheSpec& spec, int64_t tokens) {
     return (tokens / spec.ratio + rows - 1) / rows;
 }
 
+class HostPages : public PageStore {
+public:
+    std::byte* take(int64_t bytes) override { return new (std::nothrow) std::byte[static_cast<size_t>(bytes)]; }
+    void give_back(std::byte* page, int64_t) noexcept override { delete[] page; }
+    void read(const std::byte* page, void* to, int64_t bytes) override {
+        std::memcpy(to, page, static_cast<size_t>(bytes));
+    }
+    void write(std::byte* page, const void* from, int64_t bytes) override {
+        std::memcpy(page, from, static_cast<size_t>(bytes));
+    }
+};
+
 }  // namespace
+
+PageStore& host_pages() {
+    static HostPages pages;  // has no state
+    return pages;
+}
 
 int64_t SequenceCache::Store::oldest_needed(int64_t position) const {
     return std::max<int64_t>(0, position / spec.ratio * spec.ratio - spec.history);
 }
 
-bool SequenceCache::Store::add_page() {
-    auto* page = new (std::nothrow) std::byte[static_cast<size_t>(page_rows * spec.row_bytes())];
+bool SequenceCache::add_page(size_t cache) {
+    Store& store = stores_[cache];
+    std::byte* page = pages_.take(store.page_bytes());
     if (page == nullptr) return false;
-    pages.emplace_back(page);
-    pointers.push_back(page);
+    store.pages.push_back(page);
+    views_[cache].page_count = std::ssize(store.pages);
     return true;
 }
 
-SequenceCache::SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens)
-    : max_tokens_(max_tokens), fingerprint_(fingerprint_of(specs)) {
-    for (const ops::CacheSpec& spec : specs) {
-        Store& store = stores_.emplace_back(Store{spec, page_rows_of(spec), 0, {}, {}});
-        const auto most = static_cast<size_t>(pages_for(spec, max_tokens));
-        store.pages.reserve(most);
-        store.pointers.reserve(most);
-        if (spec.kind == Kind::kRing && !store.add_page()) throw std::bad_alloc();
+template <typename Body>
+void SequenceCache::for_rows(size_t cache, int64_t begin, int64_t end, Body body) {
+    const Store& store = stores_[cache];
+    for (int64_t row = begin, count = 0; row < end; row += count) {
+        const int64_t in_page = store.spec.kind == Kind::kRing ? row % store.spec.ring_rows : row % store.page_rows;
+        count = std::min(end - row, store.page_rows - in_page);
+        body(views_[cache].row(row), count * store.spec.row_bytes());
     }
-    for (const Store& store : stores_)
-        views_.push_back({store.pointers.data(), store.page_rows, store.spec.row_bytes(),
-                          store.spec.kind == Kind::kRing ? store.spec.ring_rows : 0});
+}
+
+SequenceCache::SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens, PageStore& pages)
+    : pages_(pages), max_tokens_(max_tokens), fingerprint_(fingerprint_of(specs)) {
+    for (const ops::CacheSpec& spec : specs) {
+        Store& store = stores_.emplace_back(Store{spec, page_rows_of(spec), 0, {}});
+        store.pages.reserve(static_cast<size_t>(pages_for(spec, max_tokens)));
+        views_.push_back({store.pages.data(), store.page_rows, store.spec.row_bytes(),
+                          spec.kind == Kind::kRing ? spec.ring_rows : 0});
+    }
+    for (size_t i = 0; i < stores_.size(); ++i)
+        if (specs[i].kind == Kind::kRing && !add_page(i)) {
+            give_back();
+            throw std::bad_alloc();
+        }
+}
+
+SequenceCache::~SequenceCache() { give_back(); }
+
+void SequenceCache::give_back() {
+    for (Store& store : stores_)
+        for (std::byte* page : store.pages) pages_.give_back(page, store.page_bytes());
 }
 
 bool SequenceCache::reserve(int64_t tokens) {
     if (tokens > max_tokens_) return false;
-    for (Store& store : stores_)
-        while (static_cast<int64_t>(store.pages.size()) < pages_for(store.spec, tokens))
-            if (!store.add_page()) return false;
+    for (size_t i = 0; i < stores_.size(); ++i)
+        while (std::ssize(stores_[i].pages) < pages_for(stores_[i].spec, tokens))
+            if (!add_page(i)) return false;
     return true;
 }
 
@@ -104,8 +140,18 @@ bool SequenceCache::repeat_to(int64_t tokens) {
         }
         const int64_t have = position_ / spec.ratio;
         CHECK(have > 0);
-        for (int64_t row = have; row < tokens / spec.ratio; ++row)
-            std::memcpy(views_[i].row(row), views_[i].row(row % have), static_cast<size_t>(spec.row_bytes()));
+        std::vector<std::byte> rows;
+        for_rows(i, 0, have, [&](const std::byte* from, int64_t bytes) {
+            rows.resize(rows.size() + static_cast<size_t>(bytes));
+            pages_.read(from, rows.data() + rows.size() - bytes, bytes);
+        });
+        for (int64_t row = have; row < tokens / spec.ratio; row += have) {
+            const std::byte* from = rows.data();
+            for_rows(i, row, std::min(row + have, tokens / spec.ratio), [&](std::byte* to, int64_t bytes) {
+                pages_.write(to, from, bytes);
+                from += bytes;
+            });
+        }
     }
     advance(tokens - position_);
     return true;
@@ -116,7 +162,7 @@ void SequenceCache::clear() {
     for (Store& store : stores_) store.first_valid = 0;
 }
 
-std::vector<std::byte> SequenceCache::snapshot() const {
+std::vector<std::byte> SequenceCache::snapshot() {
     SnapshotWriter writer(kSnapshotVersion, fingerprint_);
     writer.number(position_);
     for (size_t i = 0; i < stores_.size(); ++i) {
@@ -124,8 +170,8 @@ std::vector<std::byte> SequenceCache::snapshot() const {
         const bool ring = store.spec.kind == Kind::kRing;
         const int64_t begin = ring ? store.oldest_needed(position_) : 0;
         const int64_t end = ring ? position_ : position_ / store.spec.ratio;
-        for (int64_t row = begin; row < end; ++row)
-            writer.bytes({views_[i].row(row), static_cast<size_t>(store.spec.row_bytes())});
+        for_rows(i, begin, end,
+                 [&](const std::byte* from, int64_t bytes) { pages_.read(from, writer.room(bytes), bytes); });
     }
     return writer.finish();
 }
@@ -148,22 +194,28 @@ void SequenceCache::restore(std::span<const std::byte> bytes) {
         const bool ring = store.spec.kind == Kind::kRing;
         store.first_valid = ring ? store.oldest_needed(position) : 0;
         const int64_t end = ring ? position : position / store.spec.ratio;
-        for (int64_t row = store.first_valid; row < end; ++row)
-            reader.bytes({views_[i].row(row), static_cast<size_t>(store.spec.row_bytes())});
+        for_rows(i, store.first_valid, end,
+                 [&](std::byte* to, int64_t count) { pages_.write(to, reader.next(count), count); });
     }
     position_ = position;
 }
 
 int64_t SequenceCache::bytes() const {
     int64_t total = 0;
-    for (const Store& store : stores_)
-        total += static_cast<int64_t>(store.pages.size()) * store.page_rows * store.spec.row_bytes();
+    for (const Store& store : stores_) total += std::ssize(store.pages) * store.page_bytes();
     return total;
+}
+
+std::vector<PageCount> page_counts(const std::vector<ops::CacheSpec>& specs, int64_t tokens) {
+    std::vector<PageCount> counts;
+    for (const ops::CacheSpec& spec : specs)
+        counts.push_back({pages_for(spec, tokens), page_rows_of(spec) * spec.row_bytes()});
+    return counts;
 }
 
 int64_t sequence_bytes(const std::vector<ops::CacheSpec>& specs, int64_t tokens) {
     int64_t total = 0;
-    for (const ops::CacheSpec& spec : specs) total += pages_for(spec, tokens) * page_rows_of(spec) * spec.row_bytes();
+    for (const PageCount& one : page_counts(specs, tokens)) total += one.pages * one.page_bytes;
     return total;
 }
 

@@ -3,6 +3,7 @@
 // spare, so that the last tokens can be taken back. Used by one thread at a time.
 #pragma once
 
+#include "memory/page_store.h"
 #include "src/ops/batch.h"
 #include "src/ops/plan.h"
 
@@ -17,8 +18,12 @@ namespace thermocline::memory {
 
 class SequenceCache {
 public:
-    /// `max_tokens`: the longest the sequence may become. Rings are allocated now, entries when reserved.
-    SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens);
+    /// `max_tokens`: the longest the sequence may become. Rings are allocated now, entries when reserved. `pages` must
+    /// outlive it. Throws std::bad_alloc if there is no room for the rings.
+    SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens, PageStore& pages = host_pages());
+    SequenceCache(const SequenceCache&) = delete;
+    SequenceCache& operator=(const SequenceCache&) = delete;
+    ~SequenceCache();
 
     int64_t position() const { return position_; }
     int64_t max_tokens() const { return max_tokens_; }
@@ -27,7 +32,7 @@ public:
     bool reserve(int64_t tokens);
     /// The rows of `tokens` more tokens have been written by a forward pass.
     void advance(int64_t tokens);
-    /// Views for ops::Segment::caches, valid until the next reserve().
+    /// Views for ops::Segment::caches, valid until the next reserve(); addresses of where the pages lie.
     const ops::CacheView* views() const { return views_.data(); }
 
     /// True if the caches can go back to `position` without recomputing (6.6).
@@ -42,7 +47,7 @@ public:
     void clear();
 
     /// The state at position() as bytes: versioned, checksummed, with a fingerprint of the cache specs (6.5).
-    std::vector<std::byte> snapshot() const;
+    std::vector<std::byte> snapshot();
     /// Replaces the state; Error if the bytes are damaged, of another version, or of a plan with other caches.
     void restore(std::span<const std::byte> bytes);
 
@@ -53,20 +58,33 @@ private:
     struct Store {
         ops::CacheSpec spec;
         int64_t page_rows;
-        int64_t first_valid;  // rings: rows of older positions have been overwritten
-        std::vector<std::unique_ptr<std::byte[]>> pages;
-        std::vector<std::byte*> pointers;  // of the pages; never grows past its reserved capacity
+        int64_t first_valid;            // rings: rows of older positions have been overwritten
+        std::vector<std::byte*> pages;  // never grows past its reserved capacity
 
         int64_t oldest_needed(int64_t position) const;
-        bool add_page();
+        int64_t page_bytes() const { return page_rows * spec.row_bytes(); }
     };
 
+    bool add_page(size_t cache);
+    void give_back();
+    /// body(address, bytes) of rows [begin, end) of a cache, those that lie together at once.
+    template <typename Body>
+    void for_rows(size_t cache, int64_t begin, int64_t end, Body body);
+
+    PageStore& pages_;
     std::vector<Store> stores_;
     std::vector<ops::CacheView> views_;
     int64_t max_tokens_;
     int64_t position_ = 0;
     uint64_t fingerprint_;  // of the specs
 };
+
+/// The pages that one cache of a sequence of some length has.
+struct PageCount {
+    int64_t pages, page_bytes;
+};
+/// Of every cache, for a sequence of `tokens` tokens.
+std::vector<PageCount> page_counts(const std::vector<ops::CacheSpec>& specs, int64_t tokens);
 
 /// Bytes that one sequence of `tokens` tokens needs for `specs`.
 int64_t sequence_bytes(const std::vector<ops::CacheSpec>& specs, int64_t tokens);

@@ -30,6 +30,11 @@ public:
     }
     void bytes(std::span<const std::byte> data) { out_.insert(out_.end(), data.begin(), data.end()); }
     void number(int64_t value) { bytes({reinterpret_cast<const std::byte*>(&value), sizeof value}); }
+    /// Room for `count` more bytes, to be filled before the next call.
+    std::byte* room(int64_t count) {
+        out_.resize(out_.size() + static_cast<size_t>(count));
+        return out_.data() + out_.size() - count;
+    }
     std::vector<std::byte> finish() {
         const std::span payload = std::span(out_).subspan(sizeof(SnapshotHeader));
         header_.payload_bytes = payload.size();
@@ -58,14 +63,16 @@ public:
             fail("snapshot: payload of ", left_.size(), " bytes, expected ", header.payload_bytes);
         if (checksum_of(left_) != header.checksum) fail("snapshot: checksum mismatch, the data is damaged");
     }
-    void bytes(std::span<std::byte> out) {
-        if (out.size() > left_.size()) fail("snapshot: ends early");
-        std::memcpy(out.data(), left_.data(), out.size());
-        left_ = left_.subspan(out.size());
+    /// The next `count` bytes.
+    const std::byte* next(int64_t count) {
+        if (count > std::ssize(left_)) fail("snapshot: ends early");
+        const std::byte* at = left_.data();
+        left_ = left_.subspan(static_cast<size_t>(count));
+        return at;
     }
     int64_t number() {
         int64_t value;
-        bytes({reinterpret_cast<std::byte*>(&value), sizeof value});
+        std::memcpy(&value, next(sizeof value), sizeof value);
         return value;
     }
     void expect_left(int64_t count) const {

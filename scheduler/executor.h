@@ -1,13 +1,10 @@
-// Plays a Plan on the machine, batch after batch. Owns the slots and the worker threads; the one place that calls
-// cpu::run. Used by one thread (the engine thread); nothing here locks.
+// What plays a Plan, batch after batch: the face of CpuExecutor (all on the CPU) and GpuExecutor (dense steps on a
+// card). Used by one thread (the engine thread); nothing here locks.
 #pragma once
 
-#include "cpu/kernels.h"
-#include "cpu/run.h"
-#include "cpu/workers.h"
 #include "memory/sequence_cache.h"
 #include "scheduler/profiler.h"
-#include "src/ops/batch.h"
+#include "src/ops/cost.h"
 #include "src/ops/plan.h"
 
 #include <cstdint>
@@ -28,6 +25,7 @@ struct ExecutorLimits {
     int64_t max_rows = 512;     ///< tokens in one forward pass
     int64_t max_outputs = 16;   ///< rows of logits in one forward pass
     int64_t max_tokens = 4096;  ///< of one sequence
+    int64_t max_parts = 16;     ///< sequences in one forward pass
 };
 
 /// The experts that one pass chose: of each Route step of the plan, in order, [rows, top_k].
@@ -37,55 +35,35 @@ struct RoutingRecord {
 
 class Executor {
 public:
-    /// `plan` must outlive the executor. `workers` is shared with other executors of the same thread (trunk and MTP).
-    Executor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels, ExecutorLimits limits);
+    virtual ~Executor() = default;
 
-    const ops::Plan& plan() const { return plan_; }
-    const ExecutorLimits& limits() const { return limits_; }
-    std::unique_ptr<memory::SequenceCache> new_sequence() const;
+    virtual const ops::Plan& plan() const = 0;
+    virtual const ExecutorLimits& limits() const = 0;
+    /// An empty sequence; its caches lie where this executor's steps want them.
+    virtual std::unique_ptr<memory::SequenceCache> new_sequence() = 0;
 
     /// One forward pass over the parts; every sequence must have reserved room for its tokens (CHECK) and is advanced.
     /// `streams_in` (MTP plans): [rows, n * D] residual streams of the trunk; null for the trunk.
-    /// Rows together at most limits().max_rows, outputs at most max_outputs (CHECK).
-    void forward(std::span<const Part> parts, const float* streams_in = nullptr);
+    /// Rows together at most limits().max_rows, outputs at most max_outputs, parts at most max_parts (CHECK).
+    /// Throws Error when a card fails; no sequence is advanced then.
+    virtual void forward(std::span<const Part> parts, const float* streams_in = nullptr) = 0;
 
     /// Logits of output i of the last pass, counted over all parts in order: [vocab]. Valid until the next pass.
-    const float* logits(int64_t output) const;
-    /// Residual streams of row `row` of the last pass: [n * D].
-    const float* streams(int64_t row) const;
+    virtual const float* logits(int64_t output) const = 0;
+    /// Residual streams of row `row` of the last pass: [n * D]. Valid until the next call.
+    virtual const float* streams(int64_t row) const = 0;
 
     /// Bytes of slots and scratch.
-    int64_t workspace_bytes() const;
-    /// Bytes of weights and caches the last pass had to read, from the one cost formula (ops/cost.h).
-    int64_t last_bytes() const { return last_cost_.bytes; }
-    /// Bytes and floating-point operations of the last pass, from the same formula.
-    ops::Cost last_cost() const { return last_cost_; }
+    virtual int64_t workspace_bytes() const = 0;
+    /// Bytes of weights and caches that the last pass had to read, and its floating-point operations, from the one
+    /// cost formula (ops/cost.h).
+    virtual ops::Cost last_cost() const = 0;
+    int64_t last_bytes() const { return last_cost().bytes; }
 
     /// From now on every step is timed into `profile`, which outlives its use; null: no more.
-    void profile_steps(StepProfile* profile) { profile_ = profile; }
+    virtual void profile_steps(StepProfile* profile) = 0;
     /// From now on every pass leaves its routing in `record`, which outlives its use; null: no more.
-    void record_routing(RoutingRecord* record) { routing_ = record; }
-
-private:
-    /// Lays tokens, positions and segments of the parts out as one batch.
-    ops::Batch gather(std::span<const Part> parts);
-    void play_timed(const cpu::Frame& frame);
-    void play_recorded(const cpu::Frame& frame);
-
-    const ops::Plan& plan_;
-    cpu::Workers& workers_;
-    const cpu::KernelTable& kernels_;
-    ExecutorLimits limits_;
-    std::vector<float> storage_;  // of all slots, rotations and scratch
-    std::vector<float*> slots_;
-    std::vector<float*> rotations_;
-    std::span<float> shared_, per_worker_;
-    std::vector<int32_t> tokens_, output_rows_;
-    std::vector<int64_t> positions_;
-    std::vector<ops::Segment> segments_;
-    ops::Cost last_cost_;
-    StepProfile* profile_ = nullptr;
-    RoutingRecord* routing_ = nullptr;
+    virtual void record_routing(RoutingRecord* record) = 0;
 };
 
 }  // namespace thermocline::scheduler

@@ -1,7 +1,10 @@
 #include "scheduler/forecast.h"
 
+#include "memory/sequence_cache.h"
+#include "scheduler/gpu_weights.h"
 #include "scheduler/printed.h"
 #include "src/base/error.h"
+#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <set>
@@ -19,7 +22,7 @@ int64_t routed_bytes(const ops::Plan& plan) {
     int64_t total = 0;
     for (const ops::ExpertSet& set : plan.experts)
         for (const auto* projection : {&set.w1, &set.w2, &set.w3})
-            for (const quant::Matrix& matrix : *projection) total += card_bytes(matrix);
+            for (const quant::Matrix& matrix : *projection) total += quant::packed_form(matrix).bytes();
     return total;
 }
 
@@ -38,13 +41,22 @@ int64_t embedding_bytes(const ops::Plan& plan) {
     return total;
 }
 
+/// All slots for passes of so many rows; those of outputs are few.
+int64_t slot_bytes(const ops::Plan& plan, int64_t rows) {
+    int64_t total = 0;
+    for (const ops::SlotSpec& slot : plan.slots)
+        if (slot.rows == ops::Rows::kTokens) total += slot.cols * rows * 4;
+    return total;
+}
+
 std::vector<GpuMemoryLine> host_lines(const ForecastQuestion& question) {
     std::vector<GpuMemoryLine> lines = {{"system", kSystemBytes, "and other programs"}};
     lines.push_back({"embedding", embedding_bytes(question.trunk), ""});
     if (question.machine.gpus.empty()) {
-        lines.push_back({"dense weights", dense_bytes(question.trunk), ""});
-        lines.push_back({"KV", question.sequences * sequence_kv(question.trunk, question.context).bytes(), ""});
-        lines.push_back({"activations", activation_bytes(question.trunk, question.prefill_chunk, 32), ""});
+        lines.push_back({"dense weights", GpuWeights::bytes_of(question.trunk), ""});
+        lines.push_back(
+            {"KV", question.sequences * memory::sequence_bytes(question.trunk.caches, question.context), ""});
+        lines.push_back({"activations", slot_bytes(question.trunk, question.prefill_chunk), ""});
     }
     lines.push_back({"routed experts", routed_bytes(question.trunk), "all of them, resident ones too"});
     if (question.draft != nullptr) lines.push_back({"routed experts, draft", routed_bytes(*question.draft), ""});

@@ -1,6 +1,10 @@
 #include "scheduler/gpu_memory.h"
 
+#include "cuda/weights.h"
 #include "memory/sequence_cache.h"
+#include "scheduler/gpu_executor.h"
+#include "scheduler/gpu_pages.h"
+#include "scheduler/gpu_weights.h"
 #include "scheduler/printed.h"
 #include "src/base/error.h"
 #include "src/quant/strips.h"
@@ -13,39 +17,23 @@ namespace thermocline::scheduler {
 
 namespace {
 
-constexpr int64_t kCardAlignment = 256;  // of every allocation
-constexpr int64_t kViewBytes = 32;       // a cache of a segment, as kernels see it
-constexpr int64_t kRowBytes = 24;        // token, position, segment, output row of a row of the batch
 constexpr int64_t kMaxTokens = int64_t{1} << 31, kMaxSequences = 1 << 16, kMaxRows = 1 << 24;
 constexpr int64_t kMaxBudget = int64_t{1} << 50;
-
-int64_t aligned(int64_t bytes) { return (bytes + kCardAlignment - 1) / kCardAlignment * kCardAlignment; }
 
 std::string gb(int64_t bytes) { return printed("%.2f GB", static_cast<double>(bytes) * 1e-9); }
 std::string mb(int64_t bytes) { return printed("%.3f MB", static_cast<double>(bytes) * 1e-6); }
 
-template <typename Values>
-int64_t values_bytes(const Values& values) {
-    return aligned(static_cast<int64_t>(values.size()) * 4);
-}
-
-/// Matrices that some Linear reads, each once even if plans share it.
-int64_t matrices_bytes(const ops::Plan& plan, std::set<const std::byte*>& seen) {
+/// Of the matrices that `draft` and the trunk share, such as the head.
+int64_t shared_bytes(const ops::Plan& trunk, const ops::Plan& draft) {
+    std::set<const std::byte*> seen;
     int64_t total = 0;
-    for (const ops::Step& step : plan.steps) {
-        const auto* linear = std::get_if<ops::Linear>(&step);
-        if (linear == nullptr) continue;
-        const quant::Matrix& matrix = plan.matrices[static_cast<size_t>(linear->weight)].matrix;
-        if (seen.insert(matrix.data).second) total += card_bytes(matrix);
-    }
-    return total;
-}
-
-int64_t parameters_bytes(const ops::Plan& plan) {
-    int64_t total = 0;
-    for (const ops::NamedVector& vector : plan.vectors) total += values_bytes(vector.values);
-    for (const ops::NamedTable& table : plan.tables) total += values_bytes(table.values);
-    for (const ops::RopeTable& rope : plan.ropes) total += values_bytes(rope.frequencies);
+    for (const ops::Plan* plan : {&trunk, &draft})
+        for (const ops::Step& step : plan->steps) {
+            const auto* linear = std::get_if<ops::Linear>(&step);
+            if (linear == nullptr) continue;
+            const quant::Matrix& matrix = plan->matrices[static_cast<size_t>(linear->weight)].matrix;
+            if (!seen.insert(matrix.data).second && plan == &draft) total += cuda::placed_bytes(matrix);
+        }
     return total;
 }
 
@@ -55,43 +43,24 @@ int64_t expert_count(const ops::Plan& plan) {
     return count;
 }
 
-/// Of the residual stream: what an embedding row and a row of expert results hold.
-int64_t hidden_of(const ops::Plan& plan) {
-    for (const ops::Step& step : plan.steps)
-        if (const auto* embed = std::get_if<ops::Embed>(&step))
-            return plan.matrices[static_cast<size_t>(embed->table)].matrix.cols;
-    return 0;
-}
-
-/// What comes from and goes to the host for every pass: embedding rows, results of the CPU's experts, the description
-/// of the batch, the page tables of its sequences.
-int64_t staging_bytes(const ops::Plan& plan, const GpuMemoryWishes& wishes, int64_t rows) {
-    const int64_t pages = sequence_kv(plan, wishes.context).pages();
-    return 2 * aligned(rows * hidden_of(plan) * 4) + aligned(rows * kRowBytes) +
-           aligned(wishes.sequences * static_cast<int64_t>(plan.caches.size()) * kViewBytes) +
-           aligned(wishes.sequences * pages * 8);
-}
-
 struct Claim {
     const ops::Plan& trunk;
     const ops::Plan* draft;
     const GpuMemoryWishes& wishes;
     const GpuMemoryReserve& reserve;
 
-    int64_t scratch(const ops::Plan& plan, int64_t rows) const {
-        return reserve.scratch_bytes ? aligned(reserve.scratch_bytes(plan, rows, wishes.outputs)) : 0;
+    int64_t workspace(const ops::Plan& plan, int64_t rows) const {
+        return gpu_workspace_bytes(plan, {.max_rows = rows,
+                                          .max_outputs = std::min(rows, wishes.outputs),
+                                          .max_tokens = wishes.context,
+                                          .max_parts = wishes.sequences});
     }
-    int64_t working(const ops::Plan& plan, int64_t rows) const {
-        return activation_bytes(plan, rows, wishes.outputs) + scratch(plan, rows);
-    }
-    /// Passes of the draft head come after those of the trunk and use its activations again, but for the residual
+    /// Passes of the draft head come after those of the trunk and use its workspace again, but for the residual
     /// streams that they begin with.
     int64_t draft_bytes(int64_t rows) const {
-        std::set<const std::byte*> of_trunk;
-        matrices_bytes(trunk, of_trunk);
-        const int64_t streams = aligned(rows * trunk.slots[static_cast<size_t>(trunk.streams)].cols * 4);
-        return matrices_bytes(*draft, of_trunk) + parameters_bytes(*draft) + streams +
-               std::max<int64_t>(0, working(*draft, rows) - working(trunk, rows)) +
+        const int64_t streams = GpuPages::rounded(rows * trunk.slots[static_cast<size_t>(trunk.streams)].cols * 4);
+        return GpuWeights::bytes_of(*draft) - shared_bytes(trunk, *draft) + streams +
+               std::max<int64_t>(0, workspace(*draft, rows) - workspace(trunk, rows)) +
                wishes.sequences * sequence_kv(*draft, wishes.context).bytes();
     }
 
@@ -116,15 +85,13 @@ struct Claim {
         if (reserve.library_bytes > 0) lines.push_back({"library workspaces", reserve.library_bytes, ""});
         lines.push_back({"safety", wishes.budget_bytes * reserve.safety_per_mille / 1000,
                          printed("%.1f %%", static_cast<double>(reserve.safety_per_mille) * 0.1)});
-        lines.push_back({"dense weights", dense_bytes(trunk), "without the embedding, which stays in host memory"});
-        const int64_t decode = working(trunk, wishes.sequences);
+        lines.push_back({"dense weights", GpuWeights::bytes_of(trunk), "the embedding stays in host memory"});
+        const int64_t decode = workspace(trunk, wishes.sequences);
         const int64_t rows = std::max(wishes.prefill_chunk, wishes.sequences);
+        lines.push_back({"workspace: decode", decode, printed("%lld rows", static_cast<long long>(wishes.sequences))});
         lines.push_back(
-            {"activations: decode", decode, printed("%lld rows", static_cast<long long>(wishes.sequences))});
-        lines.push_back(
-            {"activations: prefill", working(trunk, rows) - decode,
+            {"workspace: prefill", workspace(trunk, rows) - decode,
              printed("chunks of %lld tokens, beyond decode", static_cast<long long>(wishes.prefill_chunk))});
-        lines.push_back({"staging, page tables", staging_bytes(trunk, wishes, rows), ""});
         add_kv(lines);
         if (draft != nullptr)
             lines.push_back(
@@ -185,6 +152,17 @@ std::string refusal_of(const Claim& claim) {
     return text + "; use " + remedy;
 }
 
+/// The plan as it will be when its matrices have been packed; what they point to stays.
+ops::Plan as_packed(const ops::Plan& plan) {
+    ops::Plan packed = plan;
+    for (ops::NamedMatrix& named : packed.matrices)
+        if (named.matrix.layout == quant::Layout::kRows) {
+            named.matrix = quant::packed_form(named.matrix);
+            named.matrix.data = plan.matrices[static_cast<size_t>(&named - packed.matrices.data())].matrix.data;
+        }
+    return packed;
+}
+
 void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
     if (value < low || value > high) fail(what, " is ", value, ", expected ", low, " to ", high);
 }
@@ -193,13 +171,6 @@ void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
 
 int64_t GpuMemoryPlan::fixed_bytes() const { return sum_of(lines); }
 
-int64_t card_bytes(const quant::Matrix& matrix) { return aligned(quant::packed_form(matrix).bytes()); }
-
-int64_t dense_bytes(const ops::Plan& plan) {
-    std::set<const std::byte*> seen;
-    return matrices_bytes(plan, seen) + parameters_bytes(plan);
-}
-
 int64_t expert_slot_bytes(const ops::Plan& plan) {
     int64_t largest = 0;
     for (const ops::ExpertSet& set : plan.experts)
@@ -207,7 +178,7 @@ int64_t expert_slot_bytes(const ops::Plan& plan) {
             int64_t bytes = 0;
             for (const quant::Matrix* matrix : {&set.w1[i], &set.w2[i], &set.w3[i]})
                 bytes += quant::packed_form(*matrix).bytes();
-            largest = std::max(largest, aligned(bytes));
+            largest = std::max(largest, GpuPages::rounded(bytes));
         }
     return largest;
 }
@@ -223,26 +194,19 @@ SequenceKv sequence_kv(const ops::Plan& plan, int64_t tokens) {
         if (const auto* select = std::get_if<ops::SelectEntries>(&step))
             use_of[static_cast<size_t>(select->keys)] = &kv.keys;
     }
-    for (size_t i = 0; i < plan.caches.size(); ++i) {
-        const std::vector<ops::CacheSpec> one = {plan.caches[i]};
-        const int64_t bytes = memory::sequence_bytes(one, tokens);
-        const int64_t page = memory::sequence_bytes(one, plan.caches[i].ratio);  // of the first entry
-        use_of[i]->bytes += bytes;
-        use_of[i]->pages += bytes / page;
+    const std::vector<memory::PageCount> counts = memory::page_counts(plan.caches, tokens);
+    for (size_t i = 0; i < counts.size(); ++i) {
+        use_of[i]->pages += counts[i].pages;
+        use_of[i]->bytes += counts[i].pages * GpuPages::rounded(counts[i].page_bytes);
     }
     return kv;
 }
 
-int64_t activation_bytes(const ops::Plan& plan, int64_t rows, int64_t outputs) {
-    int64_t total = 0;
-    for (const ops::SlotSpec& slot : plan.slots)
-        total += aligned(slot.cols * (slot.rows == ops::Rows::kTokens ? rows : outputs) * 4);
-    for (const ops::RopeTable& rope : plan.ropes) total += aligned(rope.dims() * rows * 4);
-    return total;
-}
-
-GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk, const ops::Plan* draft, const GpuMemoryWishes& wishes,
-                              const GpuMemoryReserve& reserve) {
+GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk_as_it_lies, const ops::Plan* draft_as_it_lies,
+                              const GpuMemoryWishes& wishes, const GpuMemoryReserve& reserve) {
+    const ops::Plan trunk = as_packed(trunk_as_it_lies);
+    const ops::Plan draft_plan = draft_as_it_lies != nullptr ? as_packed(*draft_as_it_lies) : ops::Plan();
+    const ops::Plan* draft = draft_as_it_lies != nullptr ? &draft_plan : nullptr;
     check_range("--gpu-memory", wishes.budget_bytes, 1, kMaxBudget);
     check_range("--max-model-len", wishes.context, 1, kMaxTokens);
     check_range("--max-num-seqs", wishes.sequences, 1, kMaxSequences);

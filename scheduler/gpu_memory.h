@@ -1,13 +1,13 @@
 // Where every byte of a card goes, computed before anything is loaded (hybrid-engine.md 5.2): what a plan needs for a
 // context, a number of sequences and a prompt chunk, line by line, and what is left for routed experts. A budget
 // either holds all of it, so that no request can run out of memory later, or is refused with what to change. Pure
-// functions of plans and numbers.
+// functions of plans and numbers; weights, workspace and caches are counted by those who take them (gpu_weights.h,
+// gpu_executor.h).
 #pragma once
 
 #include "src/ops/plan.h"
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,13 +23,11 @@ struct GpuMemoryWishes {
     int64_t least_expert_slots = 0;
 };
 
-/// What no plan tells. The defaults are the planning values of hybrid-engine.md 5.2 [A], until a card has been asked.
+/// What no plan tells: planning values of hybrid-engine.md 5.2 [A], until a card has been asked.
 struct GpuMemoryReserve {
     int64_t runtime_bytes = 900'000'000;  // context of CUDA, code, graphs
     int64_t library_bytes = 100'000'000;  // workspaces of cuBLASLt and NCCL
     int64_t safety_per_mille = 15;        // of the budget
-    /// Scratch of kernels for a pass of so many rows and outputs; empty: none.
-    std::function<int64_t(const ops::Plan&, int64_t rows, int64_t outputs)> scratch_bytes = {};
 };
 
 struct GpuMemoryLine {
@@ -62,28 +60,17 @@ GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk, const ops::Plan* draft, co
 /// For people; GB = 10^9 bytes.
 std::string gpu_memory_text(const GpuMemoryPlan& plan);
 
-/// Bytes of a matrix on a card: packed (src/quant/strips.h) if it has such a form.
-int64_t card_bytes(const quant::Matrix& matrix);
-
-/// What all steps but Embed read and no expert set holds: matrices, vectors, tables, rotary frequencies. The embedding
-/// stays in host memory, a row a token is copied.
-int64_t dense_bytes(const ops::Plan& plan);
-
 /// Of the largest routed expert: w1, w2 and w3 packed, in one piece. 0: there are none.
 int64_t expert_slot_bytes(const ops::Plan& plan);
 
-/// What one sequence keeps, in whole pages (memory/sequence_cache.h).
+/// What one sequence keeps on a card, in whole pages (memory/sequence_cache.h); together gpu_sequence_bytes().
 struct KvUse {
     int64_t bytes = 0, pages = 0;
 };
 struct SequenceKv {
     KvUse windows, entries, keys, states;
     int64_t bytes() const { return windows.bytes + entries.bytes + keys.bytes + states.bytes; }
-    int64_t pages() const { return windows.pages + entries.pages + keys.pages + states.pages; }
 };
 SequenceKv sequence_kv(const ops::Plan& plan, int64_t tokens);
-
-/// All slots and rotation tables of a plan for passes of at most so many rows and outputs.
-int64_t activation_bytes(const ops::Plan& plan, int64_t rows, int64_t outputs);
 
 }  // namespace thermocline::scheduler

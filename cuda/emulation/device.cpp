@@ -27,13 +27,16 @@ constexpr int64_t kAlignment = 256;
 struct KernelRow {
     const char* name;
     Body body;
+    int most_threads;
 };
 
 /// The list of kernels, each with the function that runs one of its threads.
-constexpr auto kRows = Kernels::map([]<typename Kernel>() {
+constexpr auto kRows = Kernels::map([]<typename Kernel>(KernelType<Kernel>) {
     return KernelRow{Kernel::kName,
                      [](const void* members, Thread& thread) { (*static_cast<const Kernel*>(members))(thread); }};
 });
+
+constexpr int kRaises = Kernels::index_of<RaiseFlag>();
 
 /// What device and streams share.
 struct State {
@@ -67,10 +70,12 @@ public:
 
     void launch(int kernel, const Grid& grid, const void* members, size_t bytes) override {
         CHECK(kernel >= 0 && kernel < Kernels::kCount && grid.x > 0 && grid.y > 0);
+        CHECK(grid.threads <= kRows[static_cast<size_t>(kernel)].most_threads);
         std::vector<std::byte> own(static_cast<const std::byte*>(members),
                                    static_cast<const std::byte*>(members) + bytes);
         add([this, kernel, grid, own = std::move(own)] {
             if (state_.happens(state_.launches, state_.config.faults.lose_device)) state_.lost = true;
+            if (kernel == kRaises && state_.happens(state_.flags, state_.config.faults.lose_flag)) return;
             const KernelRow& row = kRows[static_cast<size_t>(kernel)];
             for (int64_t y = 0; y < grid.y; ++y)
                 for (int64_t x = 0; x < grid.x && !state_.lost; ++x)
@@ -92,20 +97,12 @@ public:
     void clear(void* to, int64_t bytes) override {
         add([to, bytes] { std::memset(to, 0, static_cast<size_t>(bytes)); });
     }
-    void wait_for(const Flag* flag, uint64_t value) override {
-        add([this, flag, value] {
+    void wait_for(const Flag* flag) override {
+        add([this, flag] {
             const std::atomic_ref<uint64_t> seen(const_cast<Flag*>(flag)->value);
-            while (seen.load(std::memory_order_acquire) < value && !state_.lost && !abandoned_)
-                std::this_thread::yield();
+            while (seen.load(std::memory_order_acquire) == 0 && !state_.lost && !abandoned_) std::this_thread::yield();
         });
     }
-    void set(Flag* flag, uint64_t value) override {
-        add([this, flag, value] {
-            if (state_.happens(state_.flags, state_.config.faults.lose_flag)) return;
-            std::atomic_ref<uint64_t>(flag->value).store(value, std::memory_order_release);
-        });
-    }
-
     void begin_recording() override {
         CHECK(recording_ == nullptr);
         recording_ = std::make_unique<RecordedGraph>();

@@ -118,6 +118,21 @@ public:
         }
     }
 
+    /// a b + c of two pairs of bf16, rounded to bf16.
+    uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
+        const auto one = [](uint32_t x, uint32_t y, uint32_t z) {
+            return uint32_t{quant::float_to_bf16(std::fma(low(x), low(y), low(z)))};
+        };
+        return one(a, b, c) | one(a >> 16, b >> 16, c >> 16) << 16;
+    }
+    /// Byte i is number selector >> 4 i & 7 of the bytes of `low` and `high`.
+    uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+        const uint64_t bytes = low | uint64_t{high} << 32;
+        uint32_t out = 0;
+        for (int i = 0; i < 4; ++i) out |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+        return out;
+    }
+
     /// Adds in memory of the card; what was there before. Everything this thread did before is seen by who finds the
     /// sum, if both fence().
     uint32_t add(uint32_t* to, uint32_t value) {

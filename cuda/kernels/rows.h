@@ -112,7 +112,7 @@ struct SwiGlu {
 struct AddRows {
     static constexpr const char* kName = "AddRows";
     float* x;        // [T, repeat, width] in place
-    const float* y;  // [T, width]; of the card or pinned
+    const float* y;  // [T, width]
     int64_t width;
     int32_t repeat;
 

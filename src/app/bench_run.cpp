@@ -14,7 +14,10 @@ namespace {
 constexpr int64_t kRows = 512;  // of one pass over prompts, as in serving
 
 scheduler::ExecutorLimits limits_for(int64_t max_tokens, int64_t max_batch) {
-    return {.max_rows = std::max(kRows, max_batch), .max_outputs = max_batch, .max_tokens = max_tokens};
+    return {.max_rows = std::max(kRows, max_batch),
+            .max_outputs = max_batch,
+            .max_tokens = max_tokens,
+            .max_parts = std::max(kRows, max_batch)};
 }
 
 /// Tokens after which every ring of the caches is full and every list of entries begun: from there on a cache can be

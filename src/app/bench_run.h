@@ -4,7 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/workers.h"
 #include "memory/sequence_cache.h"
-#include "scheduler/executor.h"
+#include "scheduler/cpu_executor.h"
 #include "scheduler/profiler.h"
 #include "src/app/routing.h"
 #include "src/model/registry.h"
@@ -55,7 +55,7 @@ private:
     void add_part(memory::SequenceCache& sequence, int64_t count, bool output, bool generated = false);
 
     const model::Model& model_;
-    scheduler::Executor executor_;
+    scheduler::CpuExecutor executor_;
     const RoutedTokens& routed_;
     uint64_t seed_;
     uint64_t drawn_ = 0;  // tokens, as numbers of the seed or places in the lists of `routed_`

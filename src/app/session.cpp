@@ -20,9 +20,10 @@ Session open_session(const ModelFlags& flags, int64_t rows) {
     if (!flags.weights_in_place) session.packed = engine::pack_weights(*session.model, slices);
     session.max_tokens = flags.context(session.model->max_context);
     session.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
-    session.executor = std::make_unique<scheduler::Executor>(
-        session.model->trunk, *session.workers, kernels,
-        scheduler::ExecutorLimits{.max_rows = rows, .max_outputs = rows, .max_tokens = session.max_tokens});
+    session.gpus = std::make_unique<scheduler::Gpus>(flags.gpus);
+    session.executor =
+        session.gpus->new_executor(session.model->trunk, *session.workers, kernels,
+                                   {.max_rows = rows, .max_outputs = rows, .max_tokens = session.max_tokens}, 1);
     return session;
 }
 

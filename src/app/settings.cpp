@@ -106,6 +106,19 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16"}))
         ->group(group)
         ->capture_default_str();
+    command
+        .add_option("--gpus", gpus,
+                    "none; 1: dense weights, attention and caches on the first card (not yet tried on real hardware); "
+                    "emulated: the same on host threads, slowly, for tests")
+        ->check(CLI::IsMember({"none", "0", "1", "emulated", "emulated:1"}))
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--offload-experts", offload_experts,
+                    "with --gpus: where routed experts are computed. cpu: where they lie; auto: cpu")
+        ->check(CLI::IsMember({"auto", "cpu"}))
+        ->group(group)
+        ->capture_default_str();
     declare_log_level(command);
 }
 
@@ -187,6 +200,7 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
     options.threads = threads;
     options.numa = numa_mode();
     options.isa = isa;
+    options.gpus = gpus;
     options.chat_encoding = chat_encoding;
     return options;
 }

@@ -21,6 +21,8 @@ struct ModelFlags {
     std::string kv_cache_dtype = "auto";
     std::string activations = "model";
     std::string isa = "auto";
+    std::string gpus = "none";
+    std::string offload_experts = "auto";
     int threads = 0;
     std::string numa = "auto";
     bool weights_in_place = false;

@@ -23,18 +23,16 @@ constexpr int32_t kSpareRows = 256;
 
 class ExecutorForward : public Forward {
 public:
-    ExecutorForward(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels,
-                    scheduler::ExecutorLimits limits)
-        : executor_(plan, workers, kernels, limits) {}
-    int64_t vocab() const override { return executor_.plan().vocab; }
-    scheduler::ExecutorLimits limits() const override { return executor_.limits(); }
-    std::unique_ptr<memory::SequenceCache> new_sequence() const override { return executor_.new_sequence(); }
-    void forward(std::span<const scheduler::Part> parts) override { executor_.forward(parts); }
-    const float* logits(int64_t output) const override { return executor_.logits(output); }
-    int64_t last_bytes() const override { return executor_.last_bytes(); }
+    explicit ExecutorForward(std::unique_ptr<scheduler::Executor> executor) : executor_(std::move(executor)) {}
+    int64_t vocab() const override { return executor_->plan().vocab; }
+    scheduler::ExecutorLimits limits() const override { return executor_->limits(); }
+    std::unique_ptr<memory::SequenceCache> new_sequence() override { return executor_->new_sequence(); }
+    void forward(std::span<const scheduler::Part> parts) override { executor_->forward(parts); }
+    const float* logits(int64_t output) const override { return executor_->logits(output); }
+    int64_t last_bytes() const override { return executor_->last_bytes(); }
 
 private:
-    scheduler::Executor executor_;
+    std::unique_ptr<scheduler::Executor> executor_;
 };
 
 int64_t context_of(const EngineOptions& options, const model::Model& model) {
@@ -80,8 +78,10 @@ Assembly assemble(const EngineOptions& options) {
     EngineLimits engine_limits;
     engine_limits.max_queue = options.max_queue;
     engine_limits.eos_ids = eos_ids(model.checkpoint, *out.tokenizer, model.vocab);
-    out.engine = std::make_unique<Engine>(std::make_unique<ExecutorForward>(model.trunk, *out.workers, kernels, limits),
-                                          std::move(engine_limits));
+    out.gpus = std::make_unique<scheduler::Gpus>(options.gpus);
+    auto executor = out.gpus->new_executor(model.trunk, *out.workers, kernels, limits, 1);
+    out.engine =
+        std::make_unique<Engine>(std::make_unique<ExecutorForward>(std::move(executor)), std::move(engine_limits));
     log::info("{}: {}, {} tokens of context, {} workers, {} kernels, chat encoding {}", out.name, model.architecture,
               context, out.workers->count(), kernels.name, text::revision_name(out.encoding.revision));
     return out;

@@ -4,6 +4,7 @@
 
 #include "cpu/workers.h"
 #include "memory/packed_weights.h"
+#include "scheduler/gpus.h"
 #include "scheduler/topology.h"
 #include "src/engine/engine.h"
 #include "src/engine/request.h"
@@ -26,6 +27,7 @@ struct EngineOptions {
     int threads = 0;  ///< 0: one per physical core
     scheduler::Numa numa = scheduler::Numa::kNodes;
     bool weights_in_place = false;  ///< read the files where they lie instead of packing them
+    std::string gpus = "none";      ///< none, 1, emulated
     std::string isa = "auto";
     std::string chat_encoding = "auto";  ///< auto, v4, v4-0731, v4.1
 };
@@ -41,6 +43,7 @@ struct Assembly {
     SamplingParams sampling;  // defaults of the checkpoint
     std::string name;         // of the model
     std::unique_ptr<cpu::Workers> workers;
+    std::unique_ptr<scheduler::Gpus> gpus;
     std::unique_ptr<Engine> engine;
 };
 

@@ -16,7 +16,7 @@ public:
     virtual ~Forward() = default;
     virtual int64_t vocab() const = 0;
     virtual scheduler::ExecutorLimits limits() const = 0;
-    virtual std::unique_ptr<memory::SequenceCache> new_sequence() const = 0;
+    virtual std::unique_ptr<memory::SequenceCache> new_sequence() = 0;
     /// One pass; the sequences are advanced. Same rules as Executor::forward.
     virtual void forward(std::span<const scheduler::Part> parts) = 0;
     /// Logits of output i of the last pass: [vocab].

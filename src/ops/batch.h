@@ -13,7 +13,8 @@ struct CacheView {
     std::byte* const* pages = nullptr;  // each [page_rows * row_bytes]
     int64_t page_rows = 1;
     int64_t row_bytes = 0;
-    int64_t ring_rows = 0;  // rings: modulus; entries: 0
+    int64_t ring_rows = 0;   // rings: modulus; entries: 0
+    int64_t page_count = 0;  // of pages
 
     std::byte* row(int64_t index) const {
         if (ring_rows > 0) index %= ring_rows;

@@ -73,7 +73,7 @@ public:
 
     int64_t vocab() const override { return kVocab; }
     scheduler::ExecutorLimits limits() const override { return script_->limits; }
-    std::unique_ptr<memory::SequenceCache> new_sequence() const override {
+    std::unique_ptr<memory::SequenceCache> new_sequence() override {
         return std::make_unique<memory::SequenceCache>(std::vector<ops::CacheSpec>{}, script_->limits.max_tokens);
     }
     void forward(std::span<const scheduler::Part> parts) override {

@@ -5,7 +5,7 @@
 #include "cpu/kernels.h"
 #include "cpu/workers.h"
 #include "memory/sequence_cache.h"
-#include "scheduler/executor.h"
+#include "scheduler/cpu_executor.h"
 #include "src/model/registry.h"
 
 #include <cstdint>
@@ -31,11 +31,11 @@ public:
     /// One token by one; the logits after the last.
     std::vector<float> decode(memory::SequenceCache& sequence, std::span<const int32_t> tokens);
 
-    std::unique_ptr<memory::SequenceCache> new_sequence() const { return trunk.new_sequence(); }
+    std::unique_ptr<memory::SequenceCache> new_sequence() { return trunk.new_sequence(); }
 
     cpu::Workers workers;
-    scheduler::Executor trunk;
-    std::optional<scheduler::Executor> mtp;
+    scheduler::CpuExecutor trunk;
+    std::optional<scheduler::CpuExecutor> mtp;
 };
 
 /// The golden tiny model, loaded once per cache format.

@@ -2,7 +2,7 @@
 #include "scheduler/profiler.h"
 
 #include "cpu/kernels.h"
-#include "scheduler/executor.h"
+#include "scheduler/cpu_executor.h"
 #include "src/model/registry.h"
 
 #include <cmath>
@@ -22,7 +22,7 @@ protected:
     }
 
     std::vector<float> logits(StepProfile* profile, int passes = 1) {
-        Executor executor(model_->trunk, workers_, cpu::select_kernels("auto"), {.max_rows = 8, .max_tokens = 64});
+        CpuExecutor executor(model_->trunk, workers_, cpu::select_kernels("auto"), {.max_rows = 8, .max_tokens = 64});
         executor.profile_steps(profile);
         const std::vector<int32_t> tokens = {3, 1, 4, 1, 5};
         for (int i = 0; i < passes; ++i) {

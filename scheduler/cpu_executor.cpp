@@ -1,4 +1,4 @@
-#include "scheduler/executor.h"
+#include "scheduler/cpu_executor.h"
 
 #include "src/base/check.h"
 #include "src/ops/cost.h"
@@ -27,8 +27,9 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 
 }  // namespace
 
-Executor::Executor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels, ExecutorLimits limits)
-    : plan_(plan), workers_(workers), kernels_(kernels), limits_(limits) {
+CpuExecutor::CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels,
+                         ExecutorLimits limits)
+    : plan_(plan), workers_(workers), kernels_(kernels), limits_(limits), rows_(limits) {
     const auto slot_floats = [&](const ops::SlotSpec& slot) {
         return padded(slot.cols * (slot.rows == ops::Rows::kTokens ? limits.max_rows : limits.max_outputs));
     };
@@ -45,40 +46,13 @@ Executor::Executor(const ops::Plan& plan, cpu::Workers& workers, const cpu::Kern
     for (const ops::RopeTable& rope : plan.ropes) rotations_.push_back(take(padded(rope.dims() * limits.max_rows)));
     shared_ = {take(padded(scratch.shared)), static_cast<size_t>(padded(scratch.shared))};
     per_worker_ = {take(each * workers.count()), static_cast<size_t>(each * workers.count())};
-
-    tokens_.reserve(static_cast<size_t>(limits.max_rows));
-    positions_.reserve(static_cast<size_t>(limits.max_rows));
-    output_rows_.reserve(static_cast<size_t>(limits.max_outputs));
-    segments_.reserve(static_cast<size_t>(limits.max_rows));
 }
 
-std::unique_ptr<memory::SequenceCache> Executor::new_sequence() const {
+std::unique_ptr<memory::SequenceCache> CpuExecutor::new_sequence() {
     return std::make_unique<memory::SequenceCache>(plan_.caches, limits_.max_tokens);
 }
 
-ops::Batch Executor::gather(std::span<const Part> parts) {
-    tokens_.clear();
-    positions_.clear();
-    output_rows_.clear();
-    segments_.clear();
-    for (const Part& part : parts) {
-        const auto rows = static_cast<int32_t>(part.tokens.size());
-        const int64_t position = part.sequence->position();
-        CHECK(rows > 0 && part.outputs >= 0 && part.outputs <= rows);
-        CHECK(part.sequence->reserve(position + rows));  // room was made by the caller; this finds it there
-        segments_.push_back({static_cast<int32_t>(tokens_.size()), rows, position, part.sequence->views()});
-        for (int32_t i = 0; i < rows; ++i) {
-            if (i >= rows - part.outputs) output_rows_.push_back(static_cast<int32_t>(tokens_.size()));
-            tokens_.push_back(part.tokens[static_cast<size_t>(i)]);
-            positions_.push_back(position + i);
-        }
-    }
-    CHECK(static_cast<int64_t>(tokens_.size()) <= limits_.max_rows);
-    CHECK(static_cast<int64_t>(output_rows_.size()) <= limits_.max_outputs);
-    return {tokens_, positions_, segments_, output_rows_};
-}
-
-void Executor::play_timed(const cpu::Frame& frame) {
+void CpuExecutor::play_timed(const cpu::Frame& frame) {
     const auto start = Clock::now();
     for (size_t i = 0; i < plan_.steps.size(); ++i) {
         const auto begin = Clock::now();
@@ -88,7 +62,7 @@ void Executor::play_timed(const cpu::Frame& frame) {
     profile_->add_pass(seconds_between(start, Clock::now()));
 }
 
-void Executor::play_recorded(const cpu::Frame& frame) {
+void CpuExecutor::play_recorded(const cpu::Frame& frame) {
     routing_->ids.clear();
     for (const ops::Step& step : plan_.steps) {
         play(step, frame);
@@ -99,8 +73,8 @@ void Executor::play_recorded(const cpu::Frame& frame) {
     }
 }
 
-void Executor::forward(std::span<const Part> parts, const float* streams_in) {
-    const ops::Batch batch = gather(parts);
+void CpuExecutor::forward(std::span<const Part> parts, const float* streams_in) {
+    const ops::Batch batch = rows_.gather(parts);
     if (streams_in != nullptr) {
         const int64_t width = plan_.slots[static_cast<size_t>(plan_.streams)].cols;
         std::memcpy(slots_[static_cast<size_t>(plan_.streams)], streams_in,
@@ -118,16 +92,16 @@ void Executor::forward(std::span<const Part> parts, const float* streams_in) {
     last_cost_ = ops::plan_cost(plan_, batch);
 }
 
-const float* Executor::logits(int64_t output) const {
-    CHECK(output >= 0 && output < static_cast<int64_t>(output_rows_.size()));
+const float* CpuExecutor::logits(int64_t output) const {
+    CHECK(output >= 0 && output < rows_.outputs());
     return slots_[static_cast<size_t>(plan_.logits)] + output * plan_.vocab;
 }
 
-const float* Executor::streams(int64_t row) const {
-    CHECK(row >= 0 && row < static_cast<int64_t>(tokens_.size()));
+const float* CpuExecutor::streams(int64_t row) const {
+    CHECK(row >= 0 && row < rows_.rows());
     return slots_[static_cast<size_t>(plan_.streams)] + row * plan_.slots[static_cast<size_t>(plan_.streams)].cols;
 }
 
-int64_t Executor::workspace_bytes() const { return static_cast<int64_t>(storage_.size() * sizeof(float)); }
+int64_t CpuExecutor::workspace_bytes() const { return static_cast<int64_t>(storage_.size() * sizeof(float)); }
 
 }  // namespace thermocline::scheduler

@@ -1,6 +1,6 @@
 // Which cards there are.
-#include "cuda/check.cuh"
 #include "cuda/cuda.h"
+#include "cuda/device/check.cuh"
 
 namespace thermocline::cuda {
 

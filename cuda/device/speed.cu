@@ -1,6 +1,6 @@
 // Speed of a card's link, of its memory and of a hand-off to the CPU, for bench-machine.
-#include "cuda/check.cuh"
 #include "cuda/cuda.h"
+#include "cuda/device/check.cuh"
 
 #include <algorithm>
 #include <atomic>

@@ -1,0 +1,238 @@
+// A card through the CUDA runtime.
+#include "cuda/device.h"
+#include "cuda/device/check.cuh"
+#include "cuda/device/entries.cuh"
+#include "cuda/kernels/handoff.h"
+#include "cuda/kernels/list.h"
+#include "src/base/check.h"
+
+#include <array>
+#include <atomic>
+#include <cuda.h>
+#include <thread>
+#include <vector>
+
+namespace thermocline::cuda {
+
+namespace {
+
+using device::Entry;
+
+/// All kernels by their place in Kernels.
+const Entry& entry_of(int kernel) {
+    static const std::vector<Entry> all = [] {
+        std::vector<Entry> entries;
+        for (const std::span<const Entry> some :
+             {device::row_entries(), device::linear_entries(), device::state_entries(), device::attention_entries()})
+            entries.insert(entries.end(), some.begin(), some.end());
+        CHECK(static_cast<int>(entries.size()) == Kernels::kCount);
+        return entries;
+    }();
+    return all[static_cast<size_t>(kernel)];
+}
+
+/// cuStreamWaitValue64 of the driver, which the runtime has no call for; null: the driver lacks it.
+using WaitValue = CUresult (*)(CUstream, CUdeviceptr, cuuint64_t, unsigned);
+WaitValue find_wait_value() {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    constexpr unsigned kVersion = 12000;
+    if (cudaGetDriverEntryPointByVersion("cuStreamWaitValue64", &function, kVersion, cudaEnableDefault, &found) !=
+            cudaSuccess ||
+        found != cudaDriverEntryPointSuccess) {
+        (void)cudaGetLastError();
+        return nullptr;
+    }
+    return reinterpret_cast<WaitValue>(function);
+}
+
+struct CudaGraph : Graph {
+    cudaGraphExec_t graph = nullptr;
+    ~CudaGraph() override { cudaGraphExecDestroy(graph); }
+};
+
+void CUDART_CB await_on_host(void* flag) {
+    const std::atomic_ref<uint64_t> value(static_cast<Flag*>(flag)->value);
+    while (value.load(std::memory_order_acquire) == 0) std::this_thread::yield();
+}
+
+class CudaStream : public Stream {
+public:
+    CudaStream(int device, FlagWait flag_wait, WaitValue wait_value)
+        : device_(device), flag_wait_(flag_wait), wait_value_(wait_value) {
+        use(device);
+        check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "GPU ", device, ": making a stream");
+    }
+    ~CudaStream() override {
+        cudaStreamSynchronize(stream_);
+        cudaStreamDestroy(stream_);
+    }
+    CudaStream(const CudaStream&) = delete;
+    CudaStream& operator=(const CudaStream&) = delete;
+
+    void launch(int kernel, const Grid& grid, const void* members, size_t bytes) override {
+        const Entry& entry = entry_of(kernel);
+        CHECK(bytes == entry.bytes);
+        void* parameters[] = {const_cast<void*>(members)};
+        const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
+        check(cudaLaunchKernel(entry.function, blocks, static_cast<unsigned>(grid.threads), parameters,
+                               static_cast<size_t>(grid.shared_bytes), stream_),
+              "GPU ", device_, ": starting kernel ", entry.name);
+    }
+    void copy(void* to, const void* from, int64_t bytes) override {
+        check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "GPU ", device_,
+              ": copying ", bytes, " bytes");
+    }
+    void clear(void* to, int64_t bytes) override {
+        check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream_), "GPU ", device_, ": clearing ", bytes,
+              " bytes");
+    }
+    void wait_for(const Flag* flag) override {
+        switch (flag_wait_) {
+            case FlagWait::kStreamOperation: {
+                const CUresult status =
+                    wait_value_(stream_, reinterpret_cast<CUdeviceptr>(&flag->value), 1, CU_STREAM_WAIT_VALUE_GEQ);
+                if (status != CUDA_SUCCESS)
+                    fail("GPU ", device_, ": a stream refused to wait for a flag (driver error ",
+                         static_cast<int>(status), ")");
+                return;
+            }
+            case FlagWait::kSpinKernel:
+                return cuda::launch(*this, {.threads = kWarp}, AwaitFlag{flag});
+            case FlagWait::kHostFunction:
+                check(cudaLaunchHostFunc(stream_, await_on_host, const_cast<Flag*>(flag)), "GPU ", device_,
+                      ": a function of the host");
+        }
+    }
+
+    void begin_recording() override {
+        check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "GPU ", device_, ": recording");
+    }
+    std::unique_ptr<Graph> end_recording() override {
+        cudaGraph_t recorded = nullptr;
+        check(cudaStreamEndCapture(stream_, &recorded), "GPU ", device_, ": recording");
+        auto graph = std::make_unique<CudaGraph>();
+        const cudaError_t status = cudaGraphInstantiate(&graph->graph, recorded, 0);
+        cudaGraphDestroy(recorded);
+        check(status, "GPU ", device_, ": making a graph");
+        return graph;
+    }
+    void play(const Graph& graph) override {
+        check(cudaGraphLaunch(static_cast<const CudaGraph&>(graph).graph, stream_), "GPU ", device_,
+              ": starting a graph");
+    }
+
+    bool finished() override {
+        const cudaError_t status = cudaStreamQuery(stream_);
+        if (status == cudaErrorNotReady) return false;
+        check(status, "GPU ", device_);
+        return true;
+    }
+    void wait(std::chrono::milliseconds limit) override {
+        const auto deadline = std::chrono::steady_clock::now() + limit;
+        while (!finished())
+            if (std::chrono::steady_clock::now() > deadline)
+                fail("GPU ", device_, ": no answer within ", limit.count(), " ms");
+    }
+
+private:
+    int device_;
+    FlagWait flag_wait_;
+    WaitValue wait_value_;
+    cudaStream_t stream_ = nullptr;
+};
+
+class CudaDevice : public Device {
+public:
+    CudaDevice(DeviceInfo info, FlagWait flag_wait, WaitValue wait_value)
+        : info_(std::move(info)), flag_wait_(flag_wait), wait_value_(wait_value) {}
+
+    const DeviceInfo& info() const override { return info_; }
+    FlagWait flag_wait() const override { return flag_wait_; }
+    int64_t free_bytes() override {
+        use(info_.index);
+        size_t free = 0, all = 0;
+        check(cudaMemGetInfo(&free, &all), "GPU ", info_.index, ": asking for its free memory");
+        return static_cast<int64_t>(free);
+    }
+    std::byte* allocate(int64_t bytes) override {
+        use(info_.index);
+        void* memory = nullptr;
+        check(cudaMalloc(&memory, static_cast<size_t>(bytes)), "GPU ", info_.index, ": no room for ", bytes, " bytes, ",
+              free_bytes(), " are free");
+        return static_cast<std::byte*>(memory);
+    }
+    void release(std::byte* memory) noexcept override { cudaFree(memory); }
+    std::byte* allocate_pinned(int64_t bytes) override {
+        use(info_.index);
+        void* memory = nullptr;
+        check(cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable), "GPU ",
+              info_.index, ": pinning ", bytes, " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+        std::memset(memory, 0, static_cast<size_t>(bytes));
+        return static_cast<std::byte*>(memory);
+    }
+    void release_pinned(std::byte* memory) noexcept override { cudaFreeHost(memory); }
+    std::unique_ptr<Stream> new_stream() override {
+        return std::make_unique<CudaStream>(info_.index, flag_wait_, wait_value_);
+    }
+
+private:
+    DeviceInfo info_;
+    FlagWait flag_wait_;
+    WaitValue wait_value_;
+};
+
+/// Whether a recorded wait for a flag ends when the flag is raised, and not before.
+bool works(CudaDevice& device) {
+    constexpr std::chrono::milliseconds kShort(20), kLong(2000);
+    PinnedMemory memory(device, sizeof(Flag));
+    Flag* flag = memory.as<Flag>();
+    const std::atomic_ref<uint64_t> value(flag->value);
+    try {
+        const std::unique_ptr<Stream> stream = device.new_stream();
+        stream->begin_recording();
+        try {
+            stream->wait_for(flag);
+        } catch (const Error&) {
+            (void)stream->end_recording();
+            throw;
+        }
+        const std::unique_ptr<Graph> graph = stream->end_recording();
+        stream->play(*graph);
+        std::this_thread::sleep_for(kShort);
+        const bool waited = !stream->finished();
+        value.store(1, std::memory_order_release);
+        stream->wait(kLong);
+        return waited;
+    } catch (const Error&) {
+        value.store(1, std::memory_order_release);
+        return false;
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<Device> open_device(int index) {
+    Devices devices = find_devices();
+    for (DeviceInfo& info : devices.found) {
+        if (info.index != index) continue;
+        use(index);
+        for (int kernel = 0; kernel < Kernels::kCount; ++kernel) {
+            const Entry& entry = entry_of(kernel);
+            check(cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(kMaxSharedBytes)),
+                  "GPU ", index, " (", info.name, ", SM", info.compute_major, info.compute_minor, "): kernel ",
+                  entry.name, " (this program carries code for SM80, 89, 90 and 120)");
+        }
+        const WaitValue wait_value = find_wait_value();
+        for (const FlagWait way : {FlagWait::kStreamOperation, FlagWait::kSpinKernel, FlagWait::kHostFunction}) {
+            if (way == FlagWait::kStreamOperation && wait_value == nullptr) continue;
+            auto device = std::make_unique<CudaDevice>(info, way, wait_value);
+            if (works(*device)) return device;
+        }
+        fail("GPU ", index, ": a recorded graph cannot wait for a flag in any of the three ways; update the driver");
+    }
+    fail("GPU ", index, ": ", devices.found.empty() ? devices.why_none : "no such device");
+}
+
+}  // namespace thermocline::cuda

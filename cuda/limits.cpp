@@ -1,0 +1,44 @@
+// What the kernels can play, and the scratch memory that they need: every step's own rule, asked for in one place.
+#include "cuda/run.h"
+#include "cuda/scratch.h"
+
+#include <algorithm>
+#include <type_traits>
+
+namespace thermocline::cuda {
+
+namespace {
+
+template <typename... Steps>
+struct Cases : Steps... {
+    using Steps::operator()...;
+};
+
+}  // namespace
+
+std::string why_not(const ops::Plan& plan, const ops::Step& step) {
+    return std::visit(
+        Cases{[&](const auto& s) { return why_not(plan, s); }, [&](const ops::Linear& s) { return why_not(plan, s); },
+              [](const ops::Experts&) { return std::string("routed experts are played by the scheduler"); },
+              [](const ops::Embed&) { return std::string(); }, [](const ops::RmsNorm&) { return std::string(); },
+              [](const ops::Rope&) { return std::string(); }, [](const ops::SwiGlu&) { return std::string(); },
+              [](const ops::Add&) { return std::string(); }, [](const ops::TakeRows&) { return std::string(); }},
+        step);
+}
+
+int64_t scratch_bytes(const ops::Plan& plan, int64_t max_rows, int64_t max_outputs) {
+    int64_t most = 0;
+    for (const ops::Step& step : plan.steps)
+        most = std::max(most, std::visit(Cases{[](const auto&) { return int64_t{0}; },
+                                               [&](const ops::Linear& s) {
+                                                   const auto& out = plan.slots[static_cast<size_t>(s.out)];
+                                                   const bool tokens = out.rows == ops::Rows::kTokens;
+                                                   return linear_scratch(plan, s, tokens ? max_rows : max_outputs);
+                                               },
+                                               [&](const ops::SelectEntries& s) { return select_scratch(s, max_rows); },
+                                               [&](const ops::Attention& s) { return attention_scratch(s, max_rows); }},
+                                         step));
+    return most;
+}
+
+}  // namespace thermocline::cuda

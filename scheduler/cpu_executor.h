@@ -1,0 +1,51 @@
+// Plays a Plan on the CPU alone. Owns the slots; borrows the worker threads.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/run.h"
+#include "cpu/workers.h"
+#include "scheduler/batch_rows.h"
+#include "scheduler/executor.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+namespace thermocline::scheduler {
+
+class CpuExecutor : public Executor {
+public:
+    /// `plan` must outlive the executor. `workers` is shared with other executors of the same thread (trunk and MTP).
+    CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels, ExecutorLimits limits);
+
+    const ops::Plan& plan() const override { return plan_; }
+    const ExecutorLimits& limits() const override { return limits_; }
+    std::unique_ptr<memory::SequenceCache> new_sequence() override;
+    void forward(std::span<const Part> parts, const float* streams_in = nullptr) override;
+    const float* logits(int64_t output) const override;
+    const float* streams(int64_t row) const override;
+    int64_t workspace_bytes() const override;
+    ops::Cost last_cost() const override { return last_cost_; }
+    void profile_steps(StepProfile* profile) override { profile_ = profile; }
+    void record_routing(RoutingRecord* record) override { routing_ = record; }
+
+private:
+    void play_timed(const cpu::Frame& frame);
+    void play_recorded(const cpu::Frame& frame);
+
+    const ops::Plan& plan_;
+    cpu::Workers& workers_;
+    const cpu::KernelTable& kernels_;
+    ExecutorLimits limits_;
+    BatchRows rows_;
+    std::vector<float> storage_;  // of all slots, rotations and scratch
+    std::vector<float*> slots_;
+    std::vector<float*> rotations_;
+    std::span<float> shared_, per_worker_;
+    ops::Cost last_cost_;
+    StepProfile* profile_ = nullptr;
+    RoutingRecord* routing_ = nullptr;
+};
+
+}  // namespace thermocline::scheduler
