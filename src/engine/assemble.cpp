@@ -81,7 +81,7 @@ Assembly assemble(const EngineOptions& options) {
     engine_limits.max_queue = options.max_queue;
     engine_limits.eos_ids = eos_ids(model.checkpoint, *out.tokenizer, model.vocab);
     out.engine = std::make_unique<Engine>(std::make_unique<ExecutorForward>(model.trunk, *out.workers, kernels, limits),
-                                          std::move(engine_limits));
+                                          std::move(engine_limits), kernels);
     log::info("{}: {}, {} tokens of context, {} workers, {} kernels, chat encoding {}", out.name, model.architecture,
               context, out.workers->count(), kernels.name, text::revision_name(out.encoding.revision));
     return out;
