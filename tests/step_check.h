@@ -24,8 +24,12 @@ public:
     virtual std::span<float> slot(ops::Slot id) = 0;
 };
 
-/// 290 tokens in chunks of 1 to kMaxRows. A number may be off by `tolerance` times its size (at least 1), a share of
-/// `wrong_share` of all numbers by more.
-void expect_steps_match(const ops::Plan& plan, Stage& stage, double tolerance, double wrong_share);
+/// Few rows and many, over the boundaries of windows and entries.
+inline constexpr int64_t kAllChunks[] = {1, 2, 4, 9, 112, 1, Stage::kMaxRows, 3, 17};
+
+/// Tokens in chunks of so many rows, at most kMaxRows, together at most 290. A number may be off by `tolerance` times
+/// its size (at least 1), a share of `wrong_share` of all numbers by more.
+void expect_steps_match(const ops::Plan& plan, Stage& stage, double tolerance, double wrong_share,
+                        std::span<const int64_t> chunks = kAllChunks);
 
 }  // namespace thermocline

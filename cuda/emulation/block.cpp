@@ -58,10 +58,9 @@ struct PooledStack {
 /// The fibers of a block as ThreadSanitizer sees them.
 class Watched {
 public:
-    explicit Watched(size_t count) {
-        if (!__tsan_create_fiber) return;
-        runner_ = __tsan_get_current_fiber();
-        for (size_t i = 0; i < count; ++i) fibers_.push_back(__tsan_create_fiber(0));
+    Watched() : runner_(__tsan_create_fiber ? __tsan_get_current_fiber() : nullptr) {}
+    void add() {
+        if (runner_) fibers_.push_back(__tsan_create_fiber(0));
     }
     ~Watched() {
         for (void* one : fibers_) __tsan_destroy_fiber(one);
@@ -77,7 +76,7 @@ public:
     }
 
 private:
-    void* runner_ = nullptr;
+    void* runner_;
     std::vector<void*> fibers_;
 };
 
@@ -85,44 +84,51 @@ private:
 
 class BlockRunner::Fibers {
 public:
+    /// A fiber plays one thread after the other until one has to wait; the next fiber goes on with those behind it.
     void run(const char* name, Body body, const void* members, const Grid& grid, int64_t x, int64_t y) {
-        Block block(name, grid, x, y);
-        const auto count = static_cast<size_t>(grid.threads);
-        std::vector<fiber> fibers(count);
-        const Watched watched(count);
+        block_.begin(name, grid, x, y);
+        int next = 0;              // thread to begin
+        std::vector<int> playing;  // the thread that each fiber plays
+        std::vector<fiber> fibers;
+        Watched watched;
         fiber runner;  // where the running fiber goes back to
-        block.switch_away = [&] {
+        block_.switch_away = [&] {
             watched.enter_runner();
             runner = std::move(runner).resume();
         };
-        for (size_t i = 0; i < count; ++i)
-            fibers[i] = fiber(std::allocator_arg, PooledStack{&stacks_}, [&, i](fiber&& from) {
+        const auto resume = [&](size_t i) {
+            watched.enter(i);
+            fibers[i] = std::move(fibers[i]).resume();
+            ++block_.progress;
+            if (!fibers[i]) watched.enter_runner();  // only now: what a fiber leaves is counted as its own
+        };
+        while (next < grid.threads) {
+            playing.push_back(next);
+            watched.add();
+            fibers.emplace_back(std::allocator_arg, PooledStack{&stacks_}, [&, i = fibers.size()](fiber&& from) {
                 runner = std::move(from);
-                Thread thread(block, static_cast<int>(i));
-                body(members, thread);
-                block.finish(static_cast<int>(i));
+                while (next < grid.threads) {
+                    playing[i] = next++;
+                    Thread thread(block_, playing[i]);
+                    body(members, thread);
+                    block_.finish(playing[i]);
+                }
                 return std::move(runner);
             });
-
-        size_t running = count;
-        while (running > 0) {
-            const uint64_t before = block.progress;
-            for (size_t i = 0; i < count; ++i) {
-                if (!fibers[i] || block.waiting(static_cast<int>(i))) continue;
-                watched.enter(i);
-                fibers[i] = std::move(fibers[i]).resume();
-                ++block.progress;
-                if (fibers[i]) continue;
-                watched.enter_runner();  // only now: what a fiber leaves is counted as its own
-                --running;
-            }
-            if (running > 0 && block.progress == before)
-                block.refuse("threads wait for others that never come; still running:", static_cast<int64_t>(running));
+            resume(fibers.size() - 1);
+        }
+        while (block_.left() > 0) {
+            const uint64_t before = block_.progress;
+            for (size_t i = 0; i < fibers.size(); ++i)
+                if (fibers[i] && !block_.waiting(playing[i])) resume(i);
+            if (block_.progress == before)
+                block_.refuse("threads wait for others that never come; still running:", block_.left());
         }
     }
 
 private:
     StackPool stacks_;
+    Block block_;
 };
 
 BlockRunner::BlockRunner() : fibers_(std::make_unique<Fibers>()) {}
@@ -132,19 +138,22 @@ void BlockRunner::run(const char* name, Body body, const void* members, const Gr
     fibers_->run(name, body, members, grid, x, y);
 }
 
-Block::Block(const char* name, const Grid& grid_, int64_t x_, int64_t y_)
-    : grid(grid_),
-      x(x_),
-      y(y_),
-      name_(name),
-      threads_(static_cast<size_t>(grid.threads)),
-      warps_(static_cast<size_t>(grid.threads / kWarp)),
-      left_(grid.threads),
-      shared_(static_cast<size_t>(grid.shared_bytes), std::byte{0xff}),
-      uses_(static_cast<size_t>((grid.shared_bytes + 3) / 4)) {
+void Block::begin(const char* name, const Grid& grid_, int64_t x_, int64_t y_) {
+    name_ = name;
+    grid = grid_;
+    x = x_;
+    y = y_;
     if (grid.threads < kWarp || grid.threads % kWarp != 0 || grid.threads > 1024)
         refuse("threads of a block:", grid.threads);
     if (grid.shared_bytes > kMaxSharedBytes) refuse("bytes of shared memory:", grid.shared_bytes);
+    threads_.assign(static_cast<size_t>(grid.threads), {});
+    warps_.assign(static_cast<size_t>(grid.threads / kWarp), {});
+    arrived_ = 0;
+    left_ = grid.threads;
+    barriers_ = 0;
+    shared_.assign(static_cast<size_t>(grid.shared_bytes), std::byte{0xff});
+    uses_.resize(static_cast<size_t>((grid.shared_bytes + 3) / 4));
+    ++run_;
 }
 
 void Block::refuse(const char* what, int64_t detail) const {
@@ -210,6 +219,7 @@ bool Block::ordered(int thread, int other, uint32_t barriers, uint32_t warp_barr
 void Block::touch(int thread, int64_t word, bool write) {
     if (word < 0 || word >= static_cast<int64_t>(uses_.size())) refuse("shared memory out of bounds, word", word);
     Use& use = uses_[static_cast<size_t>(word)];
+    if (use.run != run_) use = {.run = run_};
     const uint32_t warp_barriers = threads_[static_cast<size_t>(thread)].warp_barriers;
     if (use.writer >= 0 && !ordered(thread, use.writer, use.write_barriers, use.write_warp_barriers))
         refuse("shared memory used by two threads without a barrier after the write, word", word);

@@ -39,10 +39,11 @@ enum class Collective : uint8_t { kShuffle, kBallot, kMma, kBarrier };
 /// What the threads of a running block share. A thread's calls go through here.
 class Block {
 public:
-    Block(const char* name, const Grid& grid, int64_t x, int64_t y);
+    /// From here on it is block (x, y) of `grid`.
+    void begin(const char* name, const Grid& grid, int64_t x, int64_t y);
 
-    const Grid grid;
-    const int64_t x, y;
+    Grid grid;
+    int64_t x = 0, y = 0;
 
     [[noreturn]] void refuse(const char* what, int64_t detail) const;
 
@@ -64,6 +65,8 @@ public:
 
     bool waiting(int thread) const { return threads_[static_cast<size_t>(thread)].waiting; }
     void finish(int thread);
+    /// Threads that have not finished.
+    int left() const { return left_; }
 
     std::function<void()> switch_away;  // back to the runner; set by it
     uint64_t progress = 0;              // counts whatever wakes a thread
@@ -79,20 +82,22 @@ private:
         Collective kind{};
         Given given[2][kWarp];  // of even and odd rounds: who is ahead by one does not write over what is still read
     };
-    struct Use {  // the last ones of a word of shared memory
+    struct Use {           // the last ones of a word of shared memory
+        uint64_t run = 0;  // of another block: none yet
         int32_t writer = -1, reader = -1;
         uint32_t write_barriers = 0, write_warp_barriers = 0, read_barriers = 0, read_warp_barriers = 0;
         bool many_readers = false;
     };
     bool ordered(int thread, int other, uint32_t barriers, uint32_t warp_barriers) const;
 
-    const char* name_;
+    const char* name_ = nullptr;
     std::vector<ThreadState> threads_;
     std::vector<Warp> warps_;
-    int arrived_ = 0, left_;
+    int arrived_ = 0, left_ = 0;
     uint32_t barriers_ = 0;
     std::vector<std::byte> shared_;
     std::vector<Use> uses_;
+    uint64_t run_ = 0;
 };
 
 }  // namespace thermocline::cuda::emulation
