@@ -242,8 +242,9 @@ struct RowProduct {
         }
 #pragma unroll
         for (int v = 0; v < kVectors; ++v) {
+            if (v >= count) break;
             const float sum = warp_sum(t, acc[v]);
-            if (t.lane() == 0 && v < count) out[(first + v) * w.rows + n] = sum * w.multiplier;
+            if (t.lane() == 0) out[(first + v) * w.rows + n] = sum * w.multiplier;
         }
     }
 
