@@ -90,7 +90,7 @@ void run(const ops::SelectEntries&, const Frame&);
 void run(const ops::Attention&, const Frame&);
 void run(const ops::StoreWindow&, const Frame&);
 void run(const ops::Route&, const Frame&);
-void run(const ops::Experts&, const Frame&);
+[[noreturn]] void run(const ops::Experts&, const Frame&);  // CHECKs: why_not() said so
 void run(const ops::SwiGlu&, const Frame&);
 void run(const ops::Add&, const Frame&);
 void run(const ops::TakeRows&, const Frame&);
