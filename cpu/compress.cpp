@@ -1,13 +1,10 @@
 // Compressed context (deepseek-v4.md 2.6, 2.7): pooling windows of tokens into entries, and choosing among them.
 #include "cpu/rotate.h"
 #include "cpu/scratch.h"
-#include "src/quant/activation.h"
-#include "src/quant/kv_row.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 namespace thermocline::cpu {
 
@@ -57,10 +54,10 @@ void make_entry(const ops::Compress& s, const Frame& f, const ops::Segment& segm
     const ops::RopeTable& rope = f.plan.ropes[static_cast<size_t>(s.rope)];
     float* rotation = scratch + s.width;  // [dims]
     rotation_of(rope, w * s.ratio, rotation);
-    rotate(entry + s.width - rope.dims(), rotation, rope.dims(), 1.0f);
-    if (s.hadamard) quant::hadamard(entry, s.width);
+    f.kernels.rope(entry + s.width - rope.dims(), s.width, 1, rotation, rope.dims(), 1.0f);
+    if (s.hadamard) f.kernels.hadamard(entry, s.width);
     const ops::CacheSpec& spec = f.plan.caches[static_cast<size_t>(s.entries)];
-    quant::encode_kv_row(spec.format, entry, s.width, spec.rope, segment.caches[s.entries].row(w));
+    f.kernels.encode_kv(spec.format, entry, s.width, spec.rope, segment.caches[s.entries].row(w));
 }
 
 void store_state(const ops::Compress& s, const Frame& f, const ops::Segment& segment) {
@@ -73,31 +70,33 @@ void store_state(const ops::Compress& s, const Frame& f, const ops::Segment& seg
     }
 }
 
-/// Scores of entries [begin, end) for one row, NaN replaced so that an order exists.
-void score(const ops::SelectEntries& s, const Frame& f, const ops::Segment& segment, int64_t row, int64_t begin,
-           int64_t end, float* keys, float* scores) {
+/// Floats of the head panel of a row.
+int64_t panel_size(const ops::SelectEntries& s) {
+    return (s.heads + kMostHeadBlock - 1) / kMostHeadBlock * kMostHeadBlock * s.width;
+}
+
+/// Scores of entries [begin, end) for one row whose queries are in `panel`.
+void score(const ops::SelectEntries& s, const Frame& f, const ops::Segment& segment, int64_t row, const float* panel,
+           int64_t begin, int64_t end, float* keys, float* scores) {
     const ops::CacheSpec& spec = f.plan.caches[static_cast<size_t>(s.keys)];
     for (int64_t first = begin; first < end; first += kTile) {
         const int64_t n = std::min(kTile, end - first);
         const std::byte* rows[kTile];
         for (int64_t i = 0; i < n; ++i) rows[i] = segment.caches[s.keys].row(first + i);
-        f.kernels.decode_kv(spec.format, rows, n, s.width, spec.rope, keys);
-        f.kernels.index_scores(f.row(s.q, row), f.row(s.gates, row), s.heads, keys, n, s.width, scores + first);
-        for (int64_t i = first; i < first + n; ++i)
-            if (std::isnan(scores[i])) scores[i] = -std::numeric_limits<float>::infinity();
+        f.kernels.decode_kv(spec.format, rows, n, s.width, spec.rope, keys, s.width);
+        f.kernels.index_scores(panel, f.row(s.gates, row), s.heads, keys, n, s.width, scores + first);
     }
 }
 
-/// Writes count and the top entries in ascending order; ties go to the lowest index. `order` is scratch [visible].
-void choose(const float* scores, int64_t visible, int32_t top_k, float* order, int32_t* selection) {
-    std::memcpy(order, scores, sizeof(float) * static_cast<size_t>(visible));
-    std::nth_element(order, order + top_k - 1, order + visible, std::greater<float>());
-    const float threshold = order[top_k - 1];
-    int64_t ties = top_k - std::count_if(scores, scores + visible, [&](float x) { return x > threshold; });
+/// Writes count and the top entries in ascending order; ties go to the lowest index. `work` is scratch [visible].
+void choose(const KernelTable& kernels, const float* scores, int64_t visible, int32_t top_k, int32_t* work,
+            int32_t* selection) {
+    const float border = kernels.kth_largest(scores, visible, top_k, work);
+    const int64_t count = kernels.at_least(scores, visible, border, work);
+    const auto larger = [&](int32_t w) { return scores[w] > border; };
+    int64_t ties = top_k - std::count_if(work, work + count, larger);
     selection[0] = top_k;
-    int32_t* out = selection + 1;
-    for (int64_t w = 0; w < visible; ++w)
-        if (scores[w] > threshold || (scores[w] == threshold && ties-- > 0)) *out++ = static_cast<int32_t>(w);
+    std::copy_if(work, work + count, selection + 1, [&](int32_t w) { return larger(w) || ties-- > 0; });
 }
 
 }  // namespace
@@ -122,10 +121,9 @@ void run(const ops::Compress& s, const Frame& f) noexcept {
 }
 
 void run(const ops::SelectEntries& s, const Frame& f) noexcept {
-    const int64_t most = static_cast<int64_t>(f.shared.size()) / 2;
     for (const ops::Segment& segment : f.batch.segments) {
         const bool by_entry = segment.rows < f.workers.count();  // decode: split the entries, not the rows
-        const auto select_row = [&](int64_t row, int worker, float* scores, float* order) {
+        const auto select_row = [&](int64_t row, int worker, std::span<float> scratch) {
             int32_t* selection = f.int_row(s.selection, row);
             const int64_t visible = (f.batch.positions[static_cast<size_t>(row)] + 1) / s.ratio;
             if (visible <= s.top_k) {
@@ -133,22 +131,25 @@ void run(const ops::SelectEntries& s, const Frame& f) noexcept {
                 for (int32_t w = 0; w < selection[0]; ++w) selection[1 + w] = w;
                 return;
             }
+            float* panel = scratch.data();
+            const size_t used = static_cast<size_t>(panel_size(s)), most = (scratch.size() - used) / 2;
+            float* scores = panel + used;
+            auto* work = reinterpret_cast<int32_t*>(scores + most);
+            f.kernels.head_panel(f.row(s.q, row), s.heads, s.width, panel);
             if (by_entry)
                 f.workers.split(visible, 4 * kTile, [&](int64_t begin, int64_t end, int part) {
-                    score(s, f, segment, row, begin, end, f.worker_scratch(part).data(), scores);
+                    score(s, f, segment, row, panel, begin, end, f.worker_scratch(part).data(), scores);
                 });
             else
-                score(s, f, segment, row, 0, visible, f.worker_scratch(worker).data(), scores);
-            choose(scores, visible, s.top_k, order, selection);
+                score(s, f, segment, row, panel, 0, visible, f.worker_scratch(worker).data(), scores);
+            choose(f.kernels, scores, visible, s.top_k, work, selection);
         };
         if (by_entry) {
-            for (int64_t i = 0; i < segment.rows; ++i)
-                select_row(segment.first_row + i, 0, f.shared.data(), f.shared.data() + most);
+            for (int64_t i = 0; i < segment.rows; ++i) select_row(segment.first_row + i, 0, f.shared);
         } else {
             f.workers.split(segment.rows, 1, [&](int64_t begin, int64_t end, int worker) {
                 const std::span<float> own = f.worker_scratch(worker).subspan(static_cast<size_t>(kTile * s.width));
-                for (int64_t i = begin; i < end; ++i)
-                    select_row(segment.first_row + i, worker, own.data(), own.data() + own.size() / 2);
+                for (int64_t i = begin; i < end; ++i) select_row(segment.first_row + i, worker, own);
             });
         }
     }
@@ -159,8 +160,8 @@ ScratchSize compress_scratch(const ops::Compress& s, const ops::Plan& plan) {
 }
 
 ScratchSize select_scratch(const ops::SelectEntries& s, int64_t max_tokens) {
-    const int64_t entries = max_tokens / s.ratio + 1;
-    return {2 * entries, kTile * s.width + 2 * entries + 2};
+    const int64_t own = panel_size(s) + 2 * (max_tokens / s.ratio + 1);
+    return {own, kTile * s.width + own + 2};
 }
 
 }  // namespace thermocline::cpu

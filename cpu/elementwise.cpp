@@ -1,8 +1,6 @@
 // Steps that touch each row on its own: norms, rotation, rounding, SwiGLU, sums.
 #include "cpu/rotate.h"
 #include "cpu/run.h"
-#include "src/quant/activation.h"
-#include "src/quant/kv_row.h"
 
 #include <cmath>
 #include <cstring>
@@ -39,9 +37,8 @@ void run(const ops::Rope& s, const Frame& f) noexcept {
     const float sign = s.inverse ? -1.0f : 1.0f;
     f.workers.split(f.batch.rows(), grain_of(heads * dims), [&](int64_t begin, int64_t end, int) {
         for (int64_t t = begin; t < end; ++t) {
-            const float* rotation = f.rotations[s.rope] + t * dims;
             float* tail = f.row(s.x, t) + s.width - dims;
-            for (int64_t h = 0; h < heads; ++h) rotate(tail + h * s.width, rotation, dims, sign);
+            f.kernels.rope(tail, s.width, heads, f.rotations[s.rope] + t * dims, dims, sign);
         }
     });
 }
@@ -50,12 +47,12 @@ void run(const ops::RoundKv& s, const Frame& f) noexcept {
     const int64_t runs = f.rows(s.x) * f.cols(s.x) / s.width;
     float* x = f.slot(s.x);
     f.workers.split(runs, grain_of(s.width), [&](int64_t begin, int64_t end, int worker) {
-        auto* row = reinterpret_cast<std::byte*>(f.worker_scratch(worker).data());
+        std::byte* const row = reinterpret_cast<std::byte*>(f.worker_scratch(worker).data());
         for (int64_t r = begin; r < end; ++r) {
             float* run = x + r * s.width;
-            if (s.hadamard) quant::hadamard(run, s.width);
-            quant::encode_kv_row(s.format, run, s.width, s.rope, row);
-            quant::decode_kv_row(s.format, row, s.width, s.rope, run);
+            if (s.hadamard) f.kernels.hadamard(run, s.width);
+            f.kernels.encode_kv(s.format, run, s.width, s.rope, row);
+            f.kernels.decode_kv(s.format, &row, 1, s.width, s.rope, run, s.width);
         }
     });
 }

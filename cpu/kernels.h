@@ -26,7 +26,8 @@ struct PanelGroups {
     [[gnu::always_inline]] int64_t of(int64_t i) const { return ((i + 1) * count - 1) / m; }
 };
 
-inline constexpr int64_t kPanelSlack = 16;  // numbers behind a panel that kernels read
+inline constexpr int64_t kPanelSlack = 16;     // numbers behind a panel that kernels read
+inline constexpr int64_t kMostHeadBlock = 32;  // heads are padded to a multiple of it where any tier may write
 
 struct KernelTable {
     const char* name;  ///< "scalar", "avx2", "avx512", "avx512_bf16"
@@ -67,24 +68,51 @@ struct KernelTable {
     /// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
     void (*swiglu)(const float* gate, const float* up, float limit, float weight, float* out, int64_t n) noexcept;
 
-    /// Cache rows to float32: count rows given by pointers, out [count, width].
+    /// Rotates interleaved pairs by cos, sin of pair i at rotation[2i], [2i + 1]; sign -1: back. x [count, stride], of
+    /// each row the first `dims`.
+    void (*rope)(float* x, int64_t stride, int64_t count, const float* rotation, int64_t dims, float sign) noexcept;
+    /// quant::hadamard: n a power of two.
+    void (*hadamard)(float* x, int64_t n) noexcept;
+    /// z = sqrt(softplus(z)) in place.
+    void (*route_scores)(float* z, int64_t n) noexcept;
+
+    /// quant::encode_kv_row.
+    void (*encode_kv)(quant::KvFormat format, const float* x, int64_t width, int64_t rope, std::byte* row) noexcept;
+    /// Cache rows to float32: count rows given by pointers, out [count, out_stride].
     void (*decode_kv)(quant::KvFormat format, const std::byte* const* rows, int64_t count, int64_t width, int64_t rope,
-                      float* out) noexcept;
-    /// logits[h, j] (stride logits_stride) = scale * <q[h], keys[j]>, keys [count, width] float32.
-    void (*attention_scores)(const float* q /*[heads, width]*/, int64_t heads, const float* keys, int64_t count,
-                             int64_t width, float scale, float* logits, int64_t logits_stride) noexcept;
-    /// out[h] += sum_j p[h, j] * keys[j].
-    void (*attention_values)(const float* p, int64_t p_stride, int64_t heads, const float* keys, int64_t count,
-                             int64_t width, float* out /*[heads, width]*/) noexcept;
-    /// Softmax numerators in place: x[i] = exp(x[i] - maximum); returns their sum.
-    float (*exp_sum)(float* x, int64_t n, float maximum) noexcept;
-    /// scores[j] = sum_h gates[h] * max(0, <q[h], keys[j]>).
-    void (*index_scores)(const float* q /*[heads, width]*/, const float* gates, int64_t heads, const float* keys,
-                         int64_t count, int64_t width, float* scores) noexcept;
+                      float* out, int64_t out_stride) noexcept;
+
+    /// Head panels: heads in blocks of `head_block`, which divides kMostHeadBlock, of each block [width][head_block],
+    /// zeros behind the last head. q [heads, width].
+    void (*head_panel)(const float* q, int64_t heads, int64_t width, float* panel) noexcept;
+    int head_block;
+    /// logits[j, h] = scale * <q[h], keys[j]>, written up to the end of the last block of heads.
+    void (*attention_scores)(const float* panel, int64_t heads, const float* keys /*[count, keys_stride]*/,
+                             int64_t keys_stride, int64_t count, int64_t width, float scale, float* logits,
+                             int64_t logits_stride) noexcept;
+    /// One step of an online softmax of every head, heads % head_block == 0: logits [count, stride] become
+    /// exp(logit - maximum); maximum, sum [heads] take them in; shrink [heads] is what earlier sums are worth now.
+    void (*softmax_keys)(float* logits, int64_t stride, int64_t count, int64_t heads, float* maximum, float* sum,
+                         float* shrink) noexcept;
+    /// out[h] = shrink[h] * out[h] + sum_j p[j, h] * keys[j].
+    void (*attention_values)(const float* p, int64_t p_stride, const float* shrink, int64_t heads, const float* keys,
+                             int64_t keys_stride, int64_t count, int64_t width, float* out /*[heads, width]*/) noexcept;
+    /// scores[j] = sum_h gates[h] * max(0, <q[h], keys[j]>), NaN as -infinity; keys [count, width].
+    void (*index_scores)(const float* panel, const float* gates, int64_t heads, const float* keys, int64_t count,
+                         int64_t width, float* scores) noexcept;
     /// Channel-wise softmax-weighted sum over `count` slots: out[c] = sum_i softmax_i(scores[i][c]) * values[i][c].
     /// A null score row does not exist (score -inf).
     void (*pool)(const float* const* values, const float* const* scores, int64_t count, int64_t width,
                  float* out) noexcept;
+
+    /// Index of the largest of x [n], n >= 1, the lowest of equals; a NaN counts as larger than any number.
+    int64_t (*largest)(const float* x, int64_t n) noexcept;
+    /// The k-th largest of x [n], 1 <= k <= n; NaN counts as -infinity.
+    float (*kth_largest)(const float* x, int64_t n, int64_t k, int32_t* work /*[n]*/) noexcept;
+    /// Indices of the numbers >= least, ascending; returns how many.
+    int64_t (*at_least)(const float* x, int64_t n, float least, int32_t* out /*[n]*/) noexcept;
+    /// out = exp((x - largest) * factor), 0 where x < least; returns the sum. For chunks of a few thousand numbers.
+    float (*exp_sum)(const float* x, int64_t n, float largest, float factor, float least, float* out) noexcept;
 
     /// `rounds` rounds of independent multiply-adds in registers, as fast as the tier can. Returns the operations done,
     /// two per multiply-add; 0: the tier has no such unit. What they come to goes to sink [1].

@@ -8,7 +8,6 @@
 #include "cpu/slices.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -19,23 +18,19 @@ namespace {
 
 constexpr int64_t kStrip = 32;  // matrix rows that a worker computes at a time
 
-/// sqrt(softplus(z)), stable over the whole float32 range.
-float route_score(float z) { return std::sqrt(std::max(z, 0.0f) + std::log1p(std::exp(-std::abs(z)))); }
-
-/// Ids of the top_k largest of scores + bias, ties to the lowest id. Defined for any input, NaN included.
-void choose_experts(const float* scores, const float* bias, int32_t experts, int32_t top_k, int32_t* ids) {
+/// Ids of the top_k largest of scores + bias, ties to the lowest id; distinct for any input, NaN included. `work` is
+/// scratch [experts].
+void choose_experts(const KernelTable& kernels, const float* scores, const float* bias, int32_t experts, int32_t top_k,
+                    float* work, int32_t* ids) {
+    constexpr float kChosen = -std::numeric_limits<float>::infinity();
+    std::copy_n(scores, experts, work);
+    if (bias) kernels.axpy(1.0f, bias, work, experts);
     for (int32_t k = 0; k < top_k; ++k) {
-        int32_t best = -1;
-        float best_value = 0.0f;
-        for (int32_t e = 0; e < experts; ++e) {
-            if (std::find(ids, ids + k, e) != ids + k) continue;
-            const float value = scores[e] + (bias ? bias[e] : 0.0f);
-            if (best < 0 || value > best_value) {
-                best = e;
-                best_value = value;
-            }
-        }
+        auto best = static_cast<int32_t>(kernels.largest(work, experts));
+        if (work[best] == kChosen)  // numbers of a broken model: whatever is left
+            for (best = 0; std::find(ids, ids + k, best) != ids + k;) ++best;
         ids[k] = best;
+        work[best] = kChosen;
     }
 }
 
@@ -83,15 +78,15 @@ Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& s
 void run(const ops::Route& s, const Frame& f) noexcept {
     const float* bias = s.bias == ops::kNone ? nullptr : f.plan.vectors[static_cast<size_t>(s.bias)].values.data();
     const int32_t* table = s.table == ops::kNone ? nullptr : f.plan.tables[static_cast<size_t>(s.table)].values.data();
-    f.workers.split(f.batch.rows(), 16, [&](int64_t begin, int64_t end, int) {
+    f.workers.split(f.batch.rows(), 16, [&](int64_t begin, int64_t end, int worker) {
         for (int64_t t = begin; t < end; ++t) {
             float* scores = f.row(s.logits, t);
-            std::transform(scores, scores + s.experts, scores, route_score);
+            f.kernels.route_scores(scores, s.experts);
             int32_t* ids = f.int_row(s.ids, t);
             if (table)
                 std::copy_n(table + int64_t{f.batch.tokens[static_cast<size_t>(t)]} * s.top_k, s.top_k, ids);
             else
-                choose_experts(scores, bias, s.experts, s.top_k, ids);
+                choose_experts(f.kernels, scores, bias, s.experts, s.top_k, f.worker_scratch(worker).data(), ids);
             float* weights = f.row(s.weights, t);
             float sum = 0.0f;
             for (int32_t k = 0; k < s.top_k; ++k) sum += weights[k] = scores[ids[k]];

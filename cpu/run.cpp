@@ -24,6 +24,7 @@ struct Sizer {
     ScratchSize operator()(const ops::Attention& s) const { return {0, attention_scratch(s)}; }
     ScratchSize operator()(const ops::Compress& s) const { return compress_scratch(s, plan); }
     ScratchSize operator()(const ops::SelectEntries& s) const { return select_scratch(s, max_tokens); }
+    ScratchSize operator()(const ops::Route& s) const { return {0, s.experts}; }
     ScratchSize operator()(const ops::Experts& s) const {
         return experts_scratch(s, plan.experts[static_cast<size_t>(s.experts)], max_rows);
     }

@@ -37,12 +37,6 @@ void measure_busy_link(std::span<const int> cpus, GpuSpeed& speed) {
     speed.busy_cpu_read = reads / passes;
 }
 
-Json link_json(const cuda::LinkSpeed& link) {
-    return {{"to_device_gb_per_s", rounded(link.to_device)},
-            {"to_host_gb_per_s", rounded(link.to_host)},
-            {"both_gb_per_s", rounded(link.both)}};
-}
-
 }  // namespace
 
 GpuSpeed measure_gpu(const cuda::DeviceInfo& device, std::span<const int> cpus) {
@@ -53,20 +47,6 @@ GpuSpeed measure_gpu(const cuda::DeviceInfo& device, std::span<const int> cpus) 
     speed.handoff_us = cuda::measure_handoff_us(device.index);
     measure_busy_link(cpus, speed);
     return speed;
-}
-
-Json gpu_json(const GpuSpeed& speed) {
-    Json busy = link_json(speed.busy_link);
-    busy["cpu_read_gb_per_s"] = rounded(speed.busy_cpu_read);
-    return {{"name", speed.device.name},
-            {"compute", std::to_string(speed.device.compute_major) + "." + std::to_string(speed.device.compute_minor)},
-            {"memory_bytes", speed.device.memory_bytes},
-            {"multiprocessors", speed.device.multiprocessors},
-            {"pci_address", speed.device.pci_address},
-            {"memory_read_gb_per_s", rounded(speed.memory_read)},
-            {"link", link_json(speed.link)},
-            {"link_while_cpu_reads", std::move(busy)},
-            {"handoff_us", rounded(speed.handoff_us)}};
 }
 
 }  // namespace thermocline::scheduler

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "cuda/cuda.h"
-#include "src/base/json.h"
 
 #include <span>
 
@@ -20,8 +19,5 @@ struct GpuSpeed {
 
 /// Takes a few seconds. `cpus`: of the workers that read meanwhile. Throws Error naming the card.
 GpuSpeed measure_gpu(const cuda::DeviceInfo& device, std::span<const int> cpus);
-
-/// An entry of "gpus" in the machine file.
-Json gpu_json(const GpuSpeed& speed);
 
 }  // namespace thermocline::scheduler

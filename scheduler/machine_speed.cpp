@@ -77,16 +77,6 @@ void measure_peaks(std::span<const int> cpus, std::vector<TierPeak>& peaks, cons
     }
 }
 
-Json group_json(const GroupSpeed& group) {
-    Json read = Json::array();
-    for (const double rate : group.read_gb_per_s) read.push_back(rounded(rate));
-    return {{"cores", group.cores},
-            {"read_gb_per_s", std::move(read)},
-            {"write_gb_per_s", rounded(group.write_gb_per_s)},
-            {"copy_gb_per_s", rounded(group.copy_gb_per_s)},
-            {"barrier_us", rounded(group.barrier_us)}};
-}
-
 }  // namespace
 
 const char* unit_name(cpu::Unit unit) {
@@ -137,24 +127,6 @@ MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Devic
         step();
     }
     return speed;
-}
-
-Json machine_json(const Machine& machine, const MachineSpeed& speed) {
-    Json caches = Json::array(), nodes = Json::array(), peaks = Json::object(), gpus = Json::array();
-    for (const Cache& cache : machine.caches)
-        caches.push_back({{"level", cache.level}, {"bytes", cache.bytes}, {"cores", cache.cores}});
-    for (size_t i = 0; i < machine.nodes.size(); ++i) {
-        Json node = {{"id", machine.nodes[i].id}, {"memory_bytes", machine.nodes[i].memory_bytes}};
-        node.update(group_json(speed.nodes[i]));
-        nodes.push_back(std::move(node));
-    }
-    for (const TierPeak& peak : speed.peaks)
-        peaks[peak.isa][unit_name(peak.unit)] = {{"one_core", rounded(peak.one_core)},
-                                                 {"all_cores", rounded(peak.all_cores)}};
-    for (const GpuSpeed& gpu : speed.gpus) gpus.push_back(gpu_json(gpu));
-    return {{"cpu", machine.cpu_model},  {"cores", machine.cores()},     {"caches", std::move(caches)},
-            {"nodes", std::move(nodes)}, {"all", group_json(speed.all)}, {"peaks_gops", std::move(peaks)},
-            {"gpus", std::move(gpus)}};
 }
 
 }  // namespace thermocline::scheduler

@@ -1,13 +1,11 @@
 // What this machine can do, measured: memory of every node, arithmetic of every ISA tier, barriers, graphics cards.
-// `bench-machine` writes it to configs/machines/*.json, from which placement predicts speed without the machine at
-// hand.
+// `bench-machine` writes it to a machine file (scheduler/machine_file.h).
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cpu/workers.h"
 #include "scheduler/gpu_speed.h"
 #include "scheduler/topology.h"
-#include "src/base/json.h"
 
 #include <cstdint>
 #include <functional>
@@ -50,8 +48,5 @@ MachineSpeed measure_machine(const Machine& machine, std::span<const cuda::Devic
 
 /// Operations per second / 1e9 of all workers together; 0 if the tier has no such unit. About 20 ms.
 double measure_peak(cpu::Workers& workers, const cpu::KernelTable& kernels, cpu::Unit unit);
-
-/// The machine file.
-Json machine_json(const Machine& machine, const MachineSpeed& speed);
 
 }  // namespace thermocline::scheduler

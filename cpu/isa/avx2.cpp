@@ -77,6 +77,17 @@ using ByteTable = __m256i;
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
 
+[[gnu::always_inline]] inline F square_root(F x) { return _mm256_sqrt_ps(x); }
+/// Bit i: whether lane i of a mask is set.
+[[gnu::always_inline]] inline uint32_t mask_bits(I mask) { return static_cast<uint32_t>(_mm256_movemask_ps((F)mask)); }
+/// Elements of a and b in turn: of their first halves, of their second halves.
+[[gnu::always_inline]] inline F interleave_low(F a, F b) {
+    return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+[[gnu::always_inline]] inline F interleave_high(F a, F b) {
+    return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+
 // ---- sixteen-entry tables --------------------------------------------------------------------------------------
 // Every table holds numbers that are exact in bf16. Their high and low bytes are looked up apart; unpacking puts the
 // bytes of elements j and 8 + j into one 32-bit lane, so that a shift and a mask give two registers in order. Codes

@@ -68,6 +68,17 @@ using ByteTable = __m512i;
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
 
+[[gnu::always_inline]] inline F square_root(F x) { return (F)_mm512_sqrt_ps((__m512)x); }
+/// Bit i: whether lane i of a mask is set.
+[[gnu::always_inline]] inline uint32_t mask_bits(I mask) { return _mm512_movepi32_mask((__m512i)mask); }
+/// Elements of a and b in turn: of their first halves, of their second halves.
+[[gnu::always_inline]] inline F interleave_low(F a, F b) {
+    return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+[[gnu::always_inline]] inline F interleave_high(F a, F b) {
+    return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+
 // ---- sixteen-entry tables: one register holds a table, one permutation looks up sixteen codes --------------------
 
 using Table = F;

@@ -95,6 +95,18 @@ struct ByteTable {
     for (int i = 0; i < 4; ++i) out[i] = (a[i][0] + a[i][1]) + (a[i][2] + a[i][3]);
 }
 
+[[gnu::always_inline]] inline F square_root(F x) {
+    for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+}
+/// Bit i: whether lane i of a mask is set.
+[[gnu::always_inline]] inline uint32_t mask_bits(I mask) {
+    return (mask[0] & 1u) | (mask[1] & 2u) | (mask[2] & 4u) | (mask[3] & 8u);
+}
+/// Elements of a and b in turn: of their first halves, of their second halves.
+[[gnu::always_inline]] inline F interleave_low(F a, F b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+[[gnu::always_inline]] inline F interleave_high(F a, F b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
+
 // ---- sixteen-entry tables --------------------------------------------------------------------------------------
 
 struct Table {

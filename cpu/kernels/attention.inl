@@ -1,149 +1,196 @@
-// Keys from the cache, their products with the heads, and channel-wise pooling. Keys are shared by all heads, so the
-// caller decodes a tile of them once.
+// Products of keys with heads, and channel-wise pooling. Keys are shared by all heads: the caller decodes a tile of
+// them once, and every key that is loaded meets several heads. Heads lie across lanes (a head panel), so softmax and
+// scores need no sum over lanes; keys and weights are broadcast. Every sum is over columns or keys in order, so it
+// depends neither on how many heads or keys are computed together nor on where in a block they are.
 
-// ---- cache rows -----------------------------------------------------------------------------------------------
+// ---- heads across lanes -------------------------------------------------------------------------------------------
 
-[[gnu::always_inline]] inline void decode_bf16_numbers(const uint8_t* in, int64_t n, float* out) {
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(out + i, load_bf16(in + 2 * i));
-    for (; i < n; ++i) out[i] = bf16_number(in + 2 * i);
-}
+constexpr int kHeadVectors = 2;  // of a block of a panel
+constexpr int kHeadBlock = kHeadVectors * kLanes;
+constexpr int kAtOnce = 2 * kTileTokens;  // keys (heads) whose sums fit into the registers, kHeadVectors each
 
-inline void decode_fp8_row(const uint8_t* in, int64_t width, int64_t rope, float* out) {
-    const int64_t plain = width - rope;
-    const uint8_t* scales = in + plain + 2 * rope;
-    int64_t i = 0;
-    for (; i + kGroup <= plain; i += kGroup) {
-        const Group group = scaled(e4m3_group(in + i), e8m0_number(scales[i / 64]) * E4M3Codes::kUnit);
-        for (int v = 0; v < kGroupVectors; ++v) store(out + i + v * kLanes, group.v[v]);
-    }
-    for (; i < plain; ++i) out[i] = e4m3_number(in[i]) * e8m0_number(scales[i / 64]);
-    decode_bf16_numbers(in + plain, rope, out + plain);
-}
-
-inline void decode_fp4_row(const Table& table, const uint8_t* in, int64_t width, float* out) {
-    const uint8_t* scales = in + width / 2;
-    for (int64_t k = 0; k < width; k += kGroup) {
-        const F scale = broadcast(e8m0_number(scales[k / kGroup]));
-        uint8_t codes[16] = {};
-        const int64_t count = smaller(kGroup, width - k);
-        __builtin_memcpy(codes, in + k / 2, static_cast<size_t>(count / 2));
-        const Group group = look_up(table, pair_codes(codes));
-        for (int i = 0; i < kGroupVectors; ++i) {
-            const int64_t left = count - i * kLanes;
-            if (left >= kLanes) {
-                store(out + k + i * kLanes, group.v[i] * scale);
-            } else if (left > 0) {
-                store_first(out + k + i * kLanes, group.v[i] * scale, left);
+void head_panel(const float* q, int64_t heads, int64_t width, float* panel) noexcept {
+    for (int64_t first = 0; first < heads; first += kLanes) {
+        float* out = panel + first / kHeadBlock * kHeadBlock * width + first % kHeadBlock;
+        const int64_t count = smaller(kLanes, heads - first);
+        for (int64_t c = 0; c < width; c += kLanes) {
+            const int64_t columns = smaller(kLanes, width - c);
+            F rows[kLanes];
+            for (int64_t i = 0; i < kLanes; ++i) {
+                const float* row = q + (first + i) * width + c;
+                rows[i] = i >= count ? F{} : columns == kLanes ? load(row) : load_first(row, columns);
             }
+            transpose(rows);
+            for (int64_t i = 0; i < columns; ++i) store(out + (c + i) * kHeadBlock, rows[i]);
+        }
+    }
+    const int64_t filled = (heads + kLanes - 1) / kLanes * kLanes;
+    if (filled % kHeadBlock == 0) return;
+    float* out = panel + filled / kHeadBlock * kHeadBlock * width + filled % kHeadBlock;
+    for (int64_t c = 0; c < width; ++c) store(out + c * kHeadBlock, F{});
+}
+
+template <int n>
+struct Count {
+    static constexpr int value = n;
+};
+
+/// Covers [0, count) by calls of body(begin, n, Count<most>), n <= most: nearly equal groups, since few sums together
+/// do not hide the latency of their multiply-adds.
+template <typename Body>
+[[gnu::always_inline]] inline void in_groups(int64_t count, Body body) {
+    if (count < 1) return;
+    const PanelGroups groups(count, kAtOnce);
+    for (int64_t g = 0; g < groups.count; ++g) {
+        const int64_t begin = groups.first(g), n = groups.first(g + 1) - begin;
+        if (n <= kAtOnce * 2 / 3)
+            body(begin, n, Count<kAtOnce * 2 / 3>{});
+        else if (n <= kAtOnce * 5 / 6)
+            body(begin, n, Count<kAtOnce * 5 / 6>{});
+        else
+            body(begin, n, Count<kAtOnce>{});
+    }
+}
+
+/// sums[j][.] = products of a block of heads with keys j < n over `width` columns; the last key fills up to kKeys.
+template <int kKeys>
+[[gnu::always_inline]] inline void block_products(const float* panel, const float* keys, int64_t stride, int64_t n,
+                                                  int64_t width, F sums[kKeys][kHeadVectors]) {
+    const float* key[kKeys];
+    F sum[kKeys][kHeadVectors] = {};
+    for (int j = 0; j < kKeys; ++j) key[j] = keys + smaller(j, n - 1) * stride;
+    for (int64_t c = 0; c < width; ++c, panel += kHeadBlock) {
+        F q[kHeadVectors];
+        for (int v = 0; v < kHeadVectors; ++v) q[v] = load(panel + v * kLanes);
+        unrolled<kKeys>([&](int j) __attribute__((always_inline)) {
+            const F number = broadcast(key[j][c]);
+            for (int v = 0; v < kHeadVectors; ++v) sum[j][v] = fma(number, q[v], sum[j][v]);
+        });
+    }
+    for (int j = 0; j < kKeys; ++j) {
+        for (int v = 0; v < kHeadVectors; ++v) sums[j][v] = sum[j][v];
+    }
+}
+
+/// Columns go in chunks, so that the chunk of a block of heads stays in L1 while the keys pass.
+void attention_scores(const float* panel, int64_t heads, const float* keys, int64_t keys_stride, int64_t count,
+                      int64_t width, float scale, float* logits, int64_t logits_stride) noexcept {
+    constexpr int64_t kColumns = 128;
+    for (int64_t c = 0; c < width; c += kColumns) {
+        const int64_t columns = smaller(kColumns, width - c);
+        const F factor = broadcast(c + columns < width ? 1.0f : scale);
+        for (int64_t h = 0; h < heads; h += kHeadBlock) {
+            const float* block = panel + h * width + c * kHeadBlock;
+            in_groups(
+                count, [&](int64_t first, int64_t n, auto most) __attribute__((always_inline)) {
+                    F sums[most.value][kHeadVectors];
+                    block_products<most.value>(block, keys + first * keys_stride + c, keys_stride, n, columns, sums);
+                    for (int64_t j = 0; j < n; ++j) {
+                        float* out = logits + (first + j) * logits_stride + h;
+                        for (int v = 0; v < kHeadVectors; ++v, out += kLanes)
+                            store(out, factor * (c == 0 ? sums[j][v] : load(out) + sums[j][v]));
+                    }
+                });
         }
     }
 }
 
-void decode_kv(quant::KvFormat format, const std::byte* const* rows, int64_t count, int64_t width, int64_t rope,
-               float* out) noexcept {
-    using quant::KvFormat;
-    const Table table = make_table(kE2M1);
-    for (int64_t i = 0; i < count; ++i, out += width) {
-        const uint8_t* row = bytes(rows[i]);
-        switch (format) {
-            case KvFormat::kF32:
-            case KvFormat::kFp8F32:
-                __builtin_memcpy(out, row, static_cast<size_t>(width) * 4);
-                break;
-            case KvFormat::kBF16:
-                decode_bf16_numbers(row, width, out);
-                break;
-            case KvFormat::kFp8:
-                decode_fp8_row(row, width, rope, out);
-                break;
-            case KvFormat::kFp4:
-                decode_fp4_row(table, row, width, out);
-                break;
+void index_scores(const float* panel, const float* gates, int64_t heads, const float* keys, int64_t count,
+                  int64_t width, float* scores) noexcept {
+    constexpr int64_t kKeys = 64;  // whose totals are kept
+    for (int64_t first = 0; first < count; first += kKeys, keys += kKeys * width, scores += kKeys) {
+        const int64_t here = smaller(kKeys, count - first);
+        F totals[kKeys + 3] = {};
+        for (int64_t h = 0; h < heads; h += kHeadBlock) {
+            F gate[kHeadVectors];
+            for (int v = 0; v < kHeadVectors; ++v) {
+                const int64_t at = h + v * kLanes, left = heads - at;
+                gate[v] = left >= kLanes ? load(gates + at) : left > 0 ? load_first(gates + at, left) : F{};
+            }
+            in_groups(
+                here, [&](int64_t j, int64_t n, auto most) __attribute__((always_inline)) {
+                    F sums[most.value][kHeadVectors];
+                    block_products<most.value>(panel + h * width, keys + j * width, width, n, width, sums);
+                    for (int64_t i = 0; i < n; ++i) {
+                        for (int v = 0; v < kHeadVectors; ++v)
+                            totals[j + i] = fma(gate[v], max(sums[i][v], F{}), totals[j + i]);
+                    }
+                });
+        }
+        for (int64_t j = 0; j < here; j += 4) {
+            float sums[4];
+            sum_lanes(totals + j, sums);
+            for (int64_t i = 0; i < smaller(4, here - j); ++i)
+                scores[j + i] = sums[i] == sums[i] ? sums[i] : -__builtin_inff();
         }
     }
 }
 
-// ---- heads times keys ---------------------------------------------------------------------------------------------
-
-void attention_scores(const float* q, int64_t heads, const float* keys, int64_t count, int64_t width, float scale,
-                      float* logits, int64_t logits_stride) noexcept {
-    for (int64_t j = 0; j < count; j += kRows) {
-        dot_all(keys + j * width, width, smaller(kRows, count - j), q, width, heads, width,
-                [&](int64_t h, int64_t r, float sum) { logits[h * logits_stride + j + r] = scale * sum; });
+void softmax_keys(float* logits, int64_t stride, int64_t count, int64_t heads, float* maximum, float* sum,
+                  float* shrink) noexcept {
+    for (int64_t h = 0; h < heads; h += kLanes) {
+        const F before = load(maximum + h);
+        F top = before;
+        for (int64_t j = 0; j < count; ++j) top = max(load(logits + j * stride + h), top);
+        const F factor = exponential(before - top);
+        F total = load(sum + h) * factor;
+        for (int64_t j = 0; j < count; ++j) {
+            const F e = exponential(load(logits + j * stride + h) - top);
+            store(logits + j * stride + h, e);
+            total = total + e;
+        }
+        store(maximum + h, top);
+        store(sum + h, total);
+        store(shrink + h, factor);
     }
 }
 
-void index_scores(const float* q, const float* gates, int64_t heads, const float* keys, int64_t count, int64_t width,
-                  float* scores) noexcept {
-    for (int64_t j = 0; j < count; j += kRows) {
-        float sums[kRows] = {};
-        dot_all(keys + j * width, width, smaller(kRows, count - j), q, width, heads, width,
-                [&](int64_t h, int64_t r, float sum) { sums[r] += gates[h] * (sum > 0.0f ? sum : 0.0f); });
-        for (int64_t r = 0; r < smaller(kRows, count - j); ++r) scores[j + r] = sums[r];
-    }
-}
-
-/// kHeads heads times kVectors vectors of channels, accumulated over all keys in registers.
+/// `n` <= kHeads heads times kVectors vectors of channels, accumulated over all keys in registers; the last head fills
+/// up.
 template <int kHeads, int kVectors>
-[[gnu::always_inline]] inline void values_block(const float* p, int64_t p_stride, const float* keys, int64_t count,
-                                                int64_t width, float* out) {
+[[gnu::always_inline]] inline void values_block(const float* p, int64_t p_stride, const float* shrink, int64_t n,
+                                                const float* keys, int64_t keys_stride, int64_t count, int64_t width,
+                                                float* out) {
     F sum[kHeads][kVectors];
+    const float* weights[kHeads];
     for (int h = 0; h < kHeads; ++h) {
-        for (int v = 0; v < kVectors; ++v) sum[h][v] = load(out + h * width + v * kLanes);
+        const int64_t head = smaller(h, n - 1);
+        weights[h] = p + head;
+        for (int v = 0; v < kVectors; ++v) sum[h][v] = broadcast(shrink[head]) * load(out + head * width + v * kLanes);
     }
     for (int64_t j = 0; j < count; ++j) {
         F key[kVectors];
-        for (int v = 0; v < kVectors; ++v) key[v] = load(keys + j * width + v * kLanes);
-        for (int h = 0; h < kHeads; ++h) {
-            const F weight = broadcast(p[h * p_stride + j]);
+        for (int v = 0; v < kVectors; ++v) key[v] = load(keys + j * keys_stride + v * kLanes);
+        unrolled<kHeads>([&](int h) __attribute__((always_inline)) {
+            const F weight = broadcast(weights[h][j * p_stride]);
             for (int v = 0; v < kVectors; ++v) sum[h][v] = fma(weight, key[v], sum[h][v]);
-        }
+        });
     }
-    for (int h = 0; h < kHeads; ++h) {
+    for (int64_t h = 0; h < n; ++h) {
         for (int v = 0; v < kVectors; ++v) store(out + h * width + v * kLanes, sum[h][v]);
     }
 }
 
-template <int kHeads>
-[[gnu::always_inline]] inline void values_heads(const float* p, int64_t p_stride, const float* keys, int64_t count,
-                                                int64_t width, float* out) {
+/// A strip of channels of all keys stays in L1 while the heads pass.
+void attention_values(const float* p, int64_t p_stride, const float* shrink, int64_t heads, const float* keys,
+                      int64_t keys_stride, int64_t count, int64_t width, float* out) noexcept {
     int64_t c = 0;
     for (; c + 2 * kLanes <= width; c += 2 * kLanes) {
-        values_block<kHeads, 2>(p, p_stride, keys + c, count, width, out + c);
+        in_groups(
+            heads, [&](int64_t h, int64_t n, auto most) __attribute__((always_inline)) {
+                values_block<most.value, 2>(p + h, p_stride, shrink + h, n, keys + c, keys_stride, count, width,
+                                            out + h * width + c);
+            });
     }
-    for (; c + kLanes <= width; c += kLanes) {
-        values_block<kHeads, 1>(p, p_stride, keys + c, count, width, out + c);
-    }
-    if (c == width) return;
-    for (int h = 0; h < kHeads; ++h) {
-        F sum = load_first(out + h * width + c, width - c);
-        for (int64_t j = 0; j < count; ++j) {
-            sum = fma(broadcast(p[h * p_stride + j]), load_first(keys + j * width + c, width - c), sum);
+    for (; c < width; c += kLanes) {
+        const int64_t left = smaller(kLanes, width - c);
+        for (int64_t h = 0; h < heads; ++h) {
+            F sum = broadcast(shrink[h]) * load_first(out + h * width + c, left);
+            for (int64_t j = 0; j < count; ++j)
+                sum = fma(broadcast(p[j * p_stride + h]), load_first(keys + j * keys_stride + c, left), sum);
+            store_first(out + h * width + c, sum, left);
         }
-        store_first(out + h * width + c, sum, width - c);
     }
-}
-
-void attention_values(const float* p, int64_t p_stride, int64_t heads, const float* keys, int64_t count, int64_t width,
-                      float* out) noexcept {
-    int64_t h = 0;
-    for (; h + 4 <= heads; h += 4) values_heads<4>(p + h * p_stride, p_stride, keys, count, width, out + h * width);
-    for (; h < heads; ++h) values_heads<1>(p + h * p_stride, p_stride, keys, count, width, out + h * width);
-}
-
-// ---- softmax --------------------------------------------------------------------------------------------------------
-
-float exp_sum(float* x, int64_t n, float maximum) noexcept {
-    const F shift = broadcast(maximum);
-    F sum = {};
-    for_vectors(n, [&](auto get, auto put, int64_t left) {
-        F e = exponential(get(x) - shift);
-        put(x, e);
-        if (left < kLanes) e = get(x);  // zeros behind the end
-        sum = sum + e;
-    });
-    return sum_of(sum);
 }
 
 void pool(const float* const* values, const float* const* scores, int64_t count, int64_t width, float* out) noexcept {

@@ -1,5 +1,17 @@
 // Sums over and maps of float vectors.
 
+/// Rows become columns: in log2(kLanes) rounds row i meets row i + kLanes / 2.
+[[gnu::always_inline]] inline void transpose(F rows[kLanes]) {
+    unrolled<__builtin_ctz(kLanes)>([&](int) __attribute__((always_inline)) {
+        F next[kLanes];
+        unrolled<kLanes / 2>([&](int i) __attribute__((always_inline)) {
+            next[2 * i] = interleave_low(rows[i], rows[i + kLanes / 2]);
+            next[2 * i + 1] = interleave_high(rows[i], rows[i + kLanes / 2]);
+        });
+        unrolled<kLanes>([&](int i) __attribute__((always_inline)) { rows[i] = next[i]; });
+    });
+}
+
 /// Sum of the lanes by the tree of sum_lanes().
 [[gnu::always_inline]] inline float sum_of(F x) {
     const F copies[4] = {x, x, x, x};
@@ -76,8 +88,8 @@ inline float largest_magnitude(const float* x, int64_t n) {
     return result;
 }
 
-void round_e4m3(const float* x, float factor, float* y, int64_t n) noexcept {
-    constexpr int64_t kGroupSize = 128;
+template <int64_t kGroupSize>
+inline void round_e4m3_groups(const float* x, float factor, float* y, int64_t n) {
     for (int64_t i = 0; i < n; i += kGroupSize) {
         const int64_t size = smaller(kGroupSize, n - i);
         const PowerScale s = e4m3_scale(largest_magnitude(x + i, size));
@@ -85,6 +97,47 @@ void round_e4m3(const float* x, float factor, float* y, int64_t n) noexcept {
             put(y + i, to_e4m3(get(x + i) * broadcast(s.inverse)) * broadcast(s.scale * factor));
         });
     }
+}
+
+void round_e4m3(const float* x, float factor, float* y, int64_t n) noexcept { round_e4m3_groups<128>(x, factor, y, n); }
+
+/// The factors of some pairs are made once; then every row is passed from front to end, since rows lie apart by powers
+/// of two.
+void rope(float* x, int64_t stride, int64_t count, const float* rotation, int64_t dims, float sign) noexcept {
+    constexpr int64_t kTogether = 64;
+    F signs;
+    for (int i = 0; i < kLanes; ++i) signs[i] = i % 2 ? sign : -sign;
+    for (int64_t first = 0; first < dims; first += kTogether) {
+        const int64_t here = smaller(kTogether, dims - first);
+        F cosines[kTogether / kLanes], sines[kTogether / kLanes];
+        for_numbers(
+            rotation + first, here, [&](int64_t i, F numbers) __attribute__((always_inline)) {
+                const D both = (D)numbers;
+                cosines[i / kLanes] = (F)((both & 0xffffffff) | both << 32);
+                sines[i / kLanes] = (F)((both & 0xffffffff00000000) | both >> 32) * signs;
+            });
+        for (int64_t r = 0; r < count; ++r) {
+            float* row = x + r * stride + first;
+            for (int64_t i = 0; i < here; i += kLanes) {
+                const int64_t left = here - i;
+                const F numbers = left >= kLanes ? load(row + i) : load_first(row + i, left);
+                const F swapped = (F)((D)numbers << 32 | (D)numbers >> 32);
+                const F rotated = fma(numbers, cosines[i / kLanes], swapped * sines[i / kLanes]);
+                left >= kLanes ? store(row + i, rotated) : store_first(row + i, rotated, left);
+            }
+        }
+    }
+}
+
+void route_scores(float* z, int64_t n) noexcept {
+    for_vectors(n, [&](auto get, auto put, int64_t) {
+        // softplus(z) = max(z, 0) + log(1 + u), u = e^-|z|; log(1 + u) = 2 artanh(s), s = u / (2 + u) <= 1/3
+        const F x = get(z), u = exponential(as_float(as_int(x) | static_cast<int32_t>(0x80000000)));
+        const F s = u / (broadcast(2.0f) + u), square = s * s;
+        F p = broadcast(1.0f / 15.0f);  // the next term is below 2e-9
+        for (int i = 13; i >= 1; i -= 2) p = fma(p, square, broadcast(1.0f / static_cast<float>(i)));
+        put(z, square_root(max(F{}, x) + broadcast(2.0f) * s * p));
+    });
 }
 
 void swiglu(const float* gate, const float* up, float limit, float weight, float* out, int64_t n) noexcept {

@@ -12,6 +12,8 @@
 #include "cpu/kernels/elementwise.inl"
 #include "cpu/kernels/strips_int8.inl"
 #include "cpu/kernels/strips_gguf_int8.inl"
+#include "cpu/kernels/selection.inl"
+#include "cpu/kernels/cache_rows.inl"
 #include "cpu/kernels/attention.inl"
 #include "cpu/kernels/peak.inl"
 // clang-format on
@@ -32,12 +34,22 @@ constexpr KernelTable make_kernels(const char* name) {
         .round_e4m3 = round_e4m3,
         .round_int8 = round_int8,
         .swiglu = swiglu,
+        .rope = rope,
+        .hadamard = hadamard,
+        .route_scores = route_scores,
+        .encode_kv = encode_kv,
         .decode_kv = decode_kv,
+        .head_panel = head_panel,
+        .head_block = kHeadBlock,
         .attention_scores = attention_scores,
+        .softmax_keys = softmax_keys,
         .attention_values = attention_values,
-        .exp_sum = exp_sum,
         .index_scores = index_scores,
         .pool = pool,
+        .largest = largest,
+        .kth_largest = kth_largest,
+        .at_least = at_least,
+        .exp_sum = exp_sum,
         .peak = peak,
     };
 }

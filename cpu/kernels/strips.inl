@@ -415,6 +415,7 @@ template <typename Body>
             if (w.scale_cols == 32) return body(StripKernel<StripInt4<32>, BF16Scales>{});
             return body(StripKernel<StripInt4<64>, Grouped<BF16Scales, 2>>{});
         case Format::kE4M3:
+            if (w.scale_in_strip) return body(StripKernel<StripE4M3, Grouped<E8M0Scales, 2>>{{}, {{kE4M3Unit}}});
             return body(StripKernel<StripE4M3, NoScales>{});
         case Format::kQ8_0:
             return body(StripKernel<StripQ8, F16Scales>{});

@@ -8,11 +8,18 @@
 template <int bits>
 struct Runs;
 
-template <>
-struct Runs<2> : OneRun {
-    static constexpr int kColumns = 16;
-    [[gnu::always_inline]] U quad(U words, int i) const { return words >> (2 * i) & 0x03030303; }
+template <int bits>
+struct SingleRun : OneRun {
+    static constexpr int kColumns = 32 / bits;
+    [[gnu::always_inline]] U quad(U words, int i) const {
+        return words >> (bits * i) & ((1 << bits) - 1) * 0x01010101u;
+    }
 };
+
+template <>
+struct Runs<1> : SingleRun<1> {};
+template <>
+struct Runs<2> : SingleRun<2> {};
 
 /// `low` bits of a line that holds the low bits of the columns, the rest from a line of other lines' columns besides.
 template <int low, int high>
@@ -123,6 +130,13 @@ struct ScalesQ3 {
     }
 };
 
+/// Codes 0 and 1 are -d and d.
+struct ScalesQ1 {
+    static constexpr bool kInBlock = true;
+    [[gnu::always_inline]] F of(const uint8_t* p, int, int v) const { return f16_field(p, 0, v) * broadcast(2.0f); }
+    [[gnu::always_inline]] F offset(const uint8_t* p, int, int v) const { return -f16_field(p, 0, v); }
+};
+
 // ---- the choice ---------------------------------------------------------------------------------------------------
 
 template <typename Body>
@@ -151,6 +165,13 @@ template <typename Body>
             return body(StripKernel<StripCodes<2, 16>, ScalesQ2>{});
         case Format::kQ3_K:
             return body(StripKernel<StripCodes<3, 16>, ScalesQ3>{});
+        case Format::kQ2_0:
+            return body(StripKernel<StripCodes<2, 64>, F16Scales>{});
+        case Format::kTQ1_0:
+        case Format::kTQ2_0:
+            return body(StripKernel<StripCodes<2, 64>, Grouped<F16Scales, 2>>{});
+        case Format::kQ1_0:
+            return body(StripKernel<StripCodes<1, 64>, ScalesQ1>{});
         default:
             __builtin_trap();  // packed_form() makes no others
     }

@@ -46,6 +46,13 @@ template <typename Body>
             return body(Int8Kernel<DigitsGguf<2>, ScalesQ2, 16>{});
         case Format::kQ3_K:
             return body(Int8Kernel<DigitsGguf<3>, ScalesQ3, 16>{});
+        case Format::kQ2_0:
+            return body(Int8Kernel<DigitsGguf<2>, Grouped<F16Scales, 2>, 32>{});
+        case Format::kTQ1_0:
+        case Format::kTQ2_0:
+            return body(Int8Kernel<DigitsGguf<2>, Grouped<F16Scales, 4>, 32>{});
+        case Format::kQ1_0:
+            return body(Int8Kernel<DigitsGguf<1>, ScalesQ1, 32>{});
         default:
             __builtin_trap();  // has_integer_codes() says so of no others
     }

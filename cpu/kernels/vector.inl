@@ -4,7 +4,8 @@
 typedef float F __attribute__((vector_size(kLanes * 4)));
 typedef int32_t I __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t U __attribute__((vector_size(kLanes * 4)));
-typedef uint64_t Words __attribute__((vector_size(32)));  // 32 integers of a byte each, eight to a word
+typedef uint64_t D __attribute__((vector_size(kLanes * 4)));  // pairs of lanes
+typedef uint64_t Words __attribute__((vector_size(32)));      // 32 integers of a byte each, eight to a word
 
 constexpr int kGroup = 32;  // columns that are decoded together
 constexpr int kGroupVectors = kGroup / kLanes;
@@ -104,4 +105,12 @@ template <typename Body>
         body([i, n](const float* p) { return load_first(p + i, n - i); },
              [i, n](float* p, F x) { store_first(p + i, x, n - i); }, n - i);
     }
+}
+
+/// Calls body(i, vector) for all of x [n], the last vector filled up with zeros.
+template <typename Body>
+[[gnu::always_inline]] inline void for_numbers(const float* x, int64_t n, Body body) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) body(i, load(x + i));
+    if (i < n) body(i, load_first(x + i, n - i));
 }

@@ -1,5 +1,6 @@
 // `bench-machine`: measures this machine and writes its file (configs/machines).
 #include "cuda/cuda.h"
+#include "scheduler/machine_file.h"
 #include "scheduler/machine_speed.h"
 #include "scheduler/topology.h"
 #include "src/app/commands.h"
@@ -102,7 +103,7 @@ void bench_machine(const MachineFlags& flags) {
     const scheduler::Machine machine = scheduler::detect_machine();
     Progress progress("bench-machine:", scheduler::measurement_count(machine, gpus.found), "measurements");
     const auto speed = scheduler::measure_machine(machine, gpus.found, [&](int64_t done) { progress.update(done); });
-    const Json json = scheduler::machine_json(machine, speed);
+    const Json json = scheduler::machine_json(scheduler::measured_description(machine, speed));
     file.open(path, std::ios::trunc);
     file << dump_json(json, 2) << "\n";
     file.close();

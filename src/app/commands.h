@@ -13,5 +13,7 @@ void add_inspect(CLI::App& root);
 void add_convert(CLI::App& root);
 void add_bench(CLI::App& root);
 void add_bench_machine(CLI::App& root);
+void add_doctor(CLI::App& root);
+void add_plan(CLI::App& root);
 
 }  // namespace thermocline::app

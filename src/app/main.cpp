@@ -1,5 +1,5 @@
 // thermocline: one binary, one subcommand each (shared/design/cli.md). Exit status: 0 done, 1 the run failed (one line
-// on stderr), 2 wrong usage.
+// on stderr), 2 wrong usage; 3 `doctor` has warnings.
 #include "src/app/commands.h"
 #include "src/app/settings.h"
 #include "src/base/error.h"
@@ -35,10 +35,14 @@ int main(int argc, char** argv) {
     app::add_convert(root);
     app::add_bench(root);
     app::add_bench_machine(root);
+    app::add_doctor(root);
+    app::add_plan(root);
     try {
         auto arguments = app::with_config_file({argv + 1, argv + argc});
         std::reverse(arguments.begin(), arguments.end());  // CLI11 takes its arguments from the back
         root.parse(std::move(arguments));
+    } catch (const CLI::RuntimeError& status) {
+        return status.get_exit_code();
     } catch (const CLI::ParseError& error) {
         const int status = root.exit(error);
         return status == 0 ? 0 : kUsage;

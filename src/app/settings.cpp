@@ -5,6 +5,7 @@
 #include "src/base/json.h"
 
 #include <algorithm>
+#include <charconv>
 #include <filesystem>
 
 namespace thermocline::app {
@@ -208,6 +209,27 @@ int64_t ModelFlags::context(int64_t max_context) const {
     if (max_model_len > max_context)
         fail("--max-model-len is ", max_model_len, ", expected at most ", max_context, " (max_position_embeddings)");
     return max_model_len > 0 ? max_model_len : std::min(max_context, engine::kDefaultMaxModelLen);
+}
+
+int64_t parse_size(const std::string& text, const std::string& flag) {
+    struct Unit {
+        const char* name;
+        double bytes;
+    };
+    constexpr Unit kUnits[] = {{"", 1.0},          {"B", 1.0},      {"kB", 1e3},    {"KB", 1e3},
+                               {"MB", 1e6},        {"GB", 1e9},     {"TB", 1e12},   {"KiB", 1024.0},
+                               {"MiB", 1048576.0}, {"GiB", 0x1p30}, {"TiB", 0x1p40}};
+    double number = 0.0;
+    const char* end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, number, std::chars_format::fixed);
+    std::string unit(error == std::errc() ? rest : end, end);
+    unit.erase(0, std::min(unit.find_first_not_of(' '), unit.size()));
+    const auto* found =
+        std::find_if(std::begin(kUnits), std::end(kUnits), [&](const Unit& u) { return unit == u.name; });
+    const double bytes = found == std::end(kUnits) ? 0.0 : number * found->bytes;
+    if (error != std::errc() || !(bytes >= 1.0 && bytes <= 0x1p50))
+        fail(flag, " is \"", printable(text), "\", expected a size such as 24GiB, 1.5TB or 34190917632, up to 1024TiB");
+    return static_cast<int64_t>(bytes);
 }
 
 std::vector<std::string> with_config_file(const std::vector<std::string>& arguments) {

@@ -49,6 +49,10 @@ struct ModelFlags {
 /// to it) or in the checkout that the binary was built from. Empty if it is not there.
 std::filesystem::path bundled(const std::string& name);
 
+/// Bytes of a size such as "24GiB", "1.5 TB", "800MiB" or "34190917632"; kB, MB, GB, TB are powers of 1000, KiB to TiB
+/// of 1024. Throws Error naming `flag` unless it is from 1 byte to 1 PiB.
+int64_t parse_size(const std::string& text, const std::string& flag);
+
 /// The command line with the keys of `--config FILE` (JSON, flag names as keys) put in front of the other flags, so
 /// that the command line wins. Throws Error naming file and key.
 std::vector<std::string> with_config_file(const std::vector<std::string>& arguments);

@@ -80,8 +80,8 @@ Assembly assemble(const EngineOptions& options) {
     engine_limits.eos_ids = eos_ids(model.checkpoint, *out.tokenizer, model.vocab);
     out.gpus = std::make_unique<scheduler::Gpus>(options.gpus);
     auto executor = out.gpus->new_executor(model.trunk, *out.workers, kernels, limits, 1);
-    out.engine =
-        std::make_unique<Engine>(std::make_unique<ExecutorForward>(std::move(executor)), std::move(engine_limits));
+    out.engine = std::make_unique<Engine>(std::make_unique<ExecutorForward>(std::move(executor)),
+                                          std::move(engine_limits), kernels);
     log::info("{}: {}, {} tokens of context, {} workers, {} kernels, chat encoding {}", out.name, model.architecture,
               context, out.workers->count(), kernels.name, text::revision_name(out.encoding.revision));
     return out;

@@ -28,12 +28,12 @@ ContextOverflow::ContextOverflow(int64_t prompt_tokens, int64_t max_model_len)
       prompt_tokens_(prompt_tokens),
       max_model_len_(max_model_len) {}
 
-Engine::Engine(std::unique_ptr<Forward> model, EngineLimits limits)
+Engine::Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::KernelTable& kernels)
     : model_(std::move(model)),
       limits_(std::move(limits)),
       vocab_(model_->vocab()),
       max_model_len_(model_->limits().max_tokens),
-      sampler_(vocab_),
+      sampler_(vocab_, kernels),
       history_(vocab_),
       cache_(model_->new_sequence()),
       thread_([this] { run(); }) {}
@@ -256,7 +256,7 @@ void Engine::report_prompt(Sequence& sequence, int64_t first, int64_t count) {
     }
     for (int64_t i = 0; i < count && first + i + 1 < sequence.statistics.prompt_tokens; ++i) {
         const int32_t id = request.prompt[static_cast<size_t>(first + i + 1)];
-        tokens.push_back(with_logprobs(logits(i), id, request.logprobs));
+        tokens.push_back(sampler_.with_logprobs(logits(i), id, request.logprobs));
     }
     sequence.listener->on_prompt(tokens);
 }
@@ -272,7 +272,7 @@ std::optional<FinishReason> Engine::draw(Sequence& sequence, std::span<const flo
     const int32_t id =
         sampler_.sample(logits, request.sampling, history_, sequence.forbidden, static_cast<uint64_t>(step));
     Token token;
-    if (request.logprobs >= 0) token = with_logprobs(logits, id, request.logprobs);
+    if (request.logprobs >= 0) token = sampler_.with_logprobs(logits, id, request.logprobs);
     token.id = id;
     token.ends = contains(sequence.stop_tokens, id);
     history_.add_output(id);

@@ -42,8 +42,8 @@ private:
 
 class Engine {
 public:
-    /// The model is used by the engine thread from here on.
-    Engine(std::unique_ptr<Forward> model, EngineLimits limits);
+    /// The model is used by the engine thread from here on; `kernels` sample.
+    Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::KernelTable& kernels);
     /// Cancels the running request, refuses the waiting ones, waits for the thread.
     ~Engine();
     Engine(const Engine&) = delete;

@@ -1,5 +1,6 @@
 #include "src/engine/sampler.h"
 
+#include "src/base/check.h"
 #include "src/base/error.h"
 #include "src/base/random.h"
 
@@ -10,20 +11,8 @@
 namespace thermocline::engine {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-
-/// Larger logit first, lower id first among equals.
-template <typename Item>
-bool better(const Item& a, const Item& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-}
-
-void check_logits(std::span<const float> logits) {
-    for (size_t i = 0; i < logits.size(); ++i) {
-        if (std::isnan(logits[i]) || logits[i] == -kMinusInfinity)
-            fail("the model computed ", logits[i], " as logit of token ", i, ", expected a finite number");
-    }
-}
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr size_t kChunk = 1024;  // weights that are summed in float; the sums in double
 
 }  // namespace
 
@@ -45,14 +34,24 @@ void TokenHistory::add_output(int32_t id) {
     ++counts_[static_cast<size_t>(id)];
 }
 
-int32_t argmax(std::span<const float> logits) {
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+Sampler::Sampler(int64_t vocab, const cpu::KernelTable& kernels)
+    : kernels_(kernels), weights_(static_cast<size_t>(vocab)), ids_(static_cast<size_t>(vocab)) {
+    work_.reserve(static_cast<size_t>(vocab));
+    chunk_sums_.resize((static_cast<size_t>(vocab) + kChunk - 1) / kChunk);
+}
+
+float Sampler::checked_largest(std::span<const float> logits) const {
+    CHECK(logits.size() == weights_.size());
+    const auto id = static_cast<size_t>(kernels_.largest(logits.data(), static_cast<int64_t>(logits.size())));
+    if (std::isnan(logits[id]) || logits[id] == kInfinity)
+        fail("the model computed ", logits[id], " as logit of token ", id, ", expected a finite number");
+    return logits[id];
 }
 
 void Sampler::adjust(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
                      std::span<const int32_t> forbidden) {
     work_.assign(logits.begin(), logits.end());
-    for (const int32_t id : forbidden) work_[static_cast<size_t>(id)] = kMinusInfinity;
+    for (const int32_t id : forbidden) work_[static_cast<size_t>(id)] = -kInfinity;
     for (const auto& [id, bias] : params.logit_bias) work_[static_cast<size_t>(id)] += bias;
     for (const int32_t id : history.seen()) {
         float& logit = work_[static_cast<size_t>(id)];
@@ -63,101 +62,94 @@ void Sampler::adjust(std::span<const float> logits, const SamplingParams& params
     }
 }
 
-/// Keeps the k largest and whatever equals the last of them.
-void Sampler::keep_top_k(size_t k) {
-    if (k == 0 || k >= kept_.size()) return;
-    std::nth_element(kept_.begin(), kept_.begin() + static_cast<int64_t>(k - 1), kept_.end(), better<Weighted>);
-    const float border = kept_[k - 1].logit;
-    std::erase_if(kept_, [&](const Weighted& item) { return item.logit < border; });
+/// weights_ = exp((logit - largest) * factor), 0 for logits below `least`; returns their sum.
+double Sampler::weigh(std::span<const float> logits, float largest, float factor, float least) {
+    double total = 0;
+    for (size_t i = 0; i < chunk_sums_.size(); ++i) {
+        const size_t first = i * kChunk, count = std::min(kChunk, logits.size() - first);
+        chunk_sums_[i] = kernels_.exp_sum(logits.data() + first, static_cast<int64_t>(count), largest, factor, least,
+                                          weights_.data() + first);
+        total += chunk_sums_[i];
+    }
+    return total;
 }
 
-/// Keeps the smallest set of most likely candidates whose probabilities reach p.
-void Sampler::keep_top_p(double p) {
-    float largest = kMinusInfinity;
-    for (const Weighted& item : kept_) largest = std::max(largest, item.logit);
-    double total = 0;
-    for (const Weighted& item : kept_) total += std::exp(static_cast<double>(item.logit) - largest);
-    // What is below this share belongs to the removed tail in any case: all such together weigh less than 1 - p.
-    const double least = total * (1.0 - p) / static_cast<double>(kept_.size());
-    std::erase_if(kept_,
-                  [&](const Weighted& item) { return std::exp(static_cast<double>(item.logit) - largest) < least; });
-    std::sort(kept_.begin(), kept_.end(), better<Weighted>);
-    double reached = 0;
-    size_t count = 0;
-    while (count < kept_.size() && (count == 0 || reached < p * total))
-        reached += std::exp(static_cast<double>(kept_[count++].logit) - largest);
-    kept_.resize(count);
+/// Ids of the numbers that are at least `least`, larger logits first, lower ids first among equals.
+std::span<const int32_t> Sampler::best_first(std::span<const float> numbers, float least,
+                                             std::span<const float> logits) {
+    const int64_t count = kernels_.at_least(numbers.data(), static_cast<int64_t>(numbers.size()), least, ids_.data());
+    std::sort(ids_.begin(), ids_.begin() + count, [&](int32_t a, int32_t b) {
+        const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+        return x != y ? x > y : a < b;
+    });
+    return {ids_.data(), static_cast<size_t>(count)};
 }
 
-int32_t Sampler::draw(double uniform) const {
-    float largest = kMinusInfinity;
-    for (const Weighted& item : kept_) largest = std::max(largest, item.logit);
-    double total = 0;
-    for (const Weighted& item : kept_) total += std::exp(static_cast<double>(item.logit) - largest);
-    const double target = uniform * total;
+/// The token where the running sum of the weights, in the order of ids, passes `target`, which is below their total.
+int32_t Sampler::draw_any(double target) const {
+    size_t end = chunk_sums_.size(), chunk = 0;
+    while (chunk_sums_[end - 1] == 0) --end;  // rounding must not lead to a token that cannot come out
     double reached = 0;
-    int32_t last = kept_.front().id;
-    for (const Weighted& item : kept_) {
-        const double weight = std::exp(static_cast<double>(item.logit) - largest);
-        if (weight == 0) continue;
-        reached += weight;
-        last = item.id;
+    for (; chunk + 1 < end && reached + chunk_sums_[chunk] <= target; ++chunk) reached += chunk_sums_[chunk];
+    size_t last = 0;
+    for (size_t id = chunk * kChunk; id < std::min(weights_.size(), (chunk + 1) * kChunk); ++id) {
+        if (weights_[id] == 0) continue;
+        reached += weights_[id];
+        last = id;
         if (reached > target) break;
     }
-    return last;
+    return static_cast<int32_t>(last);
+}
+
+/// Draws from the smallest set of most likely tokens whose weights reach p of the total.
+int32_t Sampler::draw_top_p(double p, double total, double uniform) {
+    // What is below this share belongs to the removed tail in any case: all such together weigh less than 1 - p.
+    const double least = total * (1.0 - p) / static_cast<double>(weights_.size());
+    const std::span<const int32_t> ids = best_first(weights_, static_cast<float>(least), work_);
+    const auto weight = [&](size_t i) { return double{weights_[static_cast<size_t>(ids[i])]}; };
+    double kept = 0;
+    size_t count = 0;
+    while (count < ids.size() && (count == 0 || kept < p * total)) kept += weight(count++);
+    double reached = 0;
+    for (size_t i = 0; i < count; ++i) {
+        reached += weight(i);
+        if (reached > uniform * kept) return ids[i];
+    }
+    return ids[count - 1];
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
                         std::span<const int32_t> forbidden, uint64_t step) {
-    check_logits(logits);
+    checked_largest(logits);
     adjust(logits, params, history, forbidden);
-    const int32_t best = argmax(work_);
+    const auto vocab = static_cast<int64_t>(work_.size());
+    const auto best = static_cast<int32_t>(kernels_.largest(work_.data(), vocab));
     const float largest = work_[static_cast<size_t>(best)];
-    if (largest == kMinusInfinity) fail("every token is forbidden by masks and biases, nothing is left to sample");
+    if (largest == -kInfinity) fail("every token is forbidden by masks and biases, nothing is left to sample");
     if (params.temperature < kGreedyTemperature) return best;
 
     // log(min_p) is the least distance to the largest logit, in units of temperature; -infinity when off.
-    const float least = largest + std::log(params.min_p) * params.temperature;
-    kept_.clear();
-    for (size_t i = 0; i < work_.size(); ++i) {
-        if (work_[i] == kMinusInfinity || work_[i] < least) continue;
-        kept_.push_back({static_cast<int32_t>(i), (work_[i] - largest) / params.temperature});
-    }
-    if (params.top_k > 0) keep_top_k(static_cast<size_t>(params.top_k));
-    if (params.top_p < 1.0f) keep_top_p(params.top_p);
-    return draw(random_uniform(params.seed, step));
+    float least = largest + std::log(params.min_p) * params.temperature;
+    if (params.top_k > 0 && params.top_k < vocab)  // whatever equals the last of the k stays
+        least = std::max(least, kernels_.kth_largest(work_.data(), vocab, params.top_k, ids_.data()));
+    const double total = weigh(work_, largest, 1.0f / params.temperature, least);
+    const double uniform = random_uniform(params.seed, step);
+    return params.top_p < 1.0f ? draw_top_p(params.top_p, total, uniform) : draw_any(uniform * total);
 }
 
-Token with_logprobs(std::span<const float> logits, int32_t id, int32_t top) {
-    check_logits(logits);
-    const float largest = *std::max_element(logits.begin(), logits.end());
-    double total = 0;
-    for (const float logit : logits) total += std::exp(static_cast<double>(logit) - largest);
-    const double log_total = largest + std::log(total);
+Token Sampler::with_logprobs(std::span<const float> logits, int32_t id, int32_t top) {
+    const float largest = checked_largest(logits);
+    const double log_total = largest + std::log(weigh(logits, largest, 1.0f, -kInfinity));
     const auto logprob = [&](int32_t i) { return static_cast<float>(logits[static_cast<size_t>(i)] - log_total); };
-
     Token token;
     token.id = id;
     token.logprob = logprob(id);
-    struct Item {
-        int32_t id;
-        float logit;
-    };
-    // A heap of the best so far, the worst of them on top: one pass, `top` items of memory.
-    std::vector<Item> heap;
-    const auto count = std::min(static_cast<size_t>(std::max(top, 0)), logits.size());
-    for (size_t i = 0; i < logits.size() && count > 0; ++i) {
-        const Item item{static_cast<int32_t>(i), logits[i]};
-        if (heap.size() == count && !better(item, heap.front())) continue;
-        if (heap.size() == count) {
-            std::pop_heap(heap.begin(), heap.end(), better<Item>);
-            heap.pop_back();
-        }
-        heap.push_back(item);
-        std::push_heap(heap.begin(), heap.end(), better<Item>);
-    }
-    std::sort_heap(heap.begin(), heap.end(), better<Item>);
-    for (const Item& item : heap) token.top.push_back({item.id, logprob(item.id)});
+    const auto vocab = static_cast<int64_t>(logits.size());
+    const int64_t count = std::clamp<int64_t>(top, 0, vocab);
+    if (count == 0) return token;
+    const float border = kernels_.kth_largest(logits.data(), vocab, count, ids_.data());
+    for (const int32_t i : best_first(logits, border, logits).first(static_cast<size_t>(count)))
+        token.top.push_back({i, logprob(i)});
     return token;
 }
 

@@ -3,6 +3,7 @@
 // the logits before all of that. Pure but for the scratch memory of a Sampler; one thread.
 #pragma once
 
+#include "cpu/kernels.h"
 #include "src/engine/request.h"
 
 #include <cstdint>
@@ -33,34 +34,31 @@ private:
 
 class Sampler {
 public:
-    explicit Sampler(int64_t vocab) { work_.reserve(static_cast<size_t>(vocab)); }
+    Sampler(int64_t vocab, const cpu::KernelTable& kernels);
 
     /// Draws output token number `step`. `forbidden` ids cannot come out. Throws Error if a logit is NaN or +infinity,
     /// or nothing is left to draw.
     int32_t sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
                    std::span<const int32_t> forbidden, uint64_t step);
 
-private:
-    struct Weighted {
-        int32_t id;
-        float logit;
-    };
+    /// `id` with its log-probability and the `top` best, best first (equal ones: lower id first), over the whole
+    /// vocabulary. Throws Error if a logit is NaN or +infinity.
+    Token with_logprobs(std::span<const float> logits, int32_t id, int32_t top);
 
+private:
+    float checked_largest(std::span<const float> logits) const;
     void adjust(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
                 std::span<const int32_t> forbidden);
-    void keep_top_k(size_t k);
-    void keep_top_p(double p);
-    int32_t draw(double uniform) const;
+    double weigh(std::span<const float> logits, float largest, float factor, float least);
+    std::span<const int32_t> best_first(std::span<const float> numbers, float least, std::span<const float> logits);
+    int32_t draw_any(double target) const;
+    int32_t draw_top_p(double p, double total, double uniform);
 
-    std::vector<float> work_;     // [vocab] adjusted logits
-    std::vector<Weighted> kept_;  // candidates that are left
+    const cpu::KernelTable& kernels_;
+    std::vector<float> work_;        // [vocab] adjusted logits
+    std::vector<float> weights_;     // [vocab] their softmax numerators, 0: cannot come out
+    std::vector<float> chunk_sums_;  // of kChunk weights each
+    std::vector<int32_t> ids_;       // [vocab] candidates
 };
-
-/// The id with the largest logit, the lowest of equals.
-int32_t argmax(std::span<const float> logits);
-
-/// `id` with its log-probability and the `top` best, best first (equal ones: lower id first), over the whole
-/// vocabulary. Throws Error if a logit is NaN.
-Token with_logprobs(std::span<const float> logits, int32_t id, int32_t top);
 
 }  // namespace thermocline::engine

@@ -72,7 +72,7 @@ bool known_scales(const Matrix& m) {
     const bool e8m0 = m.scale_format == Format::kE8M0;
     switch (m.format) {
         case Format::kE4M3:
-            if (e8m0 && m.cols % 32 == 0 && is(1, 32)) return true;
+            if (e8m0 && m.cols % 32 == 0 && (is(1, 32) || is(1, 128))) return true;
             return (wide || e8m0) && (is(128, 128) || is(m.rows, m.cols) || is(1, m.cols));
         case Format::kE2M1Pair:
             return (e8m0 && m.cols % 32 == 0 && is(1, 32)) ||

@@ -186,4 +186,22 @@ void add_dummy_tensors(const std::vector<DummyTensor>& tensors, uint64_t seed, b
     directory.files.push_back(MappedFile::from_pages(std::move(addresses), "dummy codes"));
 }
 
+void add_outline(const std::vector<DummyTensor>& tensors, Checkpoint& checkpoint) {
+    int64_t largest = 0;
+    for (const DummyTensor& tensor : tensors)
+        largest = std::max(largest, quant::bytes_of(tensor.format, element_count(tensor.shape).value_or(0)));
+    const auto count = static_cast<int64_t>(tensors.size());
+    Pages zeros = Pages::addresses(static_cast<size_t>(padded(largest) + count * kAlignment));
+    int64_t offset = 0;
+    for (const DummyTensor& tensor : tensors) {
+        TensorEntry entry{tensor.name, tensor.format, tensor.shape, zeros.bytes().data() + offset};
+        entry.bytes = quant::bytes_of(tensor.format, element_count(tensor.shape).value_or(0));
+        entry.offset = offset;
+        entry.sized_only = true;
+        checkpoint.weights.tensors.emplace(tensor.name, std::move(entry));
+        offset += kAlignment;
+    }
+    checkpoint.weights.files.push_back(MappedFile::from_pages(std::move(zeros), "outline"));
+}
+
 }  // namespace thermocline::model

@@ -39,6 +39,10 @@ inline constexpr double kDummyE4M3Size = 0.62, kDummyE2M1Size = 2.93;
 /// Throws Error.
 Checkpoint open_config(const std::string& path);
 
+/// Enters the tensors with nothing behind them: all read as zero and share memory, each at an address of its own.
+/// Enough for plans of any size, from which to compute bytes; not to be multiplied with. Throws Error.
+void add_outline(const std::vector<DummyTensor>& tensors, Checkpoint& checkpoint);
+
 /// Makes any part of the tensors that were left to be made. Safe from any thread.
 class DummyCodes {
 public:

@@ -61,7 +61,7 @@ void set_scales(Matrix& matrix, const TensorEntry& scale, Format format, int64_t
     matrix.scale_rows = scale_rows;
     matrix.scale_cols = scale_cols;
     matrix.scale_stride = quant::bytes_of(format, ceil_div(matrix.cols, scale_cols));
-    check_scales(matrix, scale.name);
+    if (!scale.sized_only) check_scales(matrix, scale.name);
 }
 
 /// Packed pairs of 4-bit codes [rows, cols / 2] in bytes, or the logical shape if the dtype is F4.

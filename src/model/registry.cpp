@@ -61,25 +61,32 @@ int64_t weight_bytes(const Model& model) {
     return total;
 }
 
+void make_dummy_tensors(const std::vector<DummyTensor>& tensors, const LoadOptions& options, Checkpoint& checkpoint) {
+    const auto start = std::chrono::steady_clock::now();
+    add_dummy_tensors(tensors, options.seed, options.defer_codes, checkpoint);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const auto& files = checkpoint.weights.files;
+    log::info("{:.2f} GB of dummy weights made in {:.2f} s, {:.2f} GB left to be made while packing",
+              static_cast<double>(files[0]->size()) * 1e-9, seconds, static_cast<double>(files[1]->size()) * 1e-9);
+}
+
 }  // namespace
 
 std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& options) {
     auto model = std::make_unique<Model>();
-    const bool dummy = options.format == LoadFormat::kDummy;
-    model->checkpoint = dummy ? open_config(path) : open_checkpoint(path);
+    const bool from_config = options.format != LoadFormat::kAuto;
+    model->checkpoint = from_config ? open_config(path) : open_checkpoint(path);
     const Architecture& architecture = architecture_of(model->checkpoint);
     model->architecture = architecture.model_type;
     model->bos_id = first_id(model->checkpoint.config, "bos_token_id");
     model->eos_id = first_id(model->checkpoint.config, "eos_token_id");
 
-    if (dummy) {
-        const auto start = std::chrono::steady_clock::now();
+    if (from_config) {
         const auto tensors = architecture.dummy_tensors(model->checkpoint.config, options.layers);
-        add_dummy_tensors(tensors, options.seed, options.defer_codes, model->checkpoint);
-        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        const auto& files = model->checkpoint.weights.files;
-        log::info("{:.2f} GB of dummy weights made in {:.2f} s, {:.2f} GB left to be made while packing",
-                  static_cast<double>(files[0]->size()) * 1e-9, seconds, static_cast<double>(files[1]->size()) * 1e-9);
+        if (options.format == LoadFormat::kOutline)
+            add_outline(tensors, model->checkpoint);
+        else
+            make_dummy_tensors(tensors, options, model->checkpoint);
     }
     MatrixFinder finder(model->checkpoint);
     architecture.build(finder, options, *model);

@@ -14,13 +14,15 @@
 namespace thermocline::model {
 
 enum class Activations : uint8_t { kModel, kBf16, kInt8 };
-enum class LoadFormat : uint8_t { kAuto, kDummy };
+enum class LoadFormat : uint8_t { kAuto, kDummy, kOutline };
 enum class KvCacheDtype : uint8_t { kF32, kBf16, kFp8F32, kFp8 };
 
 struct LoadOptions {
-    LoadFormat format = LoadFormat::kAuto;  ///< kDummy: random weights for a config, nothing is read but that
-    uint64_t seed = 0;                      ///< of dummy weights
-    bool defer_codes = false;               ///< leave codes of dummy weights to engine::pack_weights, which must follow
+    LoadFormat format =
+        LoadFormat::kAuto;     ///< kDummy: random weights for a config, nothing is read but that;
+                               ///< kOutline: plans of the sizes of these, without weights, not to be played
+    uint64_t seed = 0;         ///< of dummy weights
+    bool defer_codes = false;  ///< leave codes of dummy weights to engine::pack_weights, which must follow
     KvCacheDtype kv_cache = KvCacheDtype::kBf16;
     Activations activations = Activations::kModel;
     int32_t layers = 0;       ///< keep the first N layers; 0: all

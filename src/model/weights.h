@@ -26,9 +26,10 @@ struct TensorEntry {
     Shape shape;                      // row-major, slowest first (GGUF's ne reversed), in elements of `format`
     const std::byte* data = nullptr;  // into a mapped file; no alignment promised
     int64_t bytes = 0;
-    int file = 0;           // index into WeightDirectory::files
-    int64_t offset = 0;     // of the first byte in that file
-    uint64_t checksum = 0;  // converted models (converted.h)
+    int file = 0;             // index into WeightDirectory::files
+    int64_t offset = 0;       // of the first byte in that file
+    uint64_t checksum = 0;    // converted models (converted.h)
+    bool sized_only = false;  // of an outline (dummy.h): `data` is zeros, there for its address
     // A matrix of a converted model, with its scales, as it is multiplied with.
     std::optional<quant::Matrix> converted = {};
 };

@@ -72,7 +72,7 @@ void put_gguf_codes(Format format, const std::byte* row, int64_t block, std::byt
     uint64_t codes[kStripBlock / 8];
     unpack_gguf_codes(format, row, block, codes);
     const int bits = gguf_strip_shape(format).code_bits, low = low_bits(bits);
-    low == 2 ? put_bits<2>(codes, 0, out) : put_bits<4>(codes, 0, out);
+    low == 1 ? put_bits<1>(codes, 0, out) : low == 2 ? put_bits<2>(codes, 0, out) : put_bits<4>(codes, 0, out);
     out += kStripRows * kStripBlock * low / 8;
     if (bits == 6) put_bits<2>(codes, low, out);
     if (bits == 3 || bits == 5) put_bits<1>(codes, low, out);
@@ -90,6 +90,7 @@ PutWords put_words_of(Format format) {
         case Format::kQ8_0:
             return put_words<Format::kQ8_0>;
         case Format::kE4M3:
+        case Format::kE4M3Block128:
             return put_words<Format::kE4M3>;
         case Format::kF32:
             return put_words<Format::kF32>;
@@ -98,9 +99,13 @@ PutWords put_words_of(Format format) {
     }
 }
 
+/// Bytes of a block of the file before its codes.
+int64_t code_offset(Format format) { return format == Format::kE4M3Block128 ? 1 : 0; }
+
 /// The scale of group `index` of row n, as its bytes.
 const std::byte* scale_at(const Matrix& m, int64_t n, int64_t index, int bytes) {
     if (m.format == Format::kMxfp4Block) return m.data + n * m.row_bytes + index * 17;
+    if (m.format == Format::kE4M3Block128) return m.data + n * m.row_bytes + index * 129;
     if (m.format == Format::kQ8_0) return m.data + n * m.row_bytes + index * 34;
     return m.scales + n * m.scale_stride + index * bytes;
 }
@@ -121,6 +126,7 @@ bool has_packed_form(const Matrix& m) {
             return !m.scales;
         case Format::kQ8_0:
         case Format::kMxfp4Block:
+        case Format::kE4M3Block128:
             return true;
         case Format::kE4M3:
             return has_shared_scales(m);
@@ -218,11 +224,15 @@ Matrix packed_form(const Matrix& matrix, int64_t slices) {
         packed.format = Format::kE2M1Pair;
         packed.scale_format = Format::kE4M3;
         packed.scale_cols = 16;
+    } else if (matrix.format == Format::kE4M3Block128) {
+        packed.format = Format::kE4M3;
+        packed.scale_format = Format::kE8M0;
+        packed.scale_cols = 128;
     } else if (matrix.format == Format::kQ8_0) {
         packed.scale_format = Format::kF16;
         packed.scale_cols = 32;
     }
-    packed.scale_in_strip = packed.format != Format::kE4M3 && packed.scale_cols != 1;
+    packed.scale_in_strip = matrix.format != Format::kE4M3 && packed.scale_cols != 1;
     if (packed.scale_in_strip) {
         packed.scales = nullptr;
         packed.scale_rows = 1;
@@ -277,7 +287,7 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
                     put_gguf_fields(matrix.format, row, block, starts, r, out);
                     continue;
                 }
-                put_words(row + block * row_block, out + r * 4);
+                put_words(row + block * row_block + code_offset(matrix.format), out + r * 4);
                 for (int64_t g = 0; g < groups; ++g)
                     std::memcpy(out + starts[0] + (g * kStripRows + r) * scale_bytes,
                                 scale_at(matrix, strip * kStripRows + r, block * groups + g, scale_bytes),

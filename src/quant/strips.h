@@ -2,9 +2,9 @@
 // blocks of 128 columns; a block is its codes, then its scales, in whole cache lines.
 //
 //   codes:  lines of 64 bytes = 16 words of 4 bytes; word r of a line holds consecutive columns of row r: 1 of 32 bits,
-//           2 of 16, or 4, 8, 16 of 8, 4, 2 bits, four columns to the same bits of the four bytes: column 4 i + j of
-//           the line is field i, lowest first, of byte j. Codes of 5, 6 and 3 bits are two runs of lines: their low 4,
-//           4 or 2 bits, then their high 1, 2 or 1 bits likewise, 32, 16 or 32 columns to a line.
+//           2 of 16, or 4, 8, 16, 32 of 8, 4, 2, 1 bits, four columns to the same bits of the four bytes: column 4 i +
+//           j of the line is field i, lowest first, of byte j. Codes of 5, 6 and 3 bits are two runs of lines: their
+//           low 4, 4 or 2 bits, then their high 1, 2 or 1 bits likewise, 32, 16 or 32 columns to a line.
 //   scales: one or more fields in turn; a field is per group of columns one number for each of the 16 rows, in the
 //           format of the source. FP8 scales of 128 x 128 blocks stay where they are (Matrix::scales): 16 rows share
 //           them.
@@ -37,7 +37,7 @@ struct StripShape {
     };
     static constexpr int kFields = 4;
 
-    int code_bits = 0;           ///< 2, 3, 4, 5, 6, 8, 16 or 32
+    int code_bits = 0;           ///< 1, 2, 3, 4, 5, 6, 8, 16 or 32
     Field fields[kFields] = {};  ///< behind the codes; bytes 0: none
 
     int64_t code_bytes() const { return kStripRows * kStripBlock * code_bits / 8; }
@@ -52,7 +52,7 @@ StripShape strip_shape(const Matrix& packed);
 /// All of the packed form of `matrix` but its data and slice_stride: format, scales and strip_bytes as pack_strips()
 /// will leave them, cut into at most `slices` slices that share no row of scales. layout stays kRows if there is no
 /// packed form: rows % 16, cols % 128, rows that do not follow one another, other formats than F32, F16, BF16, Q8_0,
-/// FP8 with blocks of scales, MXFP4, NVFP4, symmetric INT4 and those of strips_gguf.h.
+/// FP8 with blocks of scales or of GGUF, MXFP4, NVFP4, symmetric INT4 and those of strips_gguf.h.
 Matrix packed_form(const Matrix& matrix, int64_t slices = 1);
 
 /// Writes strips [first, first + count) of `matrix` to `out` [count * packed_form(matrix).strip_bytes].

@@ -97,6 +97,41 @@ void unpack_nvfp4(const BlockNvfp4& b, uint64_t* codes) {
     for (int t = 0; t < 4; ++t) split_nibbles(b.qs + 8 * t, 1, codes + 2 * t);
 }
 
+void invert_pairs(uint64_t* codes) {
+    for (int i = 0; i < 16; ++i) codes[i] ^= 3 * kOnes;
+}
+
+/// Four elements a byte, lowest bits first.
+void unpack_q2_0(const BlockQ2_0* b, uint64_t* codes) {
+    for (int i = 0; i < 16; ++i) {
+        const uint8_t* qs = b[i / 8].qs + 2 * (i % 8);
+        uint64_t eight = qs[0] | uint64_t{qs[1]} << 32;
+        eight = (eight | eight << 12) & 0x000f000f000f000f;
+        codes[i] = (eight | eight << 6) & 3 * kOnes;
+    }
+    invert_pairs(codes);
+}
+
+/// Ternary digit `digit` of each of `count` bytes, as 3 - t.
+void put_digits(const uint8_t* bytes, int digit, int count, uint8_t* out) {
+    constexpr uint16_t kPowers[5] = {1, 3, 9, 27, 81};
+    for (int i = 0; i < count; ++i) {
+        const auto rest = static_cast<uint16_t>(bytes[i] * kPowers[digit] & 255);
+        out[i] = static_cast<uint8_t>(3 - (rest * 3 >> 8));
+    }
+}
+
+/// Columns 0 .. 159 are five digits of 32 bytes, 160 .. 239 of 16 bytes, 240 .. 255 four digits of four bytes.
+void unpack_tq1(const BlockTQ1_0& b, int64_t half, uint64_t* codes) {
+    uint8_t all[256];
+    for (int digit = 0; digit < 5; ++digit) {
+        put_digits(b.qs, digit, 32, all + 32 * digit);
+        put_digits(b.qs + 32, digit, 16, all + 160 + 16 * digit);
+        if (digit < 4) put_digits(b.qh, digit, 4, all + 240 + 4 * digit);
+    }
+    std::memcpy(codes, all + 128 * half, 128);
+}
+
 /// The scale of NVFP4 as e4m3: the sign bit means nothing, NaN is zero (reference_blocks.cpp).
 uint8_t nvfp4_scale(uint8_t code) { return (code & 0x7f) == 0x7f ? 0 : code & 0x7f; }
 
@@ -117,6 +152,8 @@ private:
     int64_t r_;
     std::byte* out_;
 };
+
+U16 negative(U16 f16) { return U16::of(static_cast<uint16_t>(f16 ^ 0x8000)); }
 
 template <typename Block>
 void put_d(const Block* b, Fields& out) {
@@ -179,6 +216,13 @@ StripShape gguf_strip_shape(Format format) {
             return {2, {{1, 16}, {2, 128}, {2, 128}}};
         case Format::kQ3_K:
             return {3, {{1, 32}, {1, 64}, {2, 128}}};
+        case Format::kQ2_0:
+            return {2, {{2, 64}}};
+        case Format::kTQ1_0:
+        case Format::kTQ2_0:
+            return {2, {{2, 128}}};
+        case Format::kQ1_0:
+            return {1, {{2, 128}}};
         default:
             return {};
     }
@@ -221,6 +265,18 @@ void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint6
             const BlockQ3_K* b = file_blocks<BlockQ3_K>(row, block);
             unpack_k_pairs(b->qs + 32 * half, codes);
             return add_bits(b->high, static_cast<int>(4 * half), 2, codes);
+        }
+        case Format::kQ2_0:
+            return unpack_q2_0(reinterpret_cast<const BlockQ2_0*>(row) + 2 * block, codes);
+        case Format::kTQ1_0:
+            return unpack_tq1(*file_blocks<BlockTQ1_0>(row, block), half, codes);
+        case Format::kTQ2_0:
+            unpack_k_pairs(file_blocks<BlockTQ2_0>(row, block)->qs + 32 * half, codes);
+            return invert_pairs(codes);
+        case Format::kQ1_0: {
+            const auto& b = reinterpret_cast<const BlockQ1_0*>(row)[block];
+            for (int i = 0; i < 16; ++i) codes[i] = spread_bits(b.bits[i]);
+            return;
         }
         default:
             CHECK(!"not a format of the table");
@@ -268,6 +324,16 @@ void put_gguf_fields(Format format, const std::byte* row, int64_t block, const i
             for (int g = 0; g < 8; ++g) fields.put(0, g, b->scales[8 * half + g]);
             return fields.put(1, 0, b->d), fields.put(2, 0, b->dmin);
         }
+        case Format::kQ2_0: {
+            const auto* b = reinterpret_cast<const BlockQ2_0*>(row) + 2 * block;
+            return fields.put(0, 0, negative(b[0].d)), fields.put(0, 1, negative(b[1].d));
+        }
+        case Format::kTQ1_0:
+            return fields.put(0, 0, negative(file_blocks<BlockTQ1_0>(row, block)->d));
+        case Format::kTQ2_0:
+            return fields.put(0, 0, negative(file_blocks<BlockTQ2_0>(row, block)->d));
+        case Format::kQ1_0:
+            return fields.put(0, 0, reinterpret_cast<const BlockQ1_0*>(row)[block].d);
         default:
             CHECK(!"not a format of the table");
     }
@@ -307,6 +373,13 @@ double gguf_strip_value(Format format, const std::byte* block, int64_t r, int64_
             const int scale = (byte(0, t / 2) >> (4 * (t % 2)) & 15) | (byte(1, t / 4) >> (2 * (t % 4)) & 3) << 4;
             return number(2, 0) * (scale - 32) * (code - 4);
         }
+        case Format::kQ2_0:
+            return number(0, column / 64) * (code - 2);
+        case Format::kTQ1_0:
+        case Format::kTQ2_0:
+            return number(0, 0) * (code - 2);
+        case Format::kQ1_0:
+            return number(0, 0) * (2 * code - 1);
         default:
             CHECK(!"not a format of the table");
     }

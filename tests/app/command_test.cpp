@@ -60,6 +60,48 @@ TEST(Command, MissingModelsAreNamed) {
     expect_refused(run_command({"inspect", kRoot + "/README.md"}), "README.md");
 }
 
+TEST(Plan, AModelThatIsNotHereOnAMachineThatIsNot) {
+    const Ran ran = run_command({"plan", "deepseek-v4-flash", "--machine", "rtx5090-am5-2ch", "--json"});
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    const Json answer = parse_json(ran.out, "stdout");
+    EXPECT_EQ(answer["model"], "deepseek-v4-flash");
+    EXPECT_EQ(answer["fits"], true);
+    EXPECT_GT(answer["gpu"]["expert_slots"], 1000);
+    EXPECT_NEAR(answer["expected"]["target"]["decode"]["tokens_per_s"], 39.0, 3.0);  // hybrid-engine.md 1.6
+    const Ran text = run_command({"plan", "--machine", "zen3-vm-2core"});            // the demo model fits anywhere
+    EXPECT_EQ(text.status, 0) << text.err;
+    EXPECT_NE(text.out.find("upper bound"), std::string::npos) << text.out;
+}
+
+TEST(Plan, RefusalsSayWhatToChange) {
+    const Ran ran =
+        run_command({"plan", "deepseek-v4-pro", "--machine", "rtx5090-epyc9004-12ch", "--gpu-memory", "24GB"});
+    expect_refused(ran, "dense weights");
+    EXPECT_NE(ran.out.find("budget"), std::string::npos) << ran.out;  // the table all the same
+    expect_refused(run_command({"plan", "--machine", "abacus"}), "dgx-spark");
+    expect_refused(run_command({"plan", "--machine", kRoot + "/configs/models/demo.json"}),
+                   "thermocline_machine is missing");
+    expect_refused(run_command({"plan", "--machine", "dgx-spark", "--gpu-memory", "much"}), "--gpu-memory is");
+    expect_refused(run_command({"plan", "--machine", "dgx-spark", "--context", "100000000"}), "--context is");
+    expect_refused(run_command({"plan", "deepseek-v5", "--machine", "dgx-spark"}), "no name in configs/models");
+    EXPECT_EQ(run_command({"plan", "--concurrency", "0"}).status, 2);
+}
+
+TEST(Doctor, ItsStatusIsTheWorstFinding) {
+    const Ran ran = run_command({"doctor", "--json"});
+    const Json report = parse_json(ran.out, "stdout");
+    EXPECT_GT(report["findings"].size(), 8u);
+    const std::string worst = report["worst"];
+    EXPECT_EQ(ran.status, worst == "error" ? 1 : worst == "warning" ? 3 : 0) << ran.out;
+    EXPECT_EQ(ran.err.empty(), worst != "error") << ran.err;
+    const Ran text = run_command({"doctor"});
+    EXPECT_EQ(text.status, ran.status);
+    EXPECT_NE(text.out.find("Memory\n"), std::string::npos) << text.out;
+    EXPECT_EQ(text.out.find('\033'), std::string::npos);  // no colours in a file
+    EXPECT_NE(run_command({"doctor", "--help"}).out.find("Exit status"), std::string::npos);
+    EXPECT_EQ(run_command({"doctor", "--cure"}).status, 2);
+}
+
 TEST(Score, BadTokensAreNamed) {
     expect_refused(score("[]"), "array");
     expect_refused(score("[[1, 2], []]"), "sequence 1 is empty");

@@ -14,6 +14,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <gtest/gtest.h>
 #include <limits>
 
@@ -264,17 +265,174 @@ TEST_P(Kernels, SwigluClampsAndIsAccurate) {
     }
 }
 
+TEST_P(Kernels, RopeRotatesPairsAndBack) {
+    for (const int64_t dims : {2, 6, 8, 64, 70}) {
+        constexpr int64_t kCount = 3;
+        const int64_t stride = dims + 5;
+        const std::vector<float> x = random_floats(kCount * stride, 31);
+        std::vector<float> rotation, y = x;
+        for (int64_t i = 0; i < dims / 2; ++i) {
+            rotation.push_back(std::cos(0.3f * static_cast<float>(i + 1)));
+            rotation.push_back(std::sin(0.3f * static_cast<float>(i + 1)));
+        }
+        kernels.rope(y.data(), stride, kCount, rotation.data(), dims, 1.0f);
+        for (size_t i = 0; i < x.size(); ++i) {
+            const auto c = static_cast<int64_t>(i) % stride;
+            if (c >= dims) {
+                EXPECT_EQ(y[i], x[i]) << "behind the rotated channels";
+                continue;
+            }
+            const size_t pair = i - static_cast<size_t>(c % 2), angle = static_cast<size_t>(c - c % 2);
+            const double cosine = rotation[angle], sine = rotation[angle + 1], a = x[pair], b = x[pair + 1];
+            EXPECT_NEAR(y[i], c % 2 ? a * sine + b * cosine : a * cosine - b * sine, 1e-6);
+        }
+        kernels.rope(y.data(), stride, kCount, rotation.data(), dims, -1.0f);
+        for (size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(y[i], x[i], 1e-6);
+    }
+}
+
+TEST_P(Kernels, HadamardEqualsTheReference) {
+    for (const int64_t n : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
+        std::vector<float> x = random_floats(n, 32), expected = x;
+        quant::hadamard(expected.data(), n);
+        kernels.hadamard(x.data(), n);
+        EXPECT_TRUE(same_bits(x, expected)) << n;
+    }
+}
+
+TEST_P(Kernels, RouteScoresAreAccurate) {
+    std::vector<float> x;
+    for (int i = -8600; i <= 10000; ++i) x.push_back(static_cast<float>(i) * 0.01f);
+    for (const float extreme : {-1e30f, 1e30f, kInfinity, -kInfinity, std::nanf(""), -0.0f}) x.push_back(extreme);
+    std::vector<float> scores = x;
+    kernels.route_scores(scores.data(), static_cast<int64_t>(x.size()));
+    for (size_t i = 0; i < x.size(); ++i) {
+        const double z = x[i], expected = std::sqrt(std::max(z, 0.0) + std::log1p(std::exp(-std::abs(z))));
+        if (std::isnan(z) || std::isinf(expected)) {
+            EXPECT_TRUE(std::isnan(z) ? std::isnan(scores[i]) : scores[i] == kInfinity);
+        } else {
+            ASSERT_NEAR(scores[i], expected, 3e-7 * expected) << z;
+        }
+    }
+}
+
+// ---- the largest of many ------------------------------------------------------------------------------------------
+
+TEST_P(Kernels, LargestIsTheFirstOfEqualOnes) {
+    for (const int64_t n : {1, 2, 5, 8, 16, 17, 100, 1000}) {
+        const std::vector<float> x = random_floats(n, 33);
+        for (const int64_t at : {int64_t{0}, n / 3, n - 1}) {
+            std::vector<float> y = x;
+            for (float& number : y) number = std::min(number, 0.5f) - 2.0f;  // all negative: padding must not win
+            EXPECT_EQ(kernels.largest(y.data(), n), std::max_element(y.begin(), y.end()) - y.begin());
+            y[static_cast<size_t>(at)] = y.back() = -0.25f;
+            EXPECT_EQ(kernels.largest(y.data(), n), at);
+            y.back() = std::nanf("");
+            EXPECT_EQ(kernels.largest(y.data(), n), n - 1);
+            y.assign(y.size(), -kInfinity);
+            EXPECT_EQ(kernels.largest(y.data(), n), 0);
+        }
+    }
+    const float zeros[] = {-0.0f, 0.0f};
+    EXPECT_EQ(kernels.largest(zeros, 2), 0);
+}
+
+TEST_P(Kernels, KthLargestAndAtLeastEqualASort) {
+    const auto check = [&](const std::vector<float>& x) {
+        const auto n = static_cast<int64_t>(x.size());
+        std::vector<float> sorted = x;
+        for (float& number : sorted) number = std::isnan(number) ? -kInfinity : number;
+        std::sort(sorted.begin(), sorted.end(), std::greater<float>());
+        std::vector<int32_t> work(x.size());
+        for (const int64_t k : {int64_t{1}, int64_t{2}, n / 7, n / 2, n - 1, n}) {
+            if (k < 1 || k > n) continue;
+            const float border = kernels.kth_largest(x.data(), n, k, work.data());
+            ASSERT_EQ(border, sorted[static_cast<size_t>(k - 1)]) << "number " << k << " of " << n;
+            std::vector<int32_t> expected;
+            for (int32_t i = 0; i < n; ++i)
+                if (x[static_cast<size_t>(i)] >= border) expected.push_back(i);
+            work.resize(static_cast<size_t>(kernels.at_least(x.data(), n, border, work.data())));
+            ASSERT_EQ(work, expected);
+            work.resize(x.size());
+        }
+    };
+    for (const int64_t n : {1, 3, 8, 31, 64, 1000, 5003}) {
+        std::vector<float> x = random_floats(n, 34);
+        check(x);
+        for (float& number : x) number = std::round(number * 4.0f);  // many ties
+        check(x);
+        for (float& number : x) number = std::exp(number * 20.0f);  // every size
+        check(x);
+        x[0] = kInfinity, x.back() = -kInfinity, x[x.size() / 2] = std::nanf("");
+        check(x);
+    }
+    check(std::vector<float>(100, 0.0f));
+    check({3.4e38f, -3.4e38f, 1e-45f, -1e-45f, 0.0f});
+}
+
+TEST_P(Kernels, ExpSumWeighsWhatIsLargeEnough) {
+    for (const int64_t n : {1, 7, 8, 40, 1001}) {
+        std::vector<float> x = random_floats(n, 35), weights(x.size() + 1, 7.0f);
+        for (float& number : x) number = std::min(number * 10.0f, 31.0f);
+        x[0] = -kInfinity;
+        const float top = 31.0f, factor = 0.7f;
+        for (const float least : {-kInfinity, 0.0f}) {
+            const float sum = kernels.exp_sum(x.data(), n, top, factor, least, weights.data());
+            double expected_sum = 0.0;
+            for (size_t i = 0; i < x.size(); ++i) {
+                const double z = (double{x[i]} - top) * factor, expected = x[i] >= least ? std::exp(z) : 0.0;
+                // (x - top) * factor is rounded twice
+                EXPECT_NEAR(weights[i], expected, expected > 0.0 ? (3e-7 + 1.5e-7 * std::abs(z)) * expected : 0.0);
+                expected_sum += expected;
+            }
+            EXPECT_NEAR(sum, expected_sum, 3e-6 * expected_sum);
+            EXPECT_EQ(weights.back(), 7.0f);
+        }
+    }
+}
+
 // ---- attention ----------------------------------------------------------------------------------------------------
 
+struct KvCase {
+    quant::KvFormat format;
+    int64_t width, rope;
+};
+
+constexpr KvCase kKvCases[] = {
+    {quant::KvFormat::kF32, 512, 64},    {quant::KvFormat::kBF16, 512, 64}, {quant::KvFormat::kFp8, 512, 64},
+    {quant::KvFormat::kFp4, 128, 0},     {quant::KvFormat::kF32, 24, 8},    {quant::KvFormat::kBF16, 23, 8},
+    {quant::KvFormat::kFp8, 40, 8},      {quant::KvFormat::kFp8, 101, 3},   {quant::KvFormat::kFp4, 36, 0},
+    {quant::KvFormat::kFp8, 16, 16},     {quant::KvFormat::kFp4, 70, 0},    {quant::KvFormat::kFp8F32, 101, 3},
+    {quant::KvFormat::kFp8F32, 512, 64},
+};
+
+TEST_P(Kernels, EncodeKvEqualsTheReference) {
+    std::vector<float> specials;
+    for (int i = 0; i < 512; ++i) specials.push_back(static_cast<float>(i % 2 ? -i : i) * 0x1p-9f);  // ties, subnormals
+    for (const KvCase& c : kKvCases) {
+        const auto size = static_cast<size_t>(quant::kv_row_bytes(c.format, c.width, c.rope));
+        for (const float scale : {1.0f, 1e-30f, 1e-4f, 448.0f, 1e30f}) {
+            std::vector<float> x = random_floats(c.width, 36);
+            for (int variant = 0; variant < 3; ++variant) {
+                if (variant == 1) x = specials;
+                if (variant == 2) {
+                    x = random_floats(c.width, 37);
+                    x[1] = -kInfinity, x[3] = std::nanf(""), x[5] = -0.0f;
+                }
+                for (float& number : x) number *= scale;
+                std::vector<std::byte> expected(size), row(size + 1, std::byte{0xcc});
+                quant::encode_kv_row(c.format, x.data(), c.width, c.rope, expected.data());
+                kernels.encode_kv(c.format, x.data(), c.width, c.rope, row.data());
+                EXPECT_EQ(std::memcmp(row.data(), expected.data(), size), 0)
+                    << static_cast<int>(c.format) << " " << c.width << " times " << scale << " variant " << variant;
+                EXPECT_EQ(row.back(), std::byte{0xcc});
+            }
+        }
+    }
+}
+
 TEST_P(Kernels, DecodeKvEqualsTheReference) {
-    struct Case {
-        quant::KvFormat format;
-        int64_t width, rope;
-    };
-    using enum quant::KvFormat;
-    for (const Case& c : {Case{kF32, 512, 64}, Case{kBF16, 512, 64}, Case{kFp8, 512, 64}, Case{kFp4, 128, 0},
-                          Case{kF32, 24, 8}, Case{kBF16, 23, 8}, Case{kFp8, 40, 8}, Case{kFp8, 101, 3},
-                          Case{kFp4, 36, 0}, Case{kFp8, 16, 16}, Case{kFp8F32, 101, 3}}) {
+    for (const KvCase& c : kKvCases) {
         constexpr int64_t kRows = 5;
         const std::vector<float> x = random_floats(kRows * c.width, 19);
         const int64_t size = quant::kv_row_bytes(c.format, c.width, c.rope);
@@ -287,8 +445,16 @@ TEST_P(Kernels, DecodeKvEqualsTheReference) {
             quant::decode_kv_row(c.format, row, c.width, c.rope, expected.data() + i * c.width);
             rows.push_back(row);
         }
-        kernels.decode_kv(c.format, rows.data(), kRows, c.width, c.rope, decoded.data());
+        kernels.decode_kv(c.format, rows.data(), kRows, c.width, c.rope, decoded.data(), c.width);
         EXPECT_TRUE(same_bits(decoded, expected)) << static_cast<int>(c.format) << " " << c.width;
+        std::vector<float> apart(static_cast<size_t>(kRows * (c.width + 3)), 7.0f);
+        kernels.decode_kv(c.format, rows.data(), kRows, c.width, c.rope, apart.data(), c.width + 3);
+        for (int64_t i = 0; i < kRows; ++i) {
+            const float* row = apart.data() + i * (c.width + 3);
+            EXPECT_EQ(std::memcmp(row, &expected[static_cast<size_t>(i * c.width)], 4 * static_cast<size_t>(c.width)),
+                      0);
+            EXPECT_EQ(row[c.width], 7.0f);
+        }
     }
 }
 
@@ -298,44 +464,89 @@ struct Attention {
 
 constexpr Attention kAttention[] = {{64, 130, 512}, {1, 1, 8}, {5, 7, 24}, {3, 9, 33}, {8, 4, 128}, {7, 6, 300}};
 
-TEST_P(Kernels, AttentionScores) {
+/// A head panel of q [heads, width] and the number of heads that it is padded to.
+struct Panel {
+    std::vector<float> numbers;
+    int64_t heads;
+
+    Panel(const KernelTable& kernels, const float* q, int64_t count, int64_t width)
+        : heads((count + kernels.head_block - 1) / kernels.head_block * kernels.head_block) {
+        numbers.assign(static_cast<size_t>(heads * width), std::nanf(""));
+        kernels.head_panel(q, count, width, numbers.data());
+    }
+};
+
+TEST_P(Kernels, HeadPanelIsTransposedInBlocksAndPaddedWithZeros) {
+    EXPECT_EQ(kMostHeadBlock % kernels.head_block, 0);
     for (const auto& [heads, count, width] : kAttention) {
-        const std::vector<float> q = random_floats(heads * width, 20), keys = random_floats(count * width, 21);
-        const int64_t stride = count + 3;
-        std::vector<float> logits(static_cast<size_t>(heads * stride), 1.0f);
-        kernels.attention_scores(q.data(), heads, keys.data(), count, width, 0.25f, logits.data(), stride);
-        for (int64_t h = 0; h < heads; ++h) {
-            for (int64_t j = 0; j < stride; ++j) {
-                double expected = 0.0;
-                for (int64_t c = 0; c < width && j < count; ++c) {
-                    expected +=
-                        double{q[static_cast<size_t>(h * width + c)]} * keys[static_cast<size_t>(j * width + c)];
-                }
-                const float found = logits[static_cast<size_t>(h * stride + j)];
-                EXPECT_NEAR(found, j < count ? 0.25 * expected : 1.0, 1e-5);
+        const std::vector<float> q = random_floats(heads * width, 20);
+        const Panel panel(kernels, q.data(), heads, width);
+        for (int64_t h = 0; h < panel.heads; ++h) {
+            for (int64_t c = 0; c < width; ++c) {
+                const int64_t block = kernels.head_block;
+                const float found = panel.numbers[static_cast<size_t>((h / block * width + c) * block + h % block)];
+                ASSERT_EQ(found, h < heads ? q[static_cast<size_t>(h * width + c)] : 0.0f) << h << " " << c;
             }
         }
     }
 }
 
+TEST_P(Kernels, AttentionScores) {
+    for (const auto& [heads, count, width] : kAttention) {
+        const int64_t keys_stride = width + 5;
+        const std::vector<float> q = random_floats(heads * width, 20), keys = random_floats(count * keys_stride, 21);
+        const Panel panel(kernels, q.data(), heads, width);
+        const int64_t stride = panel.heads + 3;
+        std::vector<float> logits(static_cast<size_t>(count * stride), 1.0f);
+        const auto score = [&](int64_t first_key, int64_t n) {
+            kernels.attention_scores(panel.numbers.data(), heads, keys.data() + first_key * keys_stride, keys_stride, n,
+                                     width, 0.25f, logits.data() + first_key * stride, stride);
+        };
+        score(0, count);
+        for (int64_t j = 0; j < count; ++j) {
+            for (int64_t h = 0; h < stride; ++h) {
+                double expected = 0.0;
+                for (int64_t c = 0; c < width && h < heads; ++c) {
+                    expected +=
+                        double{q[static_cast<size_t>(h * width + c)]} * keys[static_cast<size_t>(j * keys_stride + c)];
+                }
+                const float found = logits[static_cast<size_t>(j * stride + h)];
+                EXPECT_NEAR(found, h < panel.heads ? 0.25 * expected : 1.0, 1e-5);
+            }
+        }
+        const std::vector<float> together = logits;
+        for (int64_t j = 0; j < count; j += 3) score(j, std::min<int64_t>(3, count - j));
+        EXPECT_TRUE(same_bits(logits, together)) << "depends on how many keys are scored at once";
+    }
+}
+
 TEST_P(Kernels, AttentionValues) {
     for (const auto& [heads, count, width] : kAttention) {
-        const int64_t stride = count + 1;
-        const std::vector<float> p = random_floats(heads * stride, 22), keys = random_floats(count * width, 23);
-        const std::vector<float> before = random_floats(heads * width, 24);
+        const int64_t stride = heads + 1, keys_stride = width + 2;
+        const std::vector<float> p = random_floats(count * stride, 22), keys = random_floats(count * keys_stride, 23);
+        const std::vector<float> before = random_floats(heads * width, 24), shrink = random_floats(heads, 30);
         std::vector<float> out = before;
-        kernels.attention_values(p.data(), stride, heads, keys.data(), count, width, out.data());
+        const auto add = [&](int64_t h, int64_t n) {
+            kernels.attention_values(p.data() + h, stride, shrink.data() + h, n, keys.data(), keys_stride, count, width,
+                                     out.data() + h * width);
+        };
+        add(0, heads);
         for (int64_t h = 0; h < heads; ++h) {
             for (int64_t c = 0; c < width; ++c) {
-                double expected = before[static_cast<size_t>(h * width + c)], magnitude = std::abs(expected);
+                double expected = double{shrink[static_cast<size_t>(h)]} * before[static_cast<size_t>(h * width + c)];
+                double magnitude = std::abs(expected);
                 for (int64_t j = 0; j < count; ++j) {
                     const double term =
-                        double{p[static_cast<size_t>(h * stride + j)]} * keys[static_cast<size_t>(j * width + c)];
+                        double{p[static_cast<size_t>(j * stride + h)]} * keys[static_cast<size_t>(j * keys_stride + c)];
                     expected += term, magnitude += std::abs(term);
                 }
                 ASSERT_NEAR(out[static_cast<size_t>(h * width + c)], expected, 1e-6 * magnitude);
             }
         }
+        const std::vector<float> together = out;
+        out = before;
+        for (int64_t h = 0; h < heads; ++h) add(h, 1);
+        EXPECT_TRUE(same_bits(out, together)) << "depends on how many heads are computed at once";
     }
 }
 
@@ -343,8 +554,13 @@ TEST_P(Kernels, IndexScores) {
     for (const auto& [heads, count, width] : kAttention) {
         const std::vector<float> q = random_floats(heads * width, 25), keys = random_floats(count * width, 26);
         const std::vector<float> gates = random_floats(heads, 27);
+        const Panel panel(kernels, q.data(), heads, width);
         std::vector<float> scores(static_cast<size_t>(count));
-        kernels.index_scores(q.data(), gates.data(), heads, keys.data(), count, width, scores.data());
+        const auto score = [&](int64_t first, int64_t n) {
+            kernels.index_scores(panel.numbers.data(), gates.data(), heads, keys.data() + first * width, n, width,
+                                 scores.data() + first);
+        };
+        score(0, count);
         for (int64_t j = 0; j < count; ++j) {
             double expected = 0.0;
             for (int64_t h = 0; h < heads; ++h) {
@@ -356,38 +572,71 @@ TEST_P(Kernels, IndexScores) {
             }
             EXPECT_NEAR(scores[static_cast<size_t>(j)], expected, 1e-5 * std::sqrt(static_cast<double>(heads * width)));
         }
+        const std::vector<float> together = scores;
+        for (int64_t j = 0; j < count; j += 5) score(j, std::min<int64_t>(5, count - j));
+        EXPECT_TRUE(same_bits(scores, together)) << "depends on how many keys are scored at once";
     }
+    const std::vector<float> key = {std::nanf("")}, one = {1.0f}, bad_gate = {std::nanf("")};
+    const Panel panel(kernels, one.data(), 1, 1);
+    float score = 0.0f;
+    kernels.index_scores(panel.numbers.data(), bad_gate.data(), 1, one.data(), 1, 1, &score);
+    EXPECT_EQ(score, -kInfinity);
+    kernels.index_scores(panel.numbers.data(), one.data(), 1, key.data(), 1, 1, &score);
+    EXPECT_EQ(score, 0.0f) << "the larger of 0 and NaN";
 }
+
+/// exp(x - maximum) by softmax_keys, a number a key, one head; the other heads of the block see zeros.
+struct Softmax {
+    std::vector<float> exponentials;
+    float maximum, sum, shrink;
+
+    Softmax(const KernelTable& kernels, const std::vector<float>& x, float maximum_before, float sum_before) {
+        const auto block = static_cast<size_t>(kernels.head_block), head = block - 1;
+        std::vector<float> logits(x.size() * block, 0.0f), maxima(block, 0.0f), sums(block, 1.0f), shrinks(block);
+        for (size_t j = 0; j < x.size(); ++j) logits[j * block + head] = x[j];
+        maxima[head] = maximum_before;
+        sums[head] = sum_before;
+        kernels.softmax_keys(logits.data(), kernels.head_block, static_cast<int64_t>(x.size()), kernels.head_block,
+                             maxima.data(), sums.data(), shrinks.data());
+        for (size_t j = 0; j < x.size(); ++j) exponentials.push_back(logits[j * block + head]);
+        maximum = maxima[head], sum = sums[head], shrink = shrinks[head];
+        EXPECT_EQ(maxima[0], block > 1 ? 0.0f : maximum);
+        EXPECT_EQ(sums[0], 1.0f + static_cast<float>(x.size()));
+    }
+};
 
 TEST_P(Kernels, ExponentialIsAccurate) {
     std::vector<float> x;
     for (int i = 0; i < 20000; ++i) x.push_back(-87.3f * static_cast<float>(i) / 20000.0f);
     for (int i = 0; i < 1000; ++i) x.push_back(-1e-3f * static_cast<float>(i) / 1000.0f);
-    std::vector<float> e = x;
-    const float sum = kernels.exp_sum(e.data(), static_cast<int64_t>(e.size()), 0.0f);
+    const Softmax softmax(kernels, x, 0.0f, 0.0f);
     double expected_sum = 0.0;
     for (size_t i = 0; i < x.size(); ++i) {
         const double expected = std::exp(static_cast<double>(x[i]));
-        ASSERT_NEAR(e[i], expected, 2e-7 * expected) << x[i];
+        ASSERT_NEAR(softmax.exponentials[i], expected, 2e-7 * expected) << x[i];
         expected_sum += expected;
     }
-    EXPECT_NEAR(sum, expected_sum, 1e-5 * expected_sum);
-    EXPECT_EQ(e[0], 1.0f);
+    EXPECT_NEAR(softmax.sum, expected_sum, 1e-5 * expected_sum);
+    EXPECT_EQ(softmax.exponentials[0], 1.0f);
+    EXPECT_EQ(softmax.shrink, 1.0f);
 }
 
-TEST_P(Kernels, ExponentialOfVeryNegativeNumbersIsZero) {
-    for (const int64_t n : {5, 8, 40}) {
-        std::vector<float> x(static_cast<size_t>(n), -kInfinity);
-        x[1] = 2.0f, x[2] = -3.4e38f, x[3] = -200.0f;
-        EXPECT_EQ(kernels.exp_sum(x.data(), n, 2.0f), 1.0f);
-        EXPECT_EQ(x[0], 0.0f);
-        EXPECT_EQ(x[1], 1.0f);
-        EXPECT_EQ(x[2], 0.0f);
-        EXPECT_EQ(x[3], 0.0f);
-        std::vector<float> far = {-3e38f, 3e38f, 0.0f};
-        EXPECT_EQ(kernels.exp_sum(far.data(), 3, 3e38f), 1.0f);
-    }
-    EXPECT_EQ(kernels.exp_sum(nullptr, 0, 1.0f), 0.0f);
+TEST_P(Kernels, SoftmaxShrinksWhatCameBefore) {
+    const Softmax grows(kernels, {1.0f, 3.0f, -kInfinity, -200.0f}, 2.0f, 5.0f);
+    EXPECT_EQ(grows.maximum, 3.0f);
+    EXPECT_NEAR(grows.shrink, std::exp(-1.0), 1e-7);
+    EXPECT_NEAR(grows.sum, 5.0 * std::exp(-1.0) + std::exp(-2.0) + 1.0, 1e-6);
+    EXPECT_EQ(grows.exponentials[2], 0.0f);
+    EXPECT_EQ(grows.exponentials[3], 0.0f);
+    const Softmax stays(kernels, {1.0f, -3.4e38f}, 2.0f, 5.0f);
+    EXPECT_EQ(stays.maximum, 2.0f);
+    EXPECT_EQ(stays.shrink, 1.0f);
+    EXPECT_NEAR(stays.sum, 5.0 + std::exp(-1.0), 1e-6);
+    const Softmax far(kernels, {3e38f}, -3e38f, 5.0f);
+    EXPECT_EQ(far.sum, 1.0f);
+    EXPECT_TRUE(std::isnan(Softmax(kernels, {std::nanf(""), 1.0f}, 0.0f, 1.0f).sum)) << "NaN must not vanish";
+    const Softmax none(kernels, {}, 2.0f, 5.0f);
+    EXPECT_EQ(none.sum, 5.0f);
 }
 
 TEST_P(Kernels, PoolIsASoftmaxPerChannel) {

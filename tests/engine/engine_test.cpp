@@ -51,7 +51,8 @@ protected:
     std::shared_ptr<FakeForward::Script> script = std::make_shared<FakeForward::Script>();
 
     std::unique_ptr<Engine> make(int64_t max_queue = 256) {
-        return std::make_unique<Engine>(std::make_unique<FakeForward>(script), EngineLimits{max_queue, {kEos}});
+        return std::make_unique<Engine>(std::make_unique<FakeForward>(script), EngineLimits{max_queue, {kEos}},
+                                        cpu::select_kernels("auto"));
     }
     static Request greedy(const std::string& prompt, int64_t max_tokens = -1) {
         Request request;

@@ -16,14 +16,14 @@ const std::vector<float> kLogits = {1.0f, 3.0f, 2.0f, 3.0f, -1.0f};
 
 int32_t sample_one(const std::vector<float>& logits, const SamplingParams& params, uint64_t step = 0,
                    const std::vector<int32_t>& forbidden = {}) {
-    Sampler sampler(static_cast<int64_t>(logits.size()));
+    Sampler sampler(static_cast<int64_t>(logits.size()), cpu::select_kernels("auto"));
     const TokenHistory history(static_cast<int64_t>(logits.size()));
     return sampler.sample(logits, params, history, forbidden, step);
 }
 
 std::map<int32_t, int> histogram(const std::vector<float>& logits, const SamplingParams& params, int draws,
                                  const TokenHistory& history) {
-    Sampler sampler(static_cast<int64_t>(logits.size()));
+    Sampler sampler(static_cast<int64_t>(logits.size()), cpu::select_kernels("auto"));
     std::map<int32_t, int> counts;
     for (int step = 0; step < draws; ++step)
         ++counts[sampler.sample(logits, params, history, {}, static_cast<uint64_t>(step))];
@@ -40,11 +40,15 @@ std::set<int32_t> support(const std::vector<float>& logits, const SamplingParams
     return ids;
 }
 
+Token with_logprobs(const std::vector<float>& logits, int32_t id, int32_t top) {
+    return Sampler(static_cast<int64_t>(logits.size()), cpu::select_kernels("auto")).with_logprobs(logits, id, top);
+}
+
 /// Greedy choice after `output` tokens of history.
 int32_t greedy_after(std::vector<float> logits, SamplingParams params, const std::vector<int32_t>& prompt,
                      const std::vector<int32_t>& output) {
     params.temperature = 0;
-    Sampler sampler(static_cast<int64_t>(logits.size()));
+    Sampler sampler(static_cast<int64_t>(logits.size()), cpu::select_kernels("auto"));
     TokenHistory history(static_cast<int64_t>(logits.size()));
     history.add_prompt(prompt);
     for (const int32_t id : output) history.add_output(id);
@@ -207,7 +211,7 @@ TEST(Sampler, RefusesWhatIsNoDistribution) {
     EXPECT_THROW(sample_one({1.0f, nan}, {}), Error);
     EXPECT_THROW(sample_one({1.0f, infinity}, {}), Error);
     EXPECT_THROW(sample_one({1.0f, 2.0f}, {}, 0, {0, 1}), Error);
-    EXPECT_THROW(with_logprobs(std::vector<float>{nan, 0.0f}, 1, 0), Error);
+    EXPECT_THROW(with_logprobs({nan, 0.0f}, 1, 0), Error);
     EXPECT_EQ(sample_one({-infinity, 0.0f}, {}), 1);
 }
 
@@ -216,6 +220,36 @@ TEST(Sampler, ExtremeLogitsDoNotOverflow) {
     params.top_p = 0.9f;
     params.temperature = 1e-4f;
     EXPECT_EQ(sample_one({3e38f, -3e38f, 0.0f}, params), 0);
+}
+
+/// A vocabulary of several chunks, of which most tokens cannot come out: what is drawn must be allowed, at every rate.
+TEST(Sampler, LargeVocabulariesDrawTheSoftmaxOfWhatIsLeft) {
+    const int64_t vocab = 5000;
+    std::vector<float> logits(vocab, 0.0f);
+    logits[1023] = 9.0f, logits[1024] = 9.0f, logits[4999] = 10.0f;
+    SamplingParams params;
+    params.min_p = 0.2f;
+    const int draws = 20000;
+    const double total = 2 * std::exp(-1.0) + 1.0;
+    for (const int32_t top_k : {0, 3}) {
+        params.top_k = top_k;
+        if (top_k > 0) params.min_p = 0.0f;
+        auto counts = histogram(logits, params, draws);
+        EXPECT_EQ(counts.size(), 3u);
+        EXPECT_NEAR(counts[1023], draws * std::exp(-1.0) / total, 300);
+        EXPECT_NEAR(counts[1024], draws * std::exp(-1.0) / total, 300);
+        EXPECT_NEAR(counts[4999], draws / total, 300);
+    }
+    // e^10 + 2 e^9 of e^10 + 2 e^9 + 4997: 0.892
+    params = {};
+    params.top_p = 0.85f;
+    EXPECT_EQ(support(logits, params), (std::set<int32_t>{1023, 1024, 4999}));
+    params.top_p = 0.95f;
+    EXPECT_GT(support(logits, params).size(), 50u);
+    std::vector<int32_t> all_but_one;
+    for (int32_t id = 0; id < vocab; ++id)
+        if (id != 77) all_but_one.push_back(id);
+    for (uint64_t step = 0; step < 20; ++step) EXPECT_EQ(sample_one(logits, {}, step, all_but_one), 77);
 }
 
 TEST(Logprobs, AreTheLogSoftmaxOfTheRawLogits) {

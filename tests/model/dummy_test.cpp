@@ -178,5 +178,34 @@ TEST(Dummy, ConfigsThatCannotBeMadeAreNamed) {
     EXPECT_THROW(open_config("/no/such/config.json"), Error);
 }
 
+TEST(Dummy, AnOutlineHasThePlansOfTheDummyModelAndNothingElse) {
+    LoadOptions options;
+    options.format = LoadFormat::kOutline;
+    const auto outline = load_model(kDemo, options);
+    const auto made = dummy();
+    EXPECT_EQ(ops::to_string(outline->trunk), ops::to_string(made->trunk));
+    ASSERT_TRUE(outline->mtp);
+    EXPECT_EQ(ops::to_string(*outline->mtp), ops::to_string(*made->mtp));
+    EXPECT_EQ(outline->weight_bytes, made->weight_bytes);
+    ASSERT_EQ(outline->checkpoint.weights.files.size(), 1u);
+    EXPECT_LT(outline->checkpoint.weights.files[0]->size(), made->checkpoint.weights.files[0]->size());
+}
+
+/// hybrid-engine.md 1.1: 8.82 + 147.2 GB without the MTP layer, 28.66 + 822.1 GB. No memory of that size is needed.
+TEST(Dummy, TheLargestPublishedModelsHaveAnOutline) {
+    for (const auto& [name, dense_and_routed] : {std::pair{"deepseek-v4-flash", 156.0}, {"deepseek-v4-pro", 850.8}}) {
+        LoadOptions options;
+        options.format = LoadFormat::kOutline;
+        const auto model =
+            load_model(std::string(THERMOCLINE_SOURCE_DIR) + "/configs/models/" + name + ".json", options);
+        double mtp = 0.0;
+        for (const ops::ExpertSet& set : model->mtp->experts)
+            for (const auto* projection : {&set.w1, &set.w2, &set.w3})
+                for (const quant::Matrix& matrix : *projection) mtp += static_cast<double>(matrix.bytes());
+        EXPECT_NEAR((static_cast<double>(model->weight_bytes) - mtp) * 1e-9, dense_and_routed, 0.01 * dense_and_routed)
+            << name;
+    }
+}
+
 }  // namespace
 }  // namespace thermocline::model

@@ -57,7 +57,7 @@ protected:
     void start(std::vector<std::string> keys, int64_t max_queue = 256) {
         tokenizer = std::make_unique<text::Tokenizer>(fake_tokenizer());
         engine = std::make_unique<engine::Engine>(std::make_unique<FakeForward>(script),
-                                                  engine::EngineLimits{max_queue, {kEos}});
+                                                  engine::EngineLimits{max_queue, {kEos}}, cpu::select_kernels("auto"));
         ServerOptions options;
         options.http.port = 0;
         options.http.threads = 16;

@@ -1,0 +1,51 @@
+// The answer of `plan`: does a model fit a machine, where does every byte go, how fast will it be. Puts the budget of
+// the card (gpu_memory.h), that of host memory and the cost model together. Pure; nothing is loaded or measured.
+#pragma once
+
+#include "scheduler/cost_model.h"
+#include "scheduler/gpu_memory.h"
+#include "scheduler/machine_file.h"
+#include "src/base/json.h"
+#include "src/ops/plan.h"
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace thermocline::scheduler {
+
+struct ForecastQuestion {
+    const ops::Plan& trunk;
+    const ops::Plan* draft;  // null: the model has no draft head
+    const MachineDescription& machine;
+    int64_t context = 0, sequences = 1, prefill_chunk = 0;
+    int64_t gpu_memory = 0;  // budget; 0: all of the card
+};
+
+struct Forecast {
+    std::optional<GpuMemoryPlan> gpu;  // of the machine's first card; none: it has no card
+    std::vector<GpuMemoryLine> host;   // nothing if card and CPU share one memory
+    int64_t host_bytes = 0;            // of the machine
+    double resident = 0.0;             // share of the routed experts
+    struct Expected {
+        Outlook outlook;
+        double hit;
+        DecodeTime decode;    // of one sequence at `context`
+        PrefillTime prefill;  // 0 seconds: not known
+    };
+    std::array<Expected, 3> expected;
+    std::string refusal;  // the first thing that does not fit; empty: all does
+};
+
+/// Throws Error if a wish is out of range or over what the card has.
+Forecast forecast(const ForecastQuestion& question);
+
+const char* outlook_name(Outlook outlook);
+
+/// For people.
+std::string forecast_text(const Forecast& forecast, const MachineDescription& machine);
+Json forecast_json(const Forecast& forecast);
+
+}  // namespace thermocline::scheduler

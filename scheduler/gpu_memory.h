@@ -1,0 +1,76 @@
+// Where every byte of a card goes, computed before anything is loaded (hybrid-engine.md 5.2): what a plan needs for a
+// context, a number of sequences and a prompt chunk, line by line, and what is left for routed experts. A budget
+// either holds all of it, so that no request can run out of memory later, or is refused with what to change. Pure
+// functions of plans and numbers; weights, workspace and caches are counted by those who take them (gpu_weights.h,
+// gpu_executor.h).
+#pragma once
+
+#include "src/ops/plan.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace thermocline::scheduler {
+
+struct GpuMemoryWishes {
+    int64_t budget_bytes = 0;  // of the card
+    int64_t context = 0;       // tokens of one sequence
+    int64_t sequences = 1;     // at once
+    int64_t prefill_chunk = 512;
+    int64_t least_prefill_chunk = 256;  // it may be shortened to this
+    int64_t outputs = 32;               // rows of logits in a pass
+    int64_t least_expert_slots = 0;
+};
+
+/// What no plan tells: planning values of hybrid-engine.md 5.2 [A], until a card has been asked.
+struct GpuMemoryReserve {
+    int64_t runtime_bytes = 900'000'000;  // context of CUDA, code, graphs
+    int64_t library_bytes = 100'000'000;  // workspaces of cuBLASLt and NCCL
+    int64_t safety_per_mille = 15;        // of the budget
+};
+
+struct GpuMemoryLine {
+    std::string name;
+    int64_t bytes = 0;
+    std::string detail;  // "8 sequences x 12.3 MB"; may be empty
+};
+
+struct GpuMemoryPlan {
+    int64_t budget_bytes = 0;
+    std::vector<GpuMemoryLine> lines;  // all but the experts
+    int64_t slot_bytes = 0;            // of the largest expert as it is packed; 0: no routed experts
+    int64_t experts = 0;               // of the model
+    int64_t expert_slots = 0;          // that fit, at most `experts`
+    int64_t unused_bytes = 0;
+    int64_t prefill_chunk = 0;  // perhaps less than was wished
+    bool draft_heads = false;
+    std::vector<std::string> given_up;  // in a clause each, in the order of surrender
+    std::string refusal;                // empty: it fits. Else what does not, by how much, and the flag to change
+
+    /// Of all lines.
+    int64_t fixed_bytes() const;
+};
+
+/// `draft`: the plan of the draft head, or null. When the budget is short the draft head goes first, then the chunk is
+/// halved; the context is never shortened silently. Throws Error if a wish is out of range.
+GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk, const ops::Plan* draft, const GpuMemoryWishes& wishes,
+                              const GpuMemoryReserve& reserve = {});
+
+/// For people; GB = 10^9 bytes.
+std::string gpu_memory_text(const GpuMemoryPlan& plan);
+
+/// Of the largest routed expert: w1, w2 and w3 packed, in one piece. 0: there are none.
+int64_t expert_slot_bytes(const ops::Plan& plan);
+
+/// What one sequence keeps on a card, in whole pages (memory/sequence_cache.h); together gpu_sequence_bytes().
+struct KvUse {
+    int64_t bytes = 0, pages = 0;
+};
+struct SequenceKv {
+    KvUse windows, entries, keys, states;
+    int64_t bytes() const { return windows.bytes + entries.bytes + keys.bytes + states.bytes; }
+};
+SequenceKv sequence_kv(const ops::Plan& plan, int64_t tokens);
+
+}  // namespace thermocline::scheduler
