@@ -15,13 +15,24 @@ int32_t parts_for(int64_t rows) {
     return static_cast<int32_t>(std::clamp<int64_t>(kPartBlocks / rows, 1, kPartBlocks));
 }
 
+template <typename Scorer>
+void launch_scores(const Frame& f, const IndexInput& in) {
+    using Kernel = ScoreEntries<Scorer>;
+    launch(f.stream,
+           {.x = f.batch.rows,
+            .y = in.parts,
+            .threads = kIndexThreads,
+            .shared_bytes = Kernel::Layout::of(in.heads, in.width, in.top_k).bytes},
+           Kernel{in});
+}
+
 }  // namespace
 
 std::string why_not(const ops::Plan& plan, const ops::SelectEntries& s) {
-    if (s.heads > ScoreEntries::kMaxHeads || s.width > ScoreEntries::kMaxWidth || s.top_k > ScoreEntries::kMaxTopK)
+    if (s.heads > kMaxIndexHeads || s.width > kMaxIndexWidth || s.top_k > kMaxTopK)
         return std::to_string(s.heads) + " index heads of " + std::to_string(s.width) + " channels that choose " +
-               std::to_string(s.top_k) + " entries; kernels take at most " + std::to_string(ScoreEntries::kMaxHeads) +
-               ", " + std::to_string(ScoreEntries::kMaxWidth) + " and " + std::to_string(ScoreEntries::kMaxTopK);
+               std::to_string(s.top_k) + " entries; kernels take at most " + std::to_string(kMaxIndexHeads) + ", " +
+               std::to_string(kMaxIndexWidth) + " and " + std::to_string(kMaxTopK);
     return why_not_keys(s.width, plan.caches[static_cast<size_t>(s.keys)].rope);
 }
 
@@ -34,13 +45,13 @@ void run(const ops::SelectEntries& s, const Frame& f) {
     const int64_t rows = f.batch.rows;
     const int32_t parts = parts_for(rows);
     auto* candidates = reinterpret_cast<Candidate*>(f.scratch);
-    launch(f.stream,
-           {.x = rows,
-            .y = parts,
-            .threads = ScoreEntries::kThreads,
-            .shared_bytes = ScoreEntries::Layout::of(s.heads, s.width, s.top_k).bytes},
-           ScoreEntries{f.slot(s.q), f.slot(s.gates), candidates, f.batch, s.keys, s.heads, s.width,
-                        static_cast<int32_t>(spec.rope), s.ratio, s.top_k, parts, spec.format});
+    const IndexInput in{f.slot(s.q), f.slot(s.gates), candidates, f.batch,
+                        s.keys,      s.heads,         s.width,    static_cast<int32_t>(spec.rope),
+                        s.ratio,     s.top_k,         parts,      spec.format};
+    if (spec.format == KvFormat::kF32 || spec.format == KvFormat::kFp8F32)
+        launch_scores<PlainScores>(f, in);
+    else
+        launch_scores<TileScores>(f, in);
     const int threads = parts > 1 ? ChooseEntries::kMostThreads : 256;
     launch(f.stream, {.x = rows, .threads = threads, .shared_bytes = threshold_bytes(threads) + take_bytes(threads)},
            ChooseEntries{candidates, f.batch.positions, reinterpret_cast<int32_t*>(f.slot(s.selection)), s.ratio,

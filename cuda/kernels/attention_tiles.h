@@ -8,31 +8,13 @@
 
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/codes.h"
+#include "cuda/kernels/pieces.h"
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
 namespace thermocline::cuda {
-
-/// Two numbers as pairs of bf16: the nearest, and the nearest of what is left.
-struct SplitPair {
-    uint32_t high, low;
-
-    GPU_CODE static SplitPair of(float a, float b) {
-        const uint16_t ah = quant::float_to_bf16(a), bh = quant::float_to_bf16(b);
-        const uint16_t al = quant::float_to_bf16(a - quant::bf16_to_float(ah));
-        const uint16_t bl = quant::float_to_bf16(b - quant::bf16_to_float(bh));
-        return {ah | static_cast<uint32_t>(bh) << 16, al | static_cast<uint32_t>(bl) << 16};
-    }
-};
-
-struct alignas(8) Two {
-    float x[2];
-};
-struct alignas(8) TwoWords {
-    uint32_t x[2];
-};
 
 /// Grid: rows, groups of heads; kMostThreads; kSharedBytes. in.parts is 1.
 template <int kSpan>

@@ -1,4 +1,4 @@
-// Four numbers that are read or written by one instruction.
+// Neighbouring numbers that are read or written by one instruction.
 #pragma once
 
 #include "cuda/launch.h"
@@ -9,6 +9,13 @@ namespace thermocline::cuda {
 
 struct alignas(16) Four {
     float x[4];
+};
+
+struct alignas(8) Two {
+    float x[2];
+};
+struct alignas(8) TwoWords {
+    uint32_t x[2];
 };
 
 /// `from` aligned to 16 bytes.

@@ -31,8 +31,9 @@ using LinearKernels =
 
 using StateKernels = KernelList<HyperIn, HyperHead, HyperOut, Route, RoundKv, StoreWindow, MakeEntries, StoreState>;
 
-using AttentionKernels = KernelList<ScoreEntries, ChooseEntries, AttentionParts<4>, AttentionParts<16>, JoinParts,
-                                    AttentionTiles<16>, AttentionTiles<64>>;
+using AttentionKernels =
+    KernelList<ScoreEntries<PlainScores>, ScoreEntries<TileScores>, ChooseEntries, AttentionParts<4>,
+               AttentionParts<16>, JoinParts, AttentionTiles<16>, AttentionTiles<64>>;
 
 /// The order of the tables in device/entries.cuh.
 using Kernels = Joined<RowKernels, LinearKernels, StateKernels, AttentionKernels>;

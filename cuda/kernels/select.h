@@ -5,7 +5,9 @@
 // All orders are those of the indices: a choice depends on the row alone, ties go to the lowest index.
 #pragma once
 
+#include "cuda/kernels/codes.h"
 #include "cuda/kernels/kv.h"
+#include "cuda/kernels/pieces.h"
 #include "cuda/kernels/top.h"
 
 #include <cstdint>
@@ -27,15 +29,8 @@ struct IndexParts {
     }
 };
 
-/// The best entries of every part. Grid: rows, parts; kThreads; shared_bytes().
-struct ScoreEntries {
-    static constexpr const char* kName = "ScoreEntries";
-    static constexpr int kThreads = 256;
-    static constexpr int kMostThreads = kThreads;
-    static constexpr int kMaxHeads = 64, kMaxWidth = 128, kMaxTopK = 1024;
-    static constexpr int kSlack = 512;  // candidates beyond top_k that wait until it pays to sort them out
-    static constexpr int kSide = 16;    // threads along the heads and along the entries
-
+/// What the kernels are given.
+struct IndexInput {
     const float* q;         // [T, heads, width]
     const float* gates;     // [T, heads]
     Candidate* candidates;  // [T, parts, top_k] out, the first used * kept of a row
@@ -43,121 +38,57 @@ struct ScoreEntries {
     int32_t keys;  // cache of the plan
     int32_t heads, width, rope, ratio, top_k, parts;
     KvFormat format;
+};
 
-    /// Where things lie in shared memory. Rows of numbers are four apart from a multiple of 32 banks.
-    struct Layout {
-        int64_t q, gates, tile, scores, keys, indices, take, count, bytes;
+inline constexpr int kMaxIndexHeads = 64, kMaxIndexWidth = 128, kMaxTopK = 1024;
+inline constexpr int kIndexThreads = 256;
 
-        GPU_CODE static constexpr Layout of(int heads, int width, int top_k) {
-            Layout l{};
-            const int64_t stride = (width + 4) * 4, rows = (heads + kSide - 1) / kSide * kSide;
-            const int64_t tile = kIndexTile * stride, counting = threshold_bytes(kThreads);
-            l.tile = 0;  // and what find_threshold() counts
-            l.q = tile > counting ? tile : counting;
-            l.gates = l.q + rows * stride;
-            l.scores = l.gates + rows * 4;
-            l.keys = l.scores + kIndexTile * 4;
-            l.indices = l.keys + (top_k + kSlack) * 4;
-            l.take = l.indices + (top_k + kSlack) * 4;
-            l.count = l.take + take_bytes(kThreads);
-            l.bytes = l.count + 16;
-            return l;
-        }
-    };
+/// Scores in float32, for any cache format. Thread (k, h) has the entries k + 16 j and the heads h + 16 i of a tile.
+/// Rows of numbers lie four words from a multiple of the banks. Heads behind the last are zero.
+struct PlainScores {
+    static constexpr int kSide = 16;
 
-    template <typename Thread>
-    GPU_CODE void operator()(Thread& t) const {
-        const int64_t visible = (batch.positions[t.block()] + 1) / ratio;
-        if (visible <= top_k) return;
-        const IndexParts split = IndexParts::of(visible, parts, top_k);
-        const auto part = static_cast<int>(t.block_y());
-        if (part >= split.used) return;
-        const Layout at = Layout::of(heads, width, top_k);
-        const int begin = part * split.size;
-        const int end = begin + split.size < visible ? begin + split.size : static_cast<int>(visible);
-        const CacheView& cache = batch.caches[batch.segment_of[t.block()] * batch.cache_count + keys];
-
-        load_queries(t, at);
-        auto kept_keys = t.template shared<uint32_t>(at.keys, top_k + kSlack);
-        auto kept_indices = t.template shared<int32_t>(at.indices, top_k + kSlack);
-        auto shared_count = t.template shared<int32_t>(at.count, 1);
-        uint32_t lowest = 0;  // keys up to this one are out of the race
-        int count = 0;
-        const auto sort_out = [&] {
-            const auto load = [&](int i) { return Candidate{kept_keys[i], kept_indices[i]}; };
-            const auto put = [&](int i, const Candidate& one) {
-                kept_keys.set(i, one.key);
-                kept_indices.set(i, one.index);
-            };
-            const auto key_of = [&](int i) { return kept_keys[i]; };
-            const Threshold threshold = find_threshold(t, key_of, count, top_k, at.tile);
-            t.sync();
-            take_chosen(t, load, count, threshold, at.take, put);
-            lowest = threshold.key;
-            count = top_k;
-        };
-        for (int first = begin; first < end; first += kIndexTile) {
-            const int n = end - first < kIndexTile ? end - first : kIndexTile;
-            load_tile(t, at, cache, first, n);
-            t.sync();
-            score_tile(t, at);
-            t.sync();
-            if (t.warp() == 0) {
-                const int now = append(t, at, first, n, lowest, count, kept_keys, kept_indices);
-                if (t.lane() == 0) shared_count.set(0, now);
-            }
-            t.sync();
-            count = shared_count[0];
-            if (count + kIndexTile > top_k + kSlack) sort_out();
-        }
-        if (count > split.kept) sort_out();
-        Candidate* out = candidates + (t.block() * parts * top_k + part * split.kept);
-        for (int i = t.id(); i < split.kept; i += t.threads())
-            out[i] = i < count ? Candidate{kept_keys[i], kept_indices[i]} : Candidate{0, 0};
+    GPU_CODE static constexpr int sets(int) { return 1; }
+    GPU_CODE static constexpr int64_t tile_bytes(int width) { return int64_t{kIndexTile} * (width + 4) * 4; }
+    GPU_CODE static constexpr int64_t query_bytes(int heads, int width) {
+        return int64_t{blocks(heads)} * kSide * (width + 5) * 4;
     }
+    GPU_CODE static constexpr int blocks(int heads) { return (heads + kSide - 1) / kSide; }
 
-    /// Heads behind the last are zero.
     template <typename Thread>
-    GPU_CODE void load_queries(Thread& t, const Layout& at) const {
-        const int rows = (heads + kSide - 1) / kSide * kSide, stride = width + 4;
-        auto own_q = t.template shared<float>(at.q, rows * stride);
-        auto own_gates = t.template shared<float>(at.gates, rows);
-        const float* from = q + t.block() * heads * width;
-        for (int i = t.id(); i < rows * width; i += t.threads())
-            own_q.set(i / width * stride + i % width, i < heads * width ? from[i] : 0.0f);
-        for (int i = t.id(); i < rows; i += t.threads())
-            own_gates.set(i, i < heads ? gates[t.block() * heads + i] : 0.0f);
+    GPU_CODE PlainScores(Thread& t, const IndexInput& in_, int64_t queries_at) : in(in_), at(queries_at) {
+        auto q = t.template shared<float>(at, rows() * stride());
+        auto gates = t.template shared<float>(gates_at(), rows());
+        const float* from = in.q + t.block() * in.heads * in.width;
+        for (int i = t.id(); i < rows() * in.width; i += t.threads())
+            q.set(i / in.width * stride() + i % in.width, i < in.heads * in.width ? from[i] : 0.0f);
+        for (int i = t.id(); i < rows(); i += t.threads())
+            gates.set(i, i < in.heads ? in.gates[t.block() * in.heads + i] : 0.0f);
     }
 
     template <typename Thread>
-    GPU_CODE void load_tile(Thread& t, const Layout& at, const CacheView& cache, int first, int n) const {
-        auto tile = t.template shared<float>(at.tile, kIndexTile * (width + 4));
-        for (int i = t.warp(); i < n; i += t.warps()) {
-            const std::byte* row = entry_row(cache, first + i);
-            for (int c = 4 * t.lane(); c < width; c += 4 * kWarp)
-                tile.template set_as<Four>(i * (width + 4) + c, decode_four(format, row, c, width, rope));
-        }
+    GPU_CODE void load_key(Thread& t, int i, const std::byte* row) const {
+        auto tile = t.template shared<float>(0, kIndexTile * stride());
+        for (int c = 4 * t.lane(); c < in.width; c += 4 * kWarp)
+            tile.template set_as<Four>(i * stride() + c, decode_four(in.format, row, c, in.width, in.rope));
     }
 
-    /// Thread (k, h) has the entries k + 16 j and the heads h + 16 i of the tile.
-    template <typename Thread>
-    GPU_CODE void score_tile(Thread& t, const Layout& at) const {
-        const int stride = width + 4, blocks = (heads + kSide - 1) / kSide;
-        const auto tile = t.template shared<float>(at.tile, kIndexTile * stride);
-        const auto own_q = t.template shared<float>(at.q, blocks * kSide * stride);
-        const auto own_gates = t.template shared<float>(at.gates, blocks * kSide);
-        auto scores = t.template shared<float>(at.scores, kIndexTile);
+    template <typename Thread, typename Scores>
+    GPU_CODE void score(Thread& t, Scores& scores) const {
+        const auto tile = t.template shared<float>(0, kIndexTile * stride());
+        const auto q = t.template shared<float>(at, rows() * stride());
+        const auto gates = t.template shared<float>(gates_at(), rows());
         constexpr int kEntries = kIndexTile / kSide;
         const int k = t.id() / kSide, h = t.id() % kSide;
         float score[kEntries] = {};
-        for (int block = 0; block < blocks; block += 2) {  // two heads at a time
+        for (int block = 0; block < blocks(in.heads); block += 2) {  // two heads at a time
             float dot[kEntries][2] = {};
-            const int h0 = block * kSide + h, h1 = block + 1 < blocks ? h0 + kSide : h0;
-            for (int c = 0; c < width; c += 4) {
-                const Four q0 = own_q.template as<Four>(h0 * stride + c), q1 = own_q.template as<Four>(h1 * stride + c);
+            const int h0 = block * kSide + h, h1 = block + 1 < blocks(in.heads) ? h0 + kSide : h0;
+            for (int c = 0; c < in.width; c += 4) {
+                const Four q0 = q.template as<Four>(h0 * stride() + c), q1 = q.template as<Four>(h1 * stride() + c);
 #pragma unroll
                 for (int j = 0; j < kEntries; ++j) {
-                    const Four key = tile.template as<Four>((k + j * kSide) * stride + c);
+                    const Four key = tile.template as<Four>((k + j * kSide) * stride() + c);
 #pragma unroll
                     for (int i = 0; i < 4; ++i) {
                         dot[j][0] = fmaf(q0.x[i], key.x[i], dot[j][0]);
@@ -165,7 +96,7 @@ struct ScoreEntries {
                     }
                 }
             }
-            const float g0 = own_gates[h0], g1 = h1 == h0 ? 0.0f : own_gates[h1];
+            const float g0 = gates[h0], g1 = h1 == h0 ? 0.0f : gates[h1];
 #pragma unroll
             for (int j = 0; j < kEntries; ++j) {
                 score[j] = fmaf(g0, dot[j][0] > 0.0f ? dot[j][0] : 0.0f, score[j]);
@@ -179,17 +110,179 @@ struct ScoreEntries {
         }
     }
 
+    GPU_CODE int stride() const { return in.width + 4; }
+    GPU_CODE int rows() const { return blocks(in.heads) * kSide; }
+    GPU_CODE int64_t gates_at() const { return at + int64_t{rows()} * stride() * 4; }
+
+    const IndexInput& in;
+    int64_t at;  // queries and gates in shared memory; the tile at 0
+};
+
+/// Scores by the matrix instruction, for keys that are exact in bf16. Warp w has the heads 16 (w % 4) .. + 15 and the
+/// entries 32 (w / 4) .. + 31 of a tile; its queries stay in registers. Every 16 heads leave a set of scores.
+struct TileScores {
+    static constexpr int kSteps = kMaxIndexWidth / 16, kSets = kMaxIndexHeads / 16;
+
+    GPU_CODE static constexpr int sets(int heads) { return (heads + 15) / 16; }
+    GPU_CODE static constexpr int words(int width) { return (width + 15) / 16 * 8 + 4; }  // of a key, and four
+    GPU_CODE static constexpr int64_t tile_bytes(int width) { return int64_t{kIndexTile} * words(width) * 4; }
+    GPU_CODE static constexpr int64_t query_bytes(int, int) { return 0; }
+
+    template <typename Thread>
+    GPU_CODE TileScores(Thread& t, const IndexInput& in_, int64_t) : in(in_) {
+        const int g = t.lane() / 4, c = t.lane() % 4, first = t.warp() % kSets * 16;
+        uint32_t low = 0;
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int head = first + g + i % 2 * 8, channel = step * 16 + 2 * c + i / 2 * 8;
+                const bool there = head < in.heads && channel < in.width;
+                const float* from = in.q + (t.block() * in.heads + head) * in.width + channel;
+                q[step][i] = SplitPair::of(there ? from[0] : 0.0f, there ? from[1] : 0.0f);
+                low |= q[step][i].low;
+            }
+        exact = t.ballot((low & 0x7fff7fff) != 0) == 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int head = first + g + i * 8;
+            gates[i] = head < in.heads ? in.gates[t.block() * in.heads + head] : 0.0f;
+        }
+    }
+
+    template <typename Thread>
+    GPU_CODE void load_key(Thread& t, int i, const std::byte* row) const {
+        auto tile = t.template shared<uint32_t>(0, kIndexTile * words(in.width));
+        for (int c = 4 * t.lane(); c < (in.width + 15) / 16 * 16; c += 4 * kWarp) {
+            Four four = {};
+            if (c < in.width) four = decode_four(in.format, row, c, in.width, in.rope);
+            const TwoWords two = {{bf16_pair(four.x[0], four.x[1]), bf16_pair(four.x[2], four.x[3])}};
+            tile.template set_as<TwoWords>(i * words(in.width) + c / 2, two);
+        }
+    }
+
+    template <typename Thread, typename Scores>
+    GPU_CODE void score(Thread& t, Scores& scores) const {
+        const auto tile = t.template shared<uint32_t>(0, kIndexTile * words(in.width));
+        const int g = t.lane() / 4, c = t.lane() % 4, set = t.warp() % kSets;
+        if (set >= sets(in.heads)) return;
+        for (int eight = t.warp() / kSets * 4; eight < t.warp() / kSets * 4 + 4; ++eight) {
+            float d[4] = {};
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                if (step * 16 >= in.width) break;
+                const int word = (eight * 8 + g) * words(in.width) + step * 8 + c;
+                const uint32_t b[2] = {tile[word], tile[word + 4]};
+                t.mma(d, {q[step][0].high, q[step][1].high, q[step][2].high, q[step][3].high}, b);
+                if (!exact) t.mma(d, {q[step][0].low, q[step][1].low, q[step][2].low, q[step][3].low}, b);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {  // entry 2c + i: heads g and g + 8, then all of the set
+                const float upper = d[i] > 0.0f ? d[i] : 0.0f, lower = d[i + 2] > 0.0f ? d[i + 2] : 0.0f;
+                float sum = fmaf(gates[0], upper, gates[1] * lower);
+                for (int mask = 4; mask < kWarp; mask *= 2) sum += t.shuffle_xor(sum, mask);
+                if (g == 0) scores.set(set * kIndexTile + eight * 8 + 2 * c + i, sum);
+            }
+        }
+    }
+
+    const IndexInput& in;
+    SplitPair q[kSteps][4];
+    float gates[2];
+    bool exact;  // nothing is left by the first pieces, as with queries in their trained FP4 form
+};
+
+/// The best entries of every part. Grid: rows, parts; kIndexThreads; Layout::bytes.
+template <typename Scorer>
+struct ScoreEntries {
+    static constexpr const char* kName = "ScoreEntries";
+    static constexpr int kMostThreads = kIndexThreads;
+    static constexpr int kSlack = 512;  // candidates beyond top_k that wait until it pays to sort them out
+    IndexInput in;
+
+    /// Where things lie in shared memory.
+    struct Layout {
+        int64_t queries, scores, keys, indices, take, count, bytes;
+
+        GPU_CODE static constexpr Layout of(int heads, int width, int top_k) {
+            Layout l{};
+            const int64_t tile = Scorer::tile_bytes(width), counting = threshold_bytes(kIndexThreads);
+            l.queries = tile > counting ? tile : counting;  // they share the beginning
+            l.scores = l.queries + Scorer::query_bytes(heads, width);
+            l.keys = l.scores + int64_t{Scorer::sets(kMaxIndexHeads)} * kIndexTile * 4;
+            l.indices = l.keys + (top_k + kSlack) * 4;
+            l.take = l.indices + (top_k + kSlack) * 4;
+            l.count = l.take + take_bytes(kIndexThreads);
+            l.bytes = l.count + 16;
+            return l;
+        }
+    };
+
+    template <typename Thread>
+    GPU_CODE void operator()(Thread& t) const {
+        const int top_k = in.top_k;
+        const int64_t visible = (in.batch.positions[t.block()] + 1) / in.ratio;
+        if (visible <= top_k) return;
+        const IndexParts split = IndexParts::of(visible, in.parts, top_k);
+        const auto part = static_cast<int>(t.block_y());
+        if (part >= split.used) return;
+        const Layout at = Layout::of(in.heads, in.width, top_k);
+        const int begin = part * split.size;
+        const int end = begin + split.size < visible ? begin + split.size : static_cast<int>(visible);
+        const CacheView& cache = in.batch.caches[in.batch.segment_of[t.block()] * in.batch.cache_count + in.keys];
+
+        const Scorer scorer(t, in, at.queries);
+        auto scores = t.template shared<float>(at.scores, Scorer::sets(kMaxIndexHeads) * kIndexTile);
+        auto kept_keys = t.template shared<uint32_t>(at.keys, top_k + kSlack);
+        auto kept_indices = t.template shared<int32_t>(at.indices, top_k + kSlack);
+        auto shared_count = t.template shared<int32_t>(at.count, 1);
+        uint32_t lowest = 0;  // keys up to this one are out of the race
+        int count = 0;
+        const auto sort_out = [&] {
+            const auto load = [&](int i) { return Candidate{kept_keys[i], kept_indices[i]}; };
+            const auto put = [&](int i, const Candidate& one) {
+                kept_keys.set(i, one.key);
+                kept_indices.set(i, one.index);
+            };
+            const auto key_of = [&](int i) { return kept_keys[i]; };
+            const Threshold threshold = find_threshold(t, key_of, count, top_k, 0);
+            t.sync();
+            take_chosen(t, load, count, threshold, at.take, put);
+            lowest = threshold.key;
+            count = top_k;
+        };
+        for (int first = begin; first < end; first += kIndexTile) {
+            const int n = end - first < kIndexTile ? end - first : kIndexTile;
+            for (int i = t.warp(); i < n; i += t.warps()) scorer.load_key(t, i, entry_row(cache, first + i));
+            t.sync();
+            scorer.score(t, scores);
+            t.sync();
+            if (t.warp() == 0) {
+                const int now = append(t, scores, first, n, lowest, count, kept_keys, kept_indices);
+                if (t.lane() == 0) shared_count.set(0, now);
+            }
+            t.sync();
+            count = shared_count[0];
+            if (count + kIndexTile > top_k + kSlack) sort_out();
+        }
+        if (count > split.kept) sort_out();
+        Candidate* out = in.candidates + (t.block() * in.parts * top_k + part * split.kept);
+        for (int i = t.id(); i < split.kept; i += t.threads())
+            out[i] = i < count ? Candidate{kept_keys[i], kept_indices[i]} : Candidate{0, 0};
+    }
+
     /// One warp: the entries of the tile that are still in the race, behind the `count` that wait; how many wait now.
-    template <typename Thread, typename Keys, typename Indices>
-    GPU_CODE int append(Thread& t, const Layout& at, int first, int n, uint32_t lowest, int count, Keys& kept_keys,
+    template <typename Thread, typename Scores, typename Keys, typename Indices>
+    GPU_CODE int append(Thread& t, const Scores& scores, int first, int n, uint32_t lowest, int count, Keys& kept_keys,
                         Indices& kept_indices) const {
-        const auto scores = t.template shared<float>(at.scores, kIndexTile);
         for (int i = t.lane(); i < kIndexTile; i += kWarp) {
-            const uint32_t key = order_key(scores[i]);
-            const bool in = i < n && key > lowest;
-            const uint32_t all = t.ballot(in);
+            float score = scores[i];
+            for (int set = 1; set < Scorer::sets(in.heads); ++set) score += scores[set * kIndexTile + i];
+            const uint32_t key = order_key(score);
+            const bool waits = i < n && key > lowest;
+            const uint32_t all = t.ballot(waits);
             const int place = count + std::popcount(all & ((1u << t.lane()) - 1));
-            if (in) {
+            if (waits) {
                 kept_keys.set(place, key);
                 kept_indices.set(place, first + i);
             }
