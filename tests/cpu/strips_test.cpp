@@ -44,6 +44,7 @@ std::vector<MatrixShape> packed_shapes() {
         shapes.push_back({Format::kE4M3, kRows, kCols, scales, 16, 128});
         shapes.push_back({Format::kE4M3, kRows, kCols, scales, 1 << 20, 1 << 20});
     }
+    shapes.push_back({Format::kE4M3, kRows, kCols, Format::kE8M0, 1, 128});
     shapes.push_back({Format::kE2M1Pair, kRows, kCols, Format::kE8M0, 1, 32});
     shapes.push_back({Format::kE2M1Pair, kRows, kCols, Format::kE4M3, 1, 16, false, 1.7e-4f});
     shapes.push_back({Format::kInt4Pair, kRows, kCols, Format::kBF16, 1, 128});
