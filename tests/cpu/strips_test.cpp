@@ -90,6 +90,22 @@ TEST(StripLayout, HoldsTheNumbersOfTheRows) {
     }
 }
 
+/// Converted models keep the format and the scales of the packed form, and derive all else of it again.
+TEST(StripLayout, IsTheSameMadeFromItsOwnFormat) {
+    for (const MatrixShape& shape : packed_shapes()) {
+        const Packed packed(shape, 1);
+        Matrix again = packed.strips;
+        again.layout = Layout::kRows;
+        again.row_bytes = quant::bytes_of(again.format, again.cols);
+        if (again.format == Format::kE4M3 || again.format == Format::kE2M1Pair || again.format == Format::kInt4Pair)
+            again.scales = packed.bytes.data();
+        again = quant::packed_form(again);
+        EXPECT_EQ(again.layout, Layout::kStrips) << to_string(shape);
+        EXPECT_EQ(again.strip_bytes, packed.strips.strip_bytes) << to_string(shape);
+        EXPECT_EQ(again.scale_in_strip, packed.strips.scale_in_strip) << to_string(shape);
+    }
+}
+
 TEST(StripLayout, TakesNoMoreBytesThanTheRowsButForPadding) {
     const Packed mxfp4({Format::kE2M1Pair, 64, 4096, Format::kE8M0, 1, 32}, 1);
     EXPECT_EQ(mxfp4.strips.bytes(), mxfp4.rows.view().bytes());
