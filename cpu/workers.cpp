@@ -88,7 +88,7 @@ struct Workers::Shared {
 };
 
 Workers::Workers(std::span<const int> cpus, std::span<const int> nodes)
-    : count_(cpus.empty() ? 1 : static_cast<int>(cpus.size())) {
+    : count_(cpus.empty() ? 1 : static_cast<int>(cpus.size())), first_cpu_(cpus.empty() ? -1 : cpus[0]) {
     CHECK(nodes.empty() || nodes.size() == cpus.size());
     for (int i = 0; i < count_; ++i) {
         const int node = nodes.empty() ? 0 : nodes[static_cast<size_t>(i)];

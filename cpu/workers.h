@@ -17,7 +17,8 @@ namespace thermocline::cpu {
 
 class Workers {
 public:
-    /// `cpus`: logical CPUs to pin to, one worker each (the first one is the calling thread, which is not pinned).
+    /// `cpus`: logical CPUs to pin to, one worker each. The first one is for the calling thread, which whoever plays a
+    /// pass keeps there meanwhile (first_cpu()): it has a life of its own.
     /// An empty list means one worker. `nodes`: of every worker, 0 .. node_count() - 1, ascending; empty: all 0.
     /// Throws Error if a thread cannot be made.
     explicit Workers(std::span<const int> cpus, std::span<const int> nodes = {});
@@ -26,6 +27,8 @@ public:
     Workers& operator=(const Workers&) = delete;
 
     int count() const { return count_; }
+    /// Where worker 0, the calling thread, belongs; -1: anywhere.
+    int first_cpu() const { return first_cpu_; }
     int node_count() const { return static_cast<int>(nodes_.size()); }
 
     /// Runs body(worker) for worker = 0 .. count - 1, in parallel, and waits for all.
@@ -91,6 +94,7 @@ private:
     std::unique_ptr<Shared> shared_;
     std::vector<Group> nodes_;
     int count_ = 1;
+    int first_cpu_ = -1;
 };
 
 }  // namespace thermocline::cpu

@@ -1,6 +1,7 @@
 #include "scheduler/cpu_executor.h"
 
 #include "src/base/check.h"
+#include "src/base/thread.h"
 #include "src/ops/cost.h"
 
 #include <chrono>
@@ -74,6 +75,7 @@ void CpuExecutor::play_recorded(const cpu::Frame& frame) {
 }
 
 void CpuExecutor::forward(std::span<const Part> parts, const float* streams_in) {
+    const Pinned pinned(workers_.first_cpu());  // worker 0 is this thread
     const ops::Batch batch = rows_.gather(parts);
     if (streams_in != nullptr) {
         const int64_t width = plan_.slots[static_cast<size_t>(plan_.streams)].cols;

@@ -4,6 +4,7 @@
 #include "memory/sequence_cache.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
+#include "src/base/thread.h"
 
 #include <algorithm>
 #include <atomic>
@@ -386,6 +387,7 @@ void GpuExecutor::play_timed(const cuda::Frame& f, const ops::Batch& batch) {
 }
 
 void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) {
+    const Pinned pinned(workers_.first_cpu());  // worker 0 is this thread
     const ops::Batch batch = rows_.gather(parts);
     const auto patience = batch.rows() <= kGraphRows ? patience_few_ : patience_many_;
     const auto deadline = Clock::now() + patience;

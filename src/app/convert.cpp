@@ -34,6 +34,7 @@ void convert(const ConvertFlags& flags) {
     engine::Conversion conversion;
     conversion.model = flags.model.path();
     conversion.destination = flags.destination;
+    conversion.layers = flags.model.layers;
     const auto slices = scheduler::weight_slices(scheduler::detect_machine(), scheduler::Numa::kOff);
     conversion.threads = static_cast<int>(scheduler::worker_places(slices, flags.model.threads).cpus.size());
     conversion.interrupted = &interrupted;
@@ -63,6 +64,7 @@ void add_convert(CLI::App& root) {
         .add_option("-o,--output", flags->destination,
                     "directory to write, new or empty; about as large as MODEL. It is a MODEL of its own then")
         ->required();
+    flags->model.declare_layers(command);
     flags->model.declare_threads(command);
     flags->model.declare_log_level(command);
     command.callback([flags] { convert(*flags); });

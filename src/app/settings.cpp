@@ -58,10 +58,7 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->check(CLI::IsMember({"auto", "dummy"}))
         ->group(group)
         ->capture_default_str();
-    command.add_option("--layers", layers, "keep the first N layers (for benchmarks); 0: all")
-        ->check(CLI::NonNegativeNumber)
-        ->group(group)
-        ->capture_default_str();
+    declare_layers(command);
     command
         .add_option("--max-model-len", max_model_len,
                     "longest sequence in tokens, prompt and output together; 0: the model's limit, at most 32768")
@@ -120,6 +117,13 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group)
         ->capture_default_str();
     declare_log_level(command);
+}
+
+void ModelFlags::declare_layers(CLI::App& command) {
+    command.add_option("--layers", layers, "keep the first N layers (for benchmarks); 0: all")
+        ->check(CLI::NonNegativeNumber)
+        ->group("Model")
+        ->capture_default_str();
 }
 
 void ModelFlags::declare_threads(CLI::App& command) {

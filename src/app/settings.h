@@ -33,6 +33,7 @@ struct ModelFlags {
     enum class Positional { kOptional, kRequired };
     void declare(CLI::App& command, Positional positional);
     /// Two of them, for commands that take no others: --threads; --log-level (with --config).
+    void declare_layers(CLI::App& command);
     void declare_threads(CLI::App& command);
     void declare_log_level(CLI::App& command);
 

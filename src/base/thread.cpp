@@ -13,4 +13,12 @@ void pin_this_thread(int cpu) {
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
+Pinned::Pinned(int cpu) : pinned_(cpu >= 0 && pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) == 0) {
+    if (pinned_) pin_this_thread(cpu);
+}
+
+Pinned::~Pinned() {
+    if (pinned_) pthread_setaffinity_np(pthread_self(), sizeof before_, &before_);
+}
+
 }  // namespace thermocline

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <mutex>
 #include <set>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -235,18 +236,33 @@ private:
     std::exception_ptr error_;
 };
 
+/// The config of a model of the first `layers` layers of this one, whose MTP layers are gone then; of all: the config.
+Json config_of(Json config, int32_t layers) {
+    for (const char* key : {"num_hidden_layers", "n_layers"}) {
+        const auto count = config.find(key);
+        if (layers == 0 || count == config.end() || count->get<int64_t>() <= layers) continue;
+        *count = layers;
+        config["num_nextn_predict_layers"] = 0;
+    }
+    return config;
+}
+
 /// All files beside the weights.
-void write_text(const model::Checkpoint& checkpoint, const NewFolder& folder) {
-    if (checkpoint.container == "gguf") {
+void write_text(const model::Checkpoint& checkpoint, int32_t layers, const NewFolder& folder) {
+    const Json config = config_of(checkpoint.config, layers);
+    const bool gguf = checkpoint.container == "gguf", cut = config != checkpoint.config;
+    if (gguf || cut) folder.write("config.json", dump_json(config, 2));
+    if (gguf) {
         Json metadata = Json::object();
         for (const auto& [key, value] : checkpoint.metadata) metadata[key] = value;
-        folder.write("config.json", dump_json(checkpoint.config, 2));
         folder.write(model::kMetadataFile, dump_json(metadata));
         return;
     }
     const fs::path source = checkpoint.path;
-    for (const char* name : kBeside)
+    for (const char* name : kBeside) {
+        if (cut && name == std::string_view("config.json")) continue;
         if (fs::is_regular_file(source / name)) folder.write(name, read_text(source / name));
+    }
     if (!fs::is_directory(source / "encoding")) return;
     for (const auto& item : fs::directory_iterator(source / "encoding"))
         if (item.path().extension() == ".py" && item.is_regular_file())
@@ -264,11 +280,11 @@ void check_source(const Conversion& conversion) {
 
 int64_t convert(const Conversion& conversion) {
     check_source(conversion);
-    const auto model = model::load_model(conversion.model, {});
+    const auto model = model::load_model(conversion.model, {.layers = conversion.layers});
     Contents contents(*model);
     constexpr int64_t kText = int64_t{64} << 20;  // index, tokenizer: far less
     NewFolder folder(conversion.destination, contents.file_bytes() + kText);
-    write_text(model->checkpoint, folder);
+    write_text(model->checkpoint, conversion.layers, folder);
 
     NewFile weights(folder.path() / model::kWeightsFile, contents.file_bytes());
     WeightWriter(contents.items(), weights, conversion).run();

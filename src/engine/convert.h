@@ -12,6 +12,7 @@ namespace thermocline::engine {
 struct Conversion {
     std::string model;                               ///< what open_checkpoint() takes
     std::filesystem::path destination;               ///< a new or an empty directory
+    int32_t layers = 0;                              ///< keep the first N layers; 0: all
     int threads = 1;                                 ///< that read and pack, each with a few MB of its own
     const std::atomic<bool>* interrupted = nullptr;  ///< ends it from outside; may be null
     std::function<void(int64_t done, int64_t all)> progress = {};  ///< bytes; from the calling thread; may be empty

@@ -67,6 +67,9 @@ std::string describe(const LinearTensors& tensors) {
            " scales";
 }
 
+/// With what lies beside the codes of a matrix in a converted model; in others that is a tensor of its own.
+int64_t bytes_of(const TensorEntry& entry) { return entry.converted ? entry.converted->bytes() : entry.bytes; }
+
 /// Columns that the codes [rows, n] stand for.
 int64_t columns(const LinearTensors& tensors) {
     const TensorEntry& codes = *codes_of(tensors);
@@ -126,8 +129,8 @@ private:
             Report::FormatLine& line = lines[entry.format];
             line.format = quant::traits(entry.format).name;
             ++line.tensors;
-            line.bytes += entry.bytes;
-            report_.bytes += entry.bytes;
+            line.bytes += bytes_of(entry);
+            report_.bytes += bytes_of(entry);
         }
         for (auto& [format, line] : lines) report_.formats.push_back(std::move(line));
         std::stable_sort(report_.formats.begin(), report_.formats.end(),
@@ -150,7 +153,7 @@ private:
         for (const auto& [key, list] : lines) {
             Report::MatrixLine line{key.first, key.second, static_cast<int64_t>(list.size()), 0};
             for (const LinearTensors& tensors : list)
-                for (const TensorEntry* tensor : tensors.all()) line.bytes += tensor->bytes;
+                for (const TensorEntry* tensor : tensors.all()) line.bytes += bytes_of(*tensor);
             report_.matrices.push_back(std::move(line));
             const size_t step = (list.size() + kCheckedPerLine - 1) / kCheckedPerLine;
             for (size_t i = 0; i < list.size(); i += step) check(list[i]);

@@ -116,6 +116,11 @@ bool has_shared_scales(const Matrix& m) {
     return m.scales && rows && (m.scale_cols % kStripBlock == 0 || m.scale_cols >= m.cols);
 }
 
+/// FP8 with a scale for every 128 columns of a row: it goes between the codes.
+bool has_row_scales(const Matrix& m) {
+    return m.scales && m.scale_rows == 1 && m.scale_cols == kStripBlock && m.scale_format == Format::kE8M0;
+}
+
 bool has_packed_form(const Matrix& m) {
     if (m.layout != Layout::kRows || m.rows % kStripRows != 0 || m.cols % kStripBlock != 0) return false;
     if (m.rows == 0 || m.cols == 0 || m.row_bytes != bytes_of(m.format, m.cols)) return false;
@@ -129,7 +134,7 @@ bool has_packed_form(const Matrix& m) {
         case Format::kE4M3Block128:
             return true;
         case Format::kE4M3:
-            return has_shared_scales(m);
+            return has_shared_scales(m) || has_row_scales(m);
         case Format::kE2M1Pair:
             return m.scale_rows == 1 && ((m.scale_format == Format::kE8M0 && m.scale_cols == 32) ||
                                          (m.scale_format == Format::kE4M3 && m.scale_cols == 16));
@@ -232,7 +237,7 @@ Matrix packed_form(const Matrix& matrix, int64_t slices) {
         packed.scale_format = Format::kF16;
         packed.scale_cols = 32;
     }
-    packed.scale_in_strip = matrix.format != Format::kE4M3 && packed.scale_cols != 1;
+    packed.scale_in_strip = matrix.format == Format::kE4M3 ? !has_shared_scales(matrix) : packed.scale_cols != 1;
     if (packed.scale_in_strip) {
         packed.scales = nullptr;
         packed.scale_rows = 1;

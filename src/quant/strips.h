@@ -52,7 +52,7 @@ StripShape strip_shape(const Matrix& packed);
 /// All of the packed form of `matrix` but its data and slice_stride: format, scales and strip_bytes as pack_strips()
 /// will leave them, cut into at most `slices` slices that share no row of scales. layout stays kRows if there is no
 /// packed form: rows % 16, cols % 128, rows that do not follow one another, other formats than F32, F16, BF16, Q8_0,
-/// FP8 with blocks of scales or of GGUF, MXFP4, NVFP4, symmetric INT4 and those of strips_gguf.h.
+/// FP8 with blocks of scales or e8m0 per 128 columns, MXFP4, NVFP4, symmetric INT4 and those of strips_gguf.h.
 Matrix packed_form(const Matrix& matrix, int64_t slices = 1);
 
 /// Writes strips [first, first + count) of `matrix` to `out` [count * packed_form(matrix).strip_bytes].

@@ -3,6 +3,7 @@
 #include "src/base/file.h"
 #include "src/base/json.h"
 #include "src/base/tensor.h"
+#include "src/base/thread.h"
 
 #include <filesystem>
 #include <fstream>
@@ -19,6 +20,32 @@ std::string message_of(const std::function<void()>& body) {
         return error.what();
     }
     return "no error";
+}
+
+TEST(Thread, IsPinnedForAWhile) {
+    const auto allowed = [] {
+        cpu_set_t set;
+        EXPECT_EQ(sched_getaffinity(0, sizeof set, &set), 0);
+        return set;
+    };
+    const cpu_set_t before = allowed();
+    int last = 0;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
+        if (CPU_ISSET(static_cast<size_t>(cpu), &before)) last = cpu;
+    {
+        const Pinned pinned(last);
+        const cpu_set_t now = allowed();
+        EXPECT_EQ(CPU_COUNT(&now), 1);
+        EXPECT_TRUE(CPU_ISSET(static_cast<size_t>(last), &now));
+        EXPECT_EQ(sched_getcpu(), last);
+    }
+    cpu_set_t after = allowed();
+    EXPECT_TRUE(CPU_EQUAL(&before, &after));
+    for (const int nowhere : {-1, CPU_SETSIZE}) {
+        const Pinned pinned(nowhere);
+        after = allowed();
+        EXPECT_TRUE(CPU_EQUAL(&before, &after)) << nowhere;
+    }
 }
 
 TEST(Error, ContextStandsInFront) {

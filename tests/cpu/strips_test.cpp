@@ -44,6 +44,7 @@ std::vector<MatrixShape> packed_shapes() {
         shapes.push_back({Format::kE4M3, kRows, kCols, scales, 16, 128});
         shapes.push_back({Format::kE4M3, kRows, kCols, scales, 1 << 20, 1 << 20});
     }
+    shapes.push_back({Format::kE4M3, kRows, kCols, Format::kE8M0, 1, 128});
     shapes.push_back({Format::kE2M1Pair, kRows, kCols, Format::kE8M0, 1, 32});
     shapes.push_back({Format::kE2M1Pair, kRows, kCols, Format::kE4M3, 1, 16, false, 1.7e-4f});
     shapes.push_back({Format::kInt4Pair, kRows, kCols, Format::kBF16, 1, 128});
@@ -86,6 +87,22 @@ TEST(StripLayout, HoldsTheNumbersOfTheRows) {
         const Packed packed(shape, 1);
         ASSERT_EQ(packed.strips.layout, Layout::kStrips) << to_string(shape);
         EXPECT_EQ(quant::decode_matrix(packed.strips), quant::decode_matrix(packed.rows.view())) << to_string(shape);
+    }
+}
+
+/// Converted models keep the format and the scales of the packed form, and derive all else of it again.
+TEST(StripLayout, IsTheSameMadeFromItsOwnFormat) {
+    for (const MatrixShape& shape : packed_shapes()) {
+        const Packed packed(shape, 1);
+        Matrix again = packed.strips;
+        again.layout = Layout::kRows;
+        again.row_bytes = quant::bytes_of(again.format, again.cols);
+        if (again.format == Format::kE4M3 || again.format == Format::kE2M1Pair || again.format == Format::kInt4Pair)
+            again.scales = packed.bytes.data();
+        again = quant::packed_form(again);
+        EXPECT_EQ(again.layout, Layout::kStrips) << to_string(shape);
+        EXPECT_EQ(again.strip_bytes, packed.strips.strip_bytes) << to_string(shape);
+        EXPECT_EQ(again.scale_in_strip, packed.strips.scale_in_strip) << to_string(shape);
     }
 }
 

@@ -32,8 +32,8 @@ const std::string kDemo = THERMOCLINE_SOURCE_DIR "/models/demo";
 /// A model converted into a directory that goes away with the object.
 class Converted {
 public:
-    explicit Converted(const std::string& source, int threads = 2) {
-        engine::convert({.model = source, .destination = path(), .threads = threads});
+    explicit Converted(const std::string& source, int threads = 2, int32_t layers = 0) {
+        engine::convert({.model = source, .destination = path(), .layers = layers, .threads = threads});
     }
     fs::path path() const { return folder_.path() / "converted"; }
     std::string text(const char* name) const { return read_text(path() / name); }
@@ -126,6 +126,39 @@ TEST(Convert, EveryFormatStaysBitEqual) {
         expect_bit_equal(golden_model(name));
     expect_bit_equal(golden_model("e3-gguf-q4_k-q6_k-iq4_xs") + "/model.gguf");
     expect_bit_equal(tiny::model_path());  // odd shapes: nothing has strips
+}
+
+TEST(Convert, KeepsTheFirstLayers) {
+    const std::string e3 = golden_model("e3-gguf-q4_k-q6_k-iq4_xs") + "/model.gguf";
+    for (const std::string& source : {golden_model("b-official-fp8-fp4"), e3, kDemo}) {
+        const Converted one(source, 2, 1), all(source, 2, 1000);
+        const Loaded a(source, {.layers = 1}), b(one.path().string(), {});
+        expect_same_plan(a.model->trunk, b.model->trunk);
+        EXPECT_FALSE(b.model->mtp);
+        EXPECT_EQ(a.logits(), b.logits());
+        EXPECT_EQ(model::inspect(b.model->checkpoint).layers, 1);
+        EXPECT_EQ(model::inspect(b.model->checkpoint).problems, std::vector<std::string>{});
+        EXPECT_EQ(parse_json(all.text("config.json"), "a"), Loaded(source, {}).model->checkpoint.config);
+    }
+}
+
+/// Scales beside the codes are no tensors of their own there, but bytes.
+TEST(Convert, InspectCountsScalesBesideTheCodes) {
+    const Converted converted(golden_model("b-official-fp8-fp4"));
+    const model::Checkpoint checkpoint = model::open_checkpoint(converted.path().string());
+    int64_t codes = 0, scales = 0;
+    for (const auto& [name, entry] : checkpoint.weights.tensors) {
+        codes += entry.bytes;
+        if (!entry.converted || !entry.converted->scales) continue;
+        const quant::Matrix& m = *entry.converted;
+        scales += (m.rows + m.scale_rows - 1) / m.scale_rows * m.scale_stride;
+    }
+    EXPECT_GT(scales, 0);
+    const model::Report report = model::inspect(checkpoint);
+    EXPECT_EQ(report.bytes, codes + scales);
+    int64_t formats = 0;
+    for (const model::Report::FormatLine& line : report.formats) formats += line.bytes;
+    EXPECT_EQ(formats, report.bytes);
 }
 
 TEST(Convert, DemoModelStaysBitEqual) { expect_bit_equal(kDemo); }
