@@ -27,17 +27,18 @@ int64_t padded(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 /// Hands out stretches of memory one after the other; from nothing it only counts.
 class Stretch {
 public:
-    explicit Stretch(std::byte* at) : begin_(at), at_(at) {}
+    explicit Stretch(std::byte* begin) : begin_(begin) {}
     template <typename T>
     T* take(int64_t count) {
-        std::byte* taken = at_;
-        at_ += padded(count * static_cast<int64_t>(sizeof(T)));
+        std::byte* taken = begin_ == nullptr ? nullptr : begin_ + bytes_;
+        bytes_ += padded(count * static_cast<int64_t>(sizeof(T)));
         return reinterpret_cast<T*>(taken);
     }
-    int64_t bytes() const { return at_ - begin_; }
+    int64_t bytes() const { return bytes_; }
 
 private:
-    std::byte *begin_, *at_;
+    std::byte* begin_;
+    int64_t bytes_ = 0;
 };
 
 int64_t rows_of(const ops::SlotSpec& slot, const ExecutorLimits& limits) {

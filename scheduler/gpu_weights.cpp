@@ -22,30 +22,35 @@ std::set<ops::MatrixId> dense_matrices(const ops::Plan& plan) {
     return ids;
 }
 
-/// Lays everything out from `at` on; without memory to lay it into this only counts.
+/// Lays everything out from `begin` on; without memory to lay it into it only counts.
 class Layout {
 public:
-    explicit Layout(std::byte* at) : begin_(at), at_(at) {}
+    explicit Layout(std::byte* begin) : begin_(begin) {}
 
     quant::Matrix add(const quant::Matrix& matrix) {
-        const quant::Matrix placed = cuda::place(matrix, at_, copies);
-        at_ += cuda::placed_bytes(matrix);
-        return placed;
+        std::byte* at = take(cuda::placed_bytes(matrix));
+        return at == nullptr ? matrix : cuda::place(matrix, at, copies);
     }
     template <typename T>
     const T* add(const std::vector<T>& values) {
         const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
-        copies.push_back({reinterpret_cast<const std::byte*>(values.data()), at_, bytes});
-        const std::byte* placed = at_;
-        at_ += (bytes + cuda::kAlignment - 1) / cuda::kAlignment * cuda::kAlignment;
-        return reinterpret_cast<const T*>(placed);
+        std::byte* at = take(bytes);
+        if (at != nullptr) copies.push_back({reinterpret_cast<const std::byte*>(values.data()), at, bytes});
+        return reinterpret_cast<const T*>(at);
     }
-    int64_t bytes() const { return at_ - begin_; }
+    int64_t bytes() const { return bytes_; }
 
     std::vector<cuda::Copy> copies;
 
 private:
-    std::byte *begin_, *at_;
+    std::byte* take(int64_t bytes) {
+        std::byte* taken = begin_ == nullptr ? nullptr : begin_ + bytes_;
+        bytes_ += (bytes + cuda::kAlignment - 1) / cuda::kAlignment * cuda::kAlignment;
+        return taken;
+    }
+
+    std::byte* begin_;
+    int64_t bytes_ = 0;
 };
 
 cuda::Weights lay_out(const ops::Plan& plan, Layout& layout) {
