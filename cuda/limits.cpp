@@ -13,6 +13,8 @@ template <typename... Steps>
 struct Cases : Steps... {
     using Steps::operator()...;
 };
+template <typename... Steps>
+Cases(Steps...) -> Cases<Steps...>;  // clang 14 does not deduce aggregates
 
 }  // namespace
 

@@ -11,10 +11,12 @@
 
 // ThreadSanitizer follows a thread by its stack, so it wants to be told of fibers. Null in builds without it.
 extern "C" {
+// NOLINTBEGIN(bugprone-reserved-identifier)
 [[gnu::weak]] void* __tsan_get_current_fiber();
 [[gnu::weak]] void* __tsan_create_fiber(unsigned flags);
 [[gnu::weak]] void __tsan_destroy_fiber(void* fiber);
 [[gnu::weak]] void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+// NOLINTEND(bugprone-reserved-identifier)
 }
 
 namespace thermocline::cuda::emulation {
@@ -199,8 +201,8 @@ const Block::Given* Block::exchange(int thread, Collective kind, const void* byt
     warp.arrived = 0;
     ++warp.round;
     ++progress;
-    for (int lane = 0; lane < kWarp; ++lane)
-        threads_[static_cast<size_t>(thread / kWarp * kWarp + lane)].waiting = false;
+    const auto first = static_cast<size_t>(thread) / kWarp * kWarp;
+    for (size_t lane = 0; lane < kWarp; ++lane) threads_[first + lane].waiting = false;
     return given;
 }
 
