@@ -73,7 +73,7 @@ public:
 
     /// Waits for all threads of the block; what they wrote before is seen after.
     void sync() { block_.barrier(id_); }
-    void sync_warp() { block_.exchange(id_, Collective::kBarrier, nullptr, 0); }
+    void sync_warp() { block_.exchange(id_, Collective::kBarrier, "", 1); }
 
     template <typename T>
     T shuffle(T value, int lane) {
