@@ -362,7 +362,8 @@ void GpuExecutor::abandon() noexcept {
     for (const Handoff& handoff : handoffs_) raise(handoff.done);
     try {
         stream_->wait(patience_few_);
-    } catch (const Error&) {  // the card is lost; the next pass will say so
+    } catch (const Error&) {  // the card is slow or lost; the next pass will say so
+        unfinished_ = true;
     }
 }
 
@@ -393,6 +394,8 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
     const auto patience = batch.rows() <= kGraphRows ? patience_few_ : patience_many_;
     const auto deadline = Clock::now() + patience;
     if (routing_ != nullptr) routing_->ids.clear();
+    if (unfinished_) stream_->wait(patience_many_);  // an earlier pass that was given up
+    unfinished_ = false;
     lower_flags();
     try {
         upload(batch, streams_in);

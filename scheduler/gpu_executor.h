@@ -119,6 +119,7 @@ private:
     std::span<float> shared_, per_worker_;
 
     std::map<std::pair<int64_t, int64_t>, std::unique_ptr<cuda::Graph>> graphs_;  // by rows and outputs
+    bool unfinished_ = false;  // the card may still work on a pass that was given up
     ops::Cost last_cost_;
     StepProfile* profile_ = nullptr;
     RoutingRecord* routing_ = nullptr;

@@ -100,7 +100,7 @@ public:
     void wait_for(const Flag* flag) override {
         add([this, flag] {
             const std::atomic_ref<uint64_t> seen(const_cast<Flag*>(flag)->value);
-            while (seen.load(std::memory_order_acquire) == 0 && !state_.lost && !abandoned_) std::this_thread::yield();
+            while (seen.load(std::memory_order_acquire) == 0 && !state_.lost) std::this_thread::yield();
         });
     }
     void begin_recording() override {
@@ -123,11 +123,8 @@ public:
     void wait(std::chrono::milliseconds limit) override {
         {
             std::unique_lock lock(mutex_);
-            if (!changed_.wait_for(lock, limit, [&] { return (queue_.empty() && !busy_) || state_.lost; })) {
-                abandoned_ = true;
-                queue_.clear();
+            if (!changed_.wait_for(lock, limit, [&] { return (queue_.empty() && !busy_) || state_.lost; }))
                 fail("GPU ", state_.config.index, " (emulated): no answer within ", limit.count(), " ms");
-            }
         }
         state_.check();
     }
@@ -169,7 +166,6 @@ private:
     std::condition_variable changed_;
     std::deque<Work> queue_;
     bool busy_ = false, ending_ = false;
-    std::atomic<bool> abandoned_{false};
     std::thread thread_;  // last: it uses all of the above
 };
 
