@@ -34,7 +34,8 @@ void choose_experts(const KernelTable& kernels, const float* scores, const float
     }
 }
 
-/// The batch sorted by expert: which (row, weight) pairs each expert serves. Lives in the step's shared scratch.
+/// The batch sorted by expert: which (row, weight) pairs each expert serves. Pairs with expert -1 are somebody else's.
+/// Lives in the step's shared scratch.
 struct Dispatch {
     int32_t* begin;   // [experts + 1] pairs of expert e are begin[e] .. begin[e + 1]
     int32_t* row;     // [pairs]
@@ -59,14 +60,17 @@ Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& s
 
     std::fill(d.begin, d.begin + experts + 2, 0);
     for (int64_t t = 0; t < rows; ++t)
-        for (int32_t k = 0; k < s.top_k; ++k) ++d.begin[f.int_row(s.ids, t)[k] + 2];
+        for (int32_t k = 0; k < s.top_k; ++k)
+            if (f.int_row(s.ids, t)[k] >= 0) ++d.begin[f.int_row(s.ids, t)[k] + 2];
     for (int64_t e = 0; e < experts; ++e) {
         if (d.begin[e + 2] > 0) d.active[d.active_count++] = static_cast<int32_t>(e);
         d.begin[e + 2] += d.begin[e + 1];
     }
     for (int64_t t = 0; t < rows; ++t)
         for (int32_t k = 0; k < s.top_k; ++k) {
-            const int32_t pair = d.begin[f.int_row(s.ids, t)[k] + 1]++;
+            const int32_t expert = f.int_row(s.ids, t)[k];
+            if (expert < 0) continue;
+            const int32_t pair = d.begin[expert + 1]++;
             d.row[pair] = static_cast<int32_t>(t);
             d.weight[pair] = f.row(s.weights, t)[k];
         }
@@ -98,8 +102,9 @@ void run(const ops::Route& s, const Frame& f) noexcept {
 
 void run(const ops::Experts& s, const Frame& f) noexcept {
     const ops::ExpertSet& set = f.plan.experts[static_cast<size_t>(s.experts)];
-    const int64_t rows = f.batch.rows(), pairs = rows * s.top_k;
+    const int64_t rows = f.batch.rows();
     const Dispatch d = dispatch(s, f, set);
+    const int64_t pairs = d.begin[set.w1.size()];
 
     // All matrices of a set are of one kind (memory/packed_weights.cpp).
     const InputForm form_x(set.w1[0], s.rounding, f.kernels), form_h(set.w2[0], s.rounding, f.kernels);

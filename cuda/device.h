@@ -46,10 +46,9 @@ public:
 
     /// Between any two of: pinned host memory, memory of the card.
     virtual void copy(void* to, const void* from, int64_t bytes) = 0;
-    /// Sets memory of the card to zero.
-    virtual void clear(void* to, int64_t bytes) = 0;
     /// Goes on once the flag is raised (its value is not 0).
     virtual void wait_for(const Flag* flag) = 0;
+
     /// From here to end_recording() work is recorded, not done.
     virtual void begin_recording() = 0;
     virtual std::unique_ptr<Graph> end_recording() = 0;
@@ -61,6 +60,10 @@ public:
     virtual void wait(std::chrono::milliseconds limit) = 0;
 };
 
+/// Every piece of memory of a card begins at a multiple of so many bytes.
+inline constexpr int64_t kAlignment = 256;
+constexpr int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
 class Device {
 public:
     virtual ~Device() = default;
@@ -70,12 +73,16 @@ public:
     /// Bytes that allocate() could still give.
     virtual int64_t free_bytes() = 0;
 
-    /// Memory of the card, aligned to 256 bytes, its content undefined.
+    /// Memory of the card, aligned to kAlignment, its content undefined.
     virtual std::byte* allocate(int64_t bytes) = 0;
     virtual void release(std::byte* memory) noexcept = 0;
     /// Host memory that the card reaches at the same address, zeroed.
     virtual std::byte* allocate_pinned(int64_t bytes) = 0;
     virtual void release_pinned(std::byte* memory) noexcept = 0;
+    /// Locks memory of the host, [bytes], in its place, so that copies of it run beside everything else. Not needed for
+    /// a copy, but without it the caller waits.
+    virtual void pin(std::byte* memory, int64_t bytes) = 0;
+    virtual void unpin(std::byte* memory) noexcept = 0;
 
     virtual std::unique_ptr<Stream> new_stream() = 0;
 };
@@ -122,6 +129,21 @@ private:
 };
 using DeviceMemory = Memory<false>;
 using PinnedMemory = Memory<true>;
+
+/// Memory of the host that stays pinned in its place for the life of this object.
+class Pin {
+public:
+    Pin(Device& device, std::byte* memory, int64_t bytes) : device_(device), memory_(memory) {
+        device.pin(memory, bytes);
+    }
+    ~Pin() { device_.unpin(memory_); }
+    Pin(const Pin&) = delete;
+    Pin& operator=(const Pin&) = delete;
+
+private:
+    Device& device_;
+    std::byte* memory_;
+};
 
 /// Opens a card of find_devices(): its contexts, modules, and the way its streams wait for flags, which is tried out.
 std::unique_ptr<Device> open_device(int index);

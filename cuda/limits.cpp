@@ -20,26 +20,30 @@ Cases(Steps...) -> Cases<Steps...>;  // clang 14 does not deduce aggregates
 
 std::string why_not(const ops::Plan& plan, const ops::Step& step) {
     return std::visit(
-        Cases{[&](const auto& s) { return why_not(plan, s); }, [&](const ops::Linear& s) { return why_not(plan, s); },
-              [](const ops::Experts&) { return std::string("routed experts are played by the scheduler"); },
-              [](const ops::Embed&) { return std::string(); }, [](const ops::RmsNorm&) { return std::string(); },
-              [](const ops::Rope&) { return std::string(); }, [](const ops::SwiGlu&) { return std::string(); },
-              [](const ops::Add&) { return std::string(); }, [](const ops::TakeRows&) { return std::string(); }},
+        Cases{[&](const auto& s) { return why_not(plan, s); }, [](const ops::Embed&) { return std::string(); },
+              [](const ops::RmsNorm&) { return std::string(); }, [](const ops::Rope&) { return std::string(); },
+              [](const ops::SwiGlu&) { return std::string(); }, [](const ops::Add&) { return std::string(); },
+              [](const ops::TakeRows&) { return std::string(); }},
         step);
+}
+
+int64_t step_scratch_bytes(const ops::Plan& plan, const ops::Step& step, int64_t max_rows, int64_t max_outputs) {
+    const int64_t bytes = std::visit(Cases{[](const auto&) { return int64_t{0}; },
+                                           [&](const ops::Linear& s) {
+                                               const bool tokens =
+                                                   plan.slots[static_cast<size_t>(s.out)].rows == ops::Rows::kTokens;
+                                               return linear_scratch(plan, s, tokens ? max_rows : max_outputs);
+                                           },
+                                           [&](const ops::SelectEntries& s) { return select_scratch(s, max_rows); },
+                                           [&](const ops::Attention& s) { return attention_scratch(s, max_rows); }},
+                                     step);
+    return aligned(bytes);
 }
 
 int64_t scratch_bytes(const ops::Plan& plan, int64_t max_rows, int64_t max_outputs) {
     int64_t most = 0;
     for (const ops::Step& step : plan.steps)
-        most = std::max(most, std::visit(Cases{[](const auto&) { return int64_t{0}; },
-                                               [&](const ops::Linear& s) {
-                                                   const auto& out = plan.slots[static_cast<size_t>(s.out)];
-                                                   const bool tokens = out.rows == ops::Rows::kTokens;
-                                                   return linear_scratch(plan, s, tokens ? max_rows : max_outputs);
-                                               },
-                                               [&](const ops::SelectEntries& s) { return select_scratch(s, max_rows); },
-                                               [&](const ops::Attention& s) { return attention_scratch(s, max_rows); }},
-                                         step));
+        most = std::max(most, step_scratch_bytes(plan, step, max_rows, max_outputs));
     return most;
 }
 

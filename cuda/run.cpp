@@ -2,7 +2,6 @@
 #include "cuda/run.h"
 
 #include "cuda/kernels/list.h"
-#include "src/base/check.h"
 
 #include <algorithm>
 
@@ -53,8 +52,6 @@ void run(const ops::SwiGlu& s, const Frame& f) {
     launch(f.stream, {.x = blocks_for(count, 256)},
            SwiGlu{f.slot(s.gate), f.slot(s.up), f.slot(s.out), count, s.limit});
 }
-
-void run(const ops::Experts&, const Frame&) { check_failed(__FILE__, __LINE__, "routed experts on a card"); }
 
 void run(const ops::Add& s, const Frame& f) {
     const int64_t width = f.cols(s.y);

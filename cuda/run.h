@@ -4,9 +4,11 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/variants.h"
 #include "src/ops/plan.h"
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -47,6 +49,31 @@ struct Batch {
     int64_t rows, outputs, segment_count, cache_count;
 };
 
+/// Pairs of rows and experts, sorted by expert: those whose experts lie on the card. Memory of the card.
+struct PairLists {
+    int32_t* slots;  // [experts or pairs] where each expert lies that has pairs, in ascending order of experts
+    int32_t* begin;  // [the same + 1] first of its pairs
+    int32_t* pairs;  // [pairs] ascending within an expert
+    int32_t* count;  // [2] experts that have pairs here; pairs whose experts are elsewhere
+};
+
+inline constexpr int kMultipliers = 4;  // of a slot: of w1, w3, w2; one is not used
+
+/// The experts of one set that lie on a card: each in a slot, w1, w3 and w2 at the same places in all.
+struct ExpertSlots {
+    quant::Matrix w1, w3, w2;            // in slot 0; their multipliers do not count
+    int64_t slot_bytes = 0;              // from one slot to the next
+    const int32_t* slot_of = nullptr;    // [experts] -1: not here; null: none of the set is
+    const float* multipliers = nullptr;  // [slots, kMultipliers] of w1, w3, w2
+};
+
+/// What the experts that lie on a card need besides scratch memory, from a job to the sum.
+struct PairsMemory {
+    PairLists lists;
+    uint16_t *x, *h;  // vectors for w1 and w3, for w2
+    float* sums;      // of pairs: gate and up, then what w2 makes
+};
+
 /// Everything a step may touch, in the memory of the card unless said otherwise.
 struct Frame {
     const ops::Plan& plan;   // of the host
@@ -57,6 +84,10 @@ struct Frame {
     const float* embeddings;  // [rows, embedding width], copied in before
     std::byte* scratch;       // [scratch_bytes()]
     Stream& stream;
+    const ExpertSlots* expert_slots = nullptr;  // host array of [plan.experts]; null: no expert lies here
+    PairsMemory pairs = {};
+    uint32_t* tickets = nullptr;  // [kMostSiteRows of fused.h], 0 between kernels; null: no fused sites
+    Variants variants = {};
 
     float* slot(ops::Slot id) const { return slots[static_cast<size_t>(id)]; }
     int64_t cols(ops::Slot id) const { return plan.slots[static_cast<size_t>(id)].cols; }
@@ -68,14 +99,32 @@ struct Frame {
     }
 };
 
-/// Why no kernel plays this step, in a clause; empty: one does. Experts are the business of the scheduler.
+/// Why no kernel plays this step, in a clause; empty: one does. Of experts: those that lie here.
 std::string why_not(const ops::Plan& plan, const ops::Step& step);
 
-/// Bytes of scratch that the steps of `plan` need for batches of `max_rows` rows.
+/// Bytes of scratch that one step needs for so many rows, rounded up so that others may lie behind.
+int64_t step_scratch_bytes(const ops::Plan& plan, const ops::Step& step, int64_t max_rows, int64_t max_outputs);
+/// Bytes of scratch that the steps of `plan` need, one after the other, for batches of `max_rows` rows.
 int64_t scratch_bytes(const ops::Plan& plan, int64_t max_rows, int64_t max_outputs);
 
 /// Rotation tables of the batch, before the first step.
 void rotations(const Frame& frame);
+
+/// How a Linear wants its input, which prepare() writes to scratch; steps that want the same of the same slot may share
+/// it.
+struct InputForm {
+    int pieces = 0;        // of bf16 per number; 0: float32
+    bool rounded = false;  // to e4m3
+    int64_t width = 0;     // of a vector
+    bool any = false;      // false: the slot as it is
+    bool codes = false;    // bytes of e4m3 and their scales
+
+    bool operator==(const InputForm&) const = default;
+};
+InputForm input_form(const ops::Linear&, const Frame&);
+/// The two halves of a Linear: its input to frame.scratch, and the product of what lies there.
+void prepare(const ops::Linear&, const Frame&);
+void multiply(const ops::Linear&, const Frame&);
 
 void run(const ops::Embed&, const Frame&);
 void run(const ops::Linear&, const Frame&);
@@ -90,9 +139,29 @@ void run(const ops::SelectEntries&, const Frame&);
 void run(const ops::Attention&, const Frame&);
 void run(const ops::StoreWindow&, const Frame&);
 void run(const ops::Route&, const Frame&);
-[[noreturn]] void run(const ops::Experts&, const Frame&);  // CHECKs: why_not() said so
+/// The experts that lie here; sum_experts() fetches what they made.
+void run(const ops::Experts&, const Frame&);
 void run(const ops::SwiGlu&, const Frame&);
 void run(const ops::Add&, const Frame&);
 void run(const ops::TakeRows&, const Frame&);
+
+/// Where the job of one Experts step goes, in pinned memory of the host.
+struct HostJob {
+    float* x;          // [rows, hidden]
+    int32_t* ids;      // [rows, top_k] -1: of the card
+    float* weights;    // [rows, top_k]
+    int32_t* chosen;   // [rows, top_k] all
+    Flag *job, *done;  // raised by the card (kJob or kNothingToDo), by the CPU
+};
+
+/// Divides the pairs of rows and experts between card and CPU, sends the CPU its job and raises the flag.
+void send_job(const ops::Experts&, const Frame&, const HostJob&);
+
+/// out = `host`, what the CPU made of its pairs, [rows, cols of out] + what the card made of the others + shared
+/// (kNone: nothing). Comes after run() and, in the stream, after the CPU's flag.
+void sum_experts(const ops::Experts&, const Frame&, const float* host, ops::Slot shared, ops::Slot out);
+
+/// For batches of up to `max_rows` rows; take(bytes) gives memory of the card.
+PairsMemory pairs_memory(const ops::Plan& plan, int64_t max_rows, const std::function<std::byte*(int64_t)>& take);
 
 }  // namespace thermocline::cuda

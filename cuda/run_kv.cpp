@@ -1,4 +1,5 @@
 // Steps that round keys and put them into rings (deepseek-v4.md 3.1, 6.1) on a card.
+#include "cuda/fused.h"
 #include "cuda/kernels/list.h"
 #include "cuda/run.h"
 #include "cuda/scratch.h"
@@ -6,8 +7,6 @@
 namespace thermocline::cuda {
 
 namespace {
-
-constexpr int kThreads = 128;
 
 const ops::CacheSpec& cache(const ops::Plan& plan, ops::CacheId id) { return plan.caches[static_cast<size_t>(id)]; }
 
@@ -27,11 +26,7 @@ std::string why_not(const ops::Plan& plan, const ops::StoreWindow& s) {
     return why_not_keys(s.width, cache(plan, s.window_cache).rope);
 }
 
-void run(const ops::RoundKv& s, const Frame& f) {
-    const int64_t runs = f.rows(s.x) * f.cols(s.x) / s.width, warps = kThreads / kWarp;
-    launch(f.stream, {.x = (runs + warps - 1) / warps, .threads = kThreads},
-           RoundKv{f.slot(s.x), runs, s.width, s.rope, s.format, s.hadamard});
-}
+void run(const ops::RoundKv& s, const Frame& f) { run(VectorSteps{.round = &s}, f); }
 
 void run(const ops::StoreWindow& s, const Frame& f) {
     const ops::CacheSpec& spec = cache(f.plan, s.window_cache);

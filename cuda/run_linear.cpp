@@ -1,5 +1,6 @@
 // Linear: which kernel takes which matrix.
 #include "cuda/kernels/list.h"
+#include "cuda/packed.h"
 #include "cuda/run.h"
 #include "cuda/scratch.h"
 
@@ -9,13 +10,7 @@ namespace thermocline::cuda {
 
 namespace {
 
-using quant::Format;
-
 constexpr int64_t kFew = 32;  // vectors: above, a kernel that keeps vectors in shared memory
-
-bool is_packed(const quant::Matrix& w) {
-    return w.layout == quant::Layout::kStrips && w.format != Format::kF32 && w.format != Format::kF16;
-}
 
 template <typename Codes, int kPieces>
 void multiply(const PackedProduct& product, Stream& stream) {
@@ -43,33 +38,16 @@ void multiply(const PackedProduct& product, Stream& stream) {
            Many{product});
 }
 
-template <typename Codes>
-void multiply(const PackedProduct& product, int pieces, Stream& stream) {
-    if (pieces == 1)
-        multiply<Codes, 1>(product, stream);
-    else
-        multiply<Codes, 2>(product, stream);
+void multiply_codes(const ops::Linear& s, const Frame& f, const quant::Matrix& w, int64_t vectors) {
+    const int warps = static_cast<int>(std::min<int64_t>(w.cols / quant::kStripBlock, FewVectorsMx::kMostWarps));
+    const auto* codes = reinterpret_cast<const uint8_t*>(f.scratch);
+    launch(f.stream,
+           {.x = w.rows / quant::kStripRows,
+            .y = (vectors + FewVectorsMx::kVectors - 1) / FewVectorsMx::kVectors,
+            .threads = warps * kWarp,
+            .shared_bytes = FewVectorsMx::shared_bytes(warps)},
+           FewVectorsMx{w, codes, codes + vectors * s.groups * w.cols, f.slot(s.out), vectors, s.groups});
 }
-
-void multiply_packed(const PackedProduct& product, int pieces, Stream& stream) {
-    const quant::Matrix& w = product.w;
-    switch (w.format) {
-        case Format::kE4M3:
-            return multiply<E4M3Codes>(product, pieces, stream);
-        case Format::kE2M1Pair:
-            if (w.scale_format == Format::kE8M0) return multiply<Mxfp4Codes>(product, pieces, stream);
-            return multiply<Nvfp4Codes>(product, pieces, stream);
-        case Format::kInt4Pair:
-            if (w.scale_cols == 32) return multiply<Int4Codes<32>, 2>(product, stream);
-            return multiply<Int4Codes<128>, 2>(product, stream);
-        case Format::kQ8_0:
-            return multiply<Q8Codes, 2>(product, stream);
-        default:
-            return multiply<Bf16Codes, 2>(product, stream);
-    }
-}
-
-int64_t groups_of_columns(int64_t width) { return (width + kRoundedColumns - 1) / kRoundedColumns; }
 
 }  // namespace
 
@@ -96,29 +74,56 @@ int64_t linear_scratch(const ops::Plan& plan, const ops::Linear& step, int64_t m
     return max_rows * plan.slots[static_cast<size_t>(step.in)].cols * 4;  // two bf16 or one float32 a number
 }
 
-void run(const ops::Linear& s, const Frame& f) {
+InputForm input_form(const ops::Linear& s, const Frame& f) {
     const quant::Matrix& w = f.weights.matrices[static_cast<size_t>(s.weight)];
+    const bool packed = is_packed(w), rounded = s.rounding == ops::InputRounding::kE4M3;
+    if (!packed && !rounded) return {};
+    if (f.variants.mx_products && packed && rounded && w.format == Format::kE2M1Pair &&
+        w.scale_format == Format::kE8M0 && f.rows(s.in) * s.fold <= kFew)
+        return {.rounded = true, .width = w.cols, .any = true, .codes = true};
+    return {packed ? pieces_for(w, s.rounding) : 0, rounded, w.cols, true, false};
+}
+
+void prepare(const ops::Linear& s, const Frame& f) {
+    const InputForm form = input_form(s, f);
+    const int64_t vectors = f.rows(s.in) * s.fold * s.groups;
+    if (!form.any || vectors == 0) return;
+    if (form.codes) {
+        auto* codes = reinterpret_cast<uint8_t*>(f.scratch);
+        launch(f.stream, {.x = vectors, .y = form.width / quant::kStripBlock, .threads = kWarp},
+               PrepareCodes{f.slot(s.in), codes, codes + vectors * form.width, form.width});
+        return;
+    }
+    const bool floats = form.pieces == 0;
+    launch(
+        f.stream, {.x = vectors, .y = column_groups(form.width), .threads = kWarp},
+        PrepareVectors{f.slot(s.in), floats ? nullptr : reinterpret_cast<uint16_t*>(f.scratch),
+                       floats ? reinterpret_cast<float*>(f.scratch) : nullptr, form.width, form.pieces, form.rounded});
+}
+
+void multiply(const ops::Linear& s, const Frame& f) {
+    const quant::Matrix& w = f.weights.matrices[static_cast<size_t>(s.weight)];
+    const InputForm form = input_form(s, f);
     const int64_t vectors = f.rows(s.in) * s.fold;
     if (vectors == 0) return;
-    const bool packed = is_packed(w), rounded = s.rounding == ops::InputRounding::kE4M3;
-    // A rounded number is exact in one bf16; the kernels for formats that are not trained so take two all the same.
-    const int pieces = rounded && (w.format == Format::kE4M3 || w.format == Format::kE2M1Pair) ? 1 : 2;
-    if (packed || rounded)
-        launch(f.stream, {.x = vectors * s.groups, .y = groups_of_columns(w.cols), .threads = kWarp},
-               PrepareVectors{f.slot(s.in), packed ? reinterpret_cast<uint16_t*>(f.scratch) : nullptr,
-                              packed ? nullptr : reinterpret_cast<float*>(f.scratch), w.cols, pieces, rounded});
-    if (packed) {
-        multiply_packed({w, reinterpret_cast<const uint16_t*>(f.scratch), f.slot(s.out), vectors, s.groups}, pieces,
-                        f.stream);
-        return;
+    if (form.codes) return multiply_codes(s, f, w, vectors);
+    if (form.pieces > 0) {
+        const PackedProduct product{w, reinterpret_cast<const uint16_t*>(f.scratch), f.slot(s.out), vectors, s.groups};
+        return with_codes(w, form.pieces,
+                          [&]<typename Codes, int kPieces>() { multiply<Codes, kPieces>(product, f.stream); });
     }
     constexpr int kWarps = 4;
     launch(f.stream,
            {.x = (w.rows + kWarps - 1) / kWarps,
             .y = (vectors + RowProduct::kVectors - 1) / RowProduct::kVectors,
             .threads = kWarps * kWarp},
-           RowProduct{w, rounded ? reinterpret_cast<const float*>(f.scratch) : f.slot(s.in), f.slot(s.out), vectors,
+           RowProduct{w, form.any ? reinterpret_cast<const float*>(f.scratch) : f.slot(s.in), f.slot(s.out), vectors,
                       s.groups});
+}
+
+void run(const ops::Linear& s, const Frame& f) {
+    prepare(s, f);
+    multiply(s, f);
 }
 
 }  // namespace thermocline::cuda

@@ -23,9 +23,13 @@ std::string why_not(const ops::Plan& plan, const ops::Attention& step);
 std::string why_not(const ops::Plan& plan, const ops::StoreWindow& step);
 std::string why_not(const ops::Plan& plan, const ops::Route& step);
 std::string why_not(const ops::Plan& plan, const ops::Linear& step);
+std::string why_not(const ops::Plan& plan, const ops::Experts& step);
 
 /// The same for what all steps ask of keys with `width` channels, the last `rope` of them rotary.
 std::string why_not_keys(int64_t width, int64_t rope);
+
+/// Runs of columns that share a scale when a vector is rounded to e4m3.
+inline int64_t column_groups(int64_t width) { return (width + 127) / 128; }
 
 /// Bytes of scratch for `max_rows` rows.
 int64_t linear_scratch(const ops::Plan& plan, const ops::Linear& step, int64_t max_rows);

@@ -1,5 +1,6 @@
 #include "cuda/weights.h"
 
+#include "cuda/device.h"
 #include "src/quant/strips.h"
 
 #include <algorithm>
@@ -9,8 +10,6 @@ namespace thermocline::cuda {
 namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
 
 int64_t code_bytes(const quant::Matrix& m) {
     if (m.layout == quant::Layout::kStrips) return m.rows / quant::kStripRows * m.strip_bytes;

@@ -22,6 +22,4 @@ quant::Matrix place(const quant::Matrix& matrix, std::byte* at, std::vector<Copy
 /// Bytes that place() takes, a multiple of kAlignment.
 int64_t placed_bytes(const quant::Matrix& matrix);
 
-inline constexpr int64_t kAlignment = 256;
-
 }  // namespace thermocline::cuda

@@ -36,6 +36,8 @@ public:
     static std::optional<Arena> reserved(int64_t bytes, std::span<const Slice> slices);
 
     std::byte* slice(int64_t index) const { return pages_.bytes().data() + index * stride_; }
+    /// All slices.
+    std::span<std::byte> bytes() const { return pages_.bytes(); }
     /// From the start of a slice to that of the next.
     int64_t stride() const { return stride_; }
     /// Of a page set aside; 0: transparent.

@@ -28,6 +28,7 @@ public:
     int64_t bytes() const { return bytes_; }
     /// Where they lie; null if there are none.
     const Arena* arena() const { return arena_ ? &*arena_ : nullptr; }
+    std::span<std::byte> memory() const { return arena_ ? arena_->bytes() : std::span<std::byte>(); }
     /// Of the matrices that stayed as they lie.
     int64_t unpacked_bytes() const { return unpacked_bytes_; }
 

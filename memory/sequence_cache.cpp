@@ -162,6 +162,19 @@ void SequenceCache::clear() {
     for (Store& store : stores_) store.first_valid = 0;
 }
 
+template <typename Body>
+void SequenceCache::for_entries(int64_t begin, int64_t end, Body body) {
+    for (size_t i = 0; i < stores_.size(); ++i)
+        if (stores_[i].spec.kind == Kind::kEntries)
+            for_rows(i, begin / stores_[i].spec.ratio, end / stores_[i].spec.ratio, body);
+}
+
+template <typename Body>
+void SequenceCache::for_tail(int64_t position, Body body) {
+    for (size_t i = 0; i < stores_.size(); ++i)
+        if (stores_[i].spec.kind == Kind::kRing) for_rows(i, stores_[i].oldest_needed(position), position, body);
+}
+
 std::vector<std::byte> SequenceCache::snapshot() {
     SnapshotWriter writer(kSnapshotVersion, fingerprint_);
     writer.number(position_);
@@ -197,6 +210,55 @@ void SequenceCache::restore(std::span<const std::byte> bytes) {
         for_rows(i, store.first_valid, end,
                  [&](std::byte* to, int64_t count) { pages_.write(to, reader.next(count), count); });
     }
+    position_ = position;
+}
+
+std::vector<std::byte> SequenceCache::read_entries(int64_t begin, int64_t end) {
+    CHECK(begin <= end && end <= position_);
+    int64_t size = 0;
+    for_entries(begin, end, [&](const std::byte*, int64_t bytes) { size += bytes; });
+    std::vector<std::byte> out(static_cast<size_t>(size));
+    std::byte* to = out.data();
+    for_entries(begin, end, [&](const std::byte* from, int64_t bytes) {
+        pages_.read(from, to, bytes);
+        to += bytes;
+    });
+    return out;
+}
+
+std::vector<std::byte> SequenceCache::read_tail(int64_t position) {
+    CHECK(can_roll_back(position));
+    int64_t size = 0;
+    for_tail(position, [&](const std::byte*, int64_t bytes) { size += bytes; });
+    std::vector<std::byte> out(static_cast<size_t>(size));
+    std::byte* to = out.data();
+    for_tail(position, [&](const std::byte* from, int64_t bytes) {
+        pages_.read(from, to, bytes);
+        to += bytes;
+    });
+    return out;
+}
+
+void SequenceCache::write_entries(int64_t begin, int64_t end, std::span<const std::byte> bytes) {
+    int64_t size = 0;
+    for_entries(begin, end, [&](const std::byte*, int64_t count) { size += count; });
+    if (std::ssize(bytes) != size)
+        fail("entries of tokens ", begin, " to ", end, ": ", bytes.size(), " bytes, expected ", size);
+    for_entries(begin, end, [&](std::byte* to, int64_t count) {
+        pages_.write(to, bytes.data(), count);
+        bytes = bytes.subspan(static_cast<size_t>(count));
+    });
+}
+
+void SequenceCache::resume_at(int64_t position, std::span<const std::byte> tail) {
+    int64_t size = 0;
+    for_tail(position, [&](const std::byte*, int64_t count) { size += count; });
+    if (std::ssize(tail) != size) fail("tail at token ", position, ": ", tail.size(), " bytes, expected ", size);
+    for_tail(position, [&](std::byte* to, int64_t count) {
+        pages_.write(to, tail.data(), count);
+        tail = tail.subspan(static_cast<size_t>(count));
+    });
+    for (Store& store : stores_) store.first_valid = store.spec.kind == Kind::kRing ? store.oldest_needed(position) : 0;
     position_ = position;
 }
 

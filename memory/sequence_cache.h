@@ -51,6 +51,18 @@ public:
     /// Replaces the state; Error if the bytes are damaged, of another version, or of a plan with other caches.
     void restore(std::span<const std::byte> bytes);
 
+    /// The same in pieces, for a cache of prefixes. Entries that tokens [begin, end) complete, end <= position(): they
+    /// depend on the tokens up to `end` alone.
+    std::vector<std::byte> read_entries(int64_t begin, int64_t end);
+    /// What else a sequence at `position` needs: rows of the rings. CHECKs can_roll_back(position).
+    std::vector<std::byte> read_tail(int64_t position);
+    /// Puts them back: all entries in order from token 0 on, then resume_at the position where they end. Room must have
+    /// been reserved. Error if the number of bytes is wrong; only clear() mends the cache then.
+    void write_entries(int64_t begin, int64_t end, std::span<const std::byte> bytes);
+    void resume_at(int64_t position, std::span<const std::byte> tail);
+
+    /// Of the cache specs: states can be given only to caches of the same.
+    uint64_t fingerprint() const { return fingerprint_; }
     /// Bytes held now.
     int64_t bytes() const;
 
@@ -70,6 +82,11 @@ private:
     /// body(address, bytes) of rows [begin, end) of a cache, those that lie together at once.
     template <typename Body>
     void for_rows(size_t cache, int64_t begin, int64_t end, Body body);
+    /// The same of all entries that tokens [begin, end) complete; of all rows of rings needed at a position.
+    template <typename Body>
+    void for_entries(int64_t begin, int64_t end, Body body);
+    template <typename Body>
+    void for_tail(int64_t position, Body body);
 
     PageStore& pages_;
     std::vector<Store> stores_;

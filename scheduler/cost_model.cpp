@@ -48,13 +48,6 @@ double cpu_flops_of(const MachineDescription& machine, cpu::Unit unit) {
     return best * 1e9 * kGemmEfficiency;
 }
 
-/// Probability that `missing` of `chosen` experts are not resident.
-double probability(int chosen, int missing, double hit) {
-    double ways = 1.0;
-    for (int i = 0; i < missing; ++i) ways = ways * (chosen - i) / (i + 1);
-    return ways * std::pow(1.0 - hit, missing) * std::pow(hit, chosen - missing);
-}
-
 struct Sides {
     double gpu, cpu;
     double longer() const { return std::max(gpu, cpu); }
@@ -87,13 +80,18 @@ void from_disk(const TokenWork& work, const Rates& rates, double hit, DecodeTime
     time.limit = read > time.dense + time.gpu_experts ? "disk" : "GPU memory";
 }
 
+/// A layer with `resident` of the chosen experts on the card, of which some may go to the CPU all the same.
+Sides best_sides(const TokenWork& work, const Rates& rates, int resident) {
+    Sides best = layer_sides(work, rates, resident);
+    for (int on_gpu = 0; rates.balanced && on_gpu < resident; ++on_gpu)
+        if (const Sides sides = layer_sides(work, rates, on_gpu); sides.longer() < best.longer()) best = sides;
+    return best;
+}
+
 void balance(const TokenWork& work, const Rates& rates, double hit, DecodeTime& time) {
-    for (int missing = 0; missing <= work.top_k; ++missing) {
-        const int resident = work.top_k - missing;
-        Sides best = layer_sides(work, rates, resident);
-        for (int on_gpu = 0; rates.balanced && on_gpu < resident; ++on_gpu)
-            if (const Sides sides = layer_sides(work, rates, on_gpu); sides.longer() < best.longer()) best = sides;
-        const double weight = work.layers * probability(work.top_k, missing, hit);
+    for (int resident = 0; resident <= work.top_k; ++resident) {
+        const Sides best = best_sides(work, rates, resident);
+        const double weight = work.layers * probability_of_hits(work.top_k, resident, hit);
         time.experts += weight * best.longer();
         time.gpu_experts += weight * best.gpu;
         time.cpu_experts += weight * best.cpu;
@@ -170,6 +168,22 @@ DecodeTime decode_time(const TokenWork& work, const Rates& rates, double hit) {
         balance(work, rates, hit, time);
     time.seconds = time.dense + time.overhead + time.experts;
     return time;
+}
+
+double probability_of_hits(int chosen, int resident, double hit) {
+    double ways = 1.0;
+    for (int i = 0; i < resident; ++i) ways = ways * (chosen - i) / (i + 1);
+    return ways * std::pow(hit, resident) * std::pow(1.0 - hit, chosen - resident);
+}
+
+std::vector<double> layer_seconds(const TokenWork& work, const Rates& rates, bool always_asks) {
+    std::vector<double> seconds;
+    for (int resident = 0; resident <= work.top_k; ++resident) {
+        Sides best = best_sides(work, rates, resident);
+        if (always_asks && resident == work.top_k) best.cpu = std::max(best.cpu, rates.handoff);
+        seconds.push_back(best.longer());
+    }
+    return seconds;
 }
 
 double cpu_expert_seconds(const TokenWork& work, const Rates& rates, double tokens) {

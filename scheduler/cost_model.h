@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace thermocline::scheduler {
 
@@ -72,6 +73,14 @@ struct DecodeTime {
 
 /// R2 and R3: every layer takes the longer of card and CPU, averaged over how many of the chosen experts are missing.
 DecodeTime decode_time(const TokenWork& work, const Rates& rates, double hit);
+
+/// That `resident` of `chosen` experts are, each with probability `hit`.
+double probability_of_hits(int chosen, int resident, double hit);
+
+/// R2: of the experts of one layer, shared ones too, when 0 .. top_k of the chosen ones are resident: [top_k + 1].
+/// `always_asks`: a layer with nothing for the CPU pays for the hand-off as well; so every further resident expert
+/// gains at most what the one before did.
+std::vector<double> layer_seconds(const TokenWork& work, const Rates& rates, bool always_asks);
 
 /// R1: time of one expert on the CPU for `tokens` tokens at once, and the number of tokens from which a transfer over
 /// the link is faster; infinite when the CPU's operations or the link are not known.

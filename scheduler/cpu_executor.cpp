@@ -64,13 +64,14 @@ void CpuExecutor::play_timed(const cpu::Frame& frame) {
 }
 
 void CpuExecutor::play_recorded(const cpu::Frame& frame) {
-    routing_->ids.clear();
+    size_t layer = 0;
     for (const ops::Step& step : plan_.steps) {
         play(step, frame);
         const auto* route = std::get_if<ops::Route>(&step);
         if (route == nullptr) continue;
         const int32_t* ids = frame.int_row(route->ids, 0);  // layers share the slot: the next one writes over it
-        routing_->ids.emplace_back(ids, ids + frame.batch.rows() * route->top_k);
+        if (routing_->ids.size() == layer) routing_->ids.emplace_back();
+        routing_->ids[layer++].assign(ids, ids + frame.batch.rows() * route->top_k);
     }
 }
 

@@ -22,6 +22,7 @@ public:
     const ops::Plan& plan() const override { return plan_; }
     const ExecutorLimits& limits() const override { return limits_; }
     std::unique_ptr<memory::SequenceCache> new_sequence() override;
+    int64_t sequence_bytes(int64_t tokens) const override { return memory::sequence_bytes(plan_.caches, tokens); }
     void forward(std::span<const Part> parts, const float* streams_in = nullptr) override;
     const float* logits(int64_t output) const override;
     const float* streams(int64_t row) const override;

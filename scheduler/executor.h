@@ -4,6 +4,8 @@
 
 #include "memory/sequence_cache.h"
 #include "scheduler/profiler.h"
+#include "scheduler/residency.h"
+#include "scheduler/routing.h"
 #include "src/ops/cost.h"
 #include "src/ops/plan.h"
 
@@ -28,11 +30,6 @@ struct ExecutorLimits {
     int64_t max_parts = 16;     ///< sequences in one forward pass
 };
 
-/// The experts that one pass chose: of each Route step of the plan, in order, [rows, top_k].
-struct RoutingRecord {
-    std::vector<std::vector<int32_t>> ids;
-};
-
 class Executor {
 public:
     virtual ~Executor() = default;
@@ -41,6 +38,9 @@ public:
     virtual const ExecutorLimits& limits() const = 0;
     /// An empty sequence; its caches lie where this executor's steps want them.
     virtual std::unique_ptr<memory::SequenceCache> new_sequence() = 0;
+
+    /// Bytes that the caches of a sequence of `tokens` tokens take.
+    virtual int64_t sequence_bytes(int64_t tokens) const = 0;
 
     /// One forward pass over the parts; every sequence must have reserved room for its tokens (CHECK) and is advanced.
     /// `streams_in` (MTP plans): [rows, n * D] residual streams of the trunk; null for the trunk.
@@ -64,6 +64,10 @@ public:
     virtual void profile_steps(StepProfile* profile) = 0;
     /// From now on every pass leaves its routing in `record`, which outlives its use; null: no more.
     virtual void record_routing(RoutingRecord* record) = 0;
+
+    /// Of routed experts on a card, since the start; and which lie there now. Without a card nothing.
+    virtual ResidencyCounters residency() const { return {}; }
+    virtual std::vector<ExpertName> resident() const { return {}; }
 };
 
 }  // namespace thermocline::scheduler

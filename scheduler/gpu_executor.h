@@ -1,7 +1,8 @@
-// Plays a Plan on a card and the CPU: routed experts on the CPU, where their weights lie, all else on the card. The
-// card sends the vectors, raises a flag in host memory and goes on with what does not depend on the experts (the shared
-// expert); the calling thread sees the flag, computes with the workers and raises the flag that the card waits for. Few
-// rows, as in decode, are one recorded graph from the first step to the last (hybrid-engine.md 4.1, 4.2).
+// Plays a Plan on a card and the CPU: routed experts on the CPU, where their weights lie, unless they lie on the card
+// too; all else on the card. The card sends the vectors, raises a flag in host memory and goes on with its own experts
+// and the shared one; the calling thread sees the flag, computes with the workers and raises the flag that the card
+// waits for. Few rows, as in decode, are one recorded graph from the first step to the last
+// (hybrid-engine.md 4.1, 4.2).
 #pragma once
 
 #include "cpu/kernels.h"
@@ -11,8 +12,12 @@
 #include "cuda/run.h"
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
+#include "scheduler/gpu_experts.h"
+#include "scheduler/gpu_layout.h"
+#include "scheduler/gpu_order.h"
 #include "scheduler/gpu_pages.h"
 #include "scheduler/gpu_weights.h"
+#include "scheduler/placement.h"
 
 #include <chrono>
 #include <cstdint>
@@ -28,22 +33,23 @@ namespace thermocline::scheduler {
 /// Why `plan` cannot be played by a GpuExecutor, in a clause that names the step; empty: it can.
 std::string why_not_on_gpu(const ops::Plan& plan);
 
-/// Bytes of the card that a GpuExecutor takes besides its sequences.
-int64_t gpu_workspace_bytes(const ops::Plan& plan, const ExecutorLimits& limits);
-/// Bytes of the card that a sequence of `tokens` tokens takes.
-int64_t gpu_sequence_bytes(const ops::Plan& plan, int64_t tokens);
-
 class GpuExecutor : public Executor {
 public:
-    /// All references must outlive the executor. Takes room on the card for `sequences` sequences of limits.max_tokens.
-    /// Throws Error if the card has no room or the plan has a step that no kernel plays (why_not_on_gpu).
+    /// All references must outlive the executor. Takes card_bytes() of the card, with room for `sequences` sequences of
+    /// limits.max_tokens: `memory` if it is large enough. The experts `resident` are computed by the card, all others
+    /// by the CPU. Throws Error if the card has no room, or if no kernel plays a step of the plan (why_not_on_gpu) or
+    /// takes its experts (GpuExperts::why_not). With other `rules` than static, other experts take
+    /// their places as they are chosen.
     GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Workers& workers, const cpu::KernelTable& kernels,
-                ExecutorLimits limits, int64_t sequences);
+                ExecutorLimits limits, int64_t sequences, std::span<const ExpertName> resident = {},
+                const ResidencyRules& rules = {.policy = ResidencyRules::Policy::kStatic},
+                cuda::DeviceMemory memory = {});
     ~GpuExecutor() override;
 
     const ops::Plan& plan() const override { return plan_; }
     const ExecutorLimits& limits() const override { return limits_; }
     std::unique_ptr<memory::SequenceCache> new_sequence() override;
+    int64_t sequence_bytes(int64_t tokens) const override { return gpu_sequence_bytes(plan_, tokens); }
     void forward(std::span<const Part> parts, const float* streams_in = nullptr) override;
     const float* logits(int64_t output) const override;
     const float* streams(int64_t row) const override;
@@ -51,6 +57,8 @@ public:
     ops::Cost last_cost() const override { return last_cost_; }
     void profile_steps(StepProfile* profile) override { profile_ = profile; }
     void record_routing(RoutingRecord* record) override { routing_ = record; }
+    ResidencyCounters residency() const override { return experts_.counters(); }
+    std::vector<ExpertName> resident() const override { return experts_.resident(); }
 
     /// How long a pass may take before it is given up: of up to kGraphRows rows, and of more.
     void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many) {
@@ -58,28 +66,26 @@ public:
         patience_many_ = many;
     }
 
-    /// Of the block that is sent before a pass.
-    static int64_t most_upload_bytes(const ops::Plan& plan, const ExecutorLimits& limits);
-
-    static constexpr int64_t kGraphRows = 32;  // up to so many rows are played as a recorded graph
-
 private:
-    /// What is sent to the card before a pass, and where it lies in the block that goes there.
-    struct Upload;
-    /// Experts of one layer: the CPU's part of a pass.
+    /// Experts of one layer, and where the CPU's part of them passes.
     struct Handoff {
         const ops::Experts* step;
-        cuda::Flag *job, *done;  // raised by the card, by the CPU
+        cuda::HostJob to;
+    };
+    /// Of putting a pass into the stream.
+    struct Progress {
+        size_t asked = 0;      // jobs sent
+        bool pending = false;  // the result of the last one has not been taken
     };
 
-    void take_card_memory();
     void take_host_memory();
     cuda::Frame frame(const ops::Batch& batch) const;
     void upload(const ops::Batch& batch, const float* streams_in);
     /// Puts the steps of a pass into the stream.
     void enqueue(const cuda::Frame& frame);
-    void enqueue_step(const ops::Step& step, const cuda::Frame& frame, size_t& next_experts, ops::Slot& pending);
-    void take_result(const ops::Step& step, const cuda::Frame& frame, const Handoff& handoff, ops::Slot pending);
+    void enqueue_group(const Group& group, GpuOrder& order, Progress& progress);
+    /// Adds up what CPU and card made, for a step that may want it.
+    void take_result(const Group& group, GpuOrder& order, const Handoff& handoff);
     void fetch_logits(const cuda::Frame& frame);
     void play(const cuda::Frame& frame);
     void play_timed(const cuda::Frame& frame, const ops::Batch& batch);
@@ -87,10 +93,12 @@ private:
     void serve_experts(const ops::Batch& batch, std::chrono::steady_clock::time_point deadline);
     void compute(const Handoff& handoff, const ops::Batch& batch);
     void lower_flags();
+    std::span<const int32_t> chosen(const Handoff& handoff) const;
     /// Lets the card run to its end after a failure, so that the next pass finds it idle.
     void abandon() noexcept;
 
     const ops::Plan& plan_;
+    const std::vector<Group> groups_;
     cuda::Device& device_;
     cpu::Workers& workers_;
     const cpu::KernelTable& kernels_;
@@ -98,21 +106,19 @@ private:
     BatchRows rows_;
     std::chrono::milliseconds patience_few_{2000}, patience_many_{60000};
 
+    const cuda::Variants variants_;
     std::unique_ptr<cuda::Stream> stream_;
+    CardBytes bytes_;
+    cuda::DeviceMemory memory_;  // weights, workspace, pages, experts
     GpuWeights weights_;
-    cuda::DeviceMemory card_;  // slots, rotations, scratch, upload
+    WorkspaceLayout workspace_;
     GpuPages pages_;
-    std::vector<float*> slots_, rotations_;
-    std::byte* scratch_ = nullptr;
-    std::byte* on_card_ = nullptr;          // the upload
-    float* embeddings_ = nullptr;           // [max_rows, embedding width]
+    GpuExperts experts_;
     const quant::Matrix* table_ = nullptr;  // of embeddings, on the host
 
-    cuda::PinnedMemory host_;  // upload, embeddings, flags, the experts' slots, logits, streams
+    cuda::PinnedMemory host_;  // upload, embeddings, flags, the experts' slots and ids, logits, streams
     std::byte* upload_ = nullptr;
     float *host_embeddings_ = nullptr, *host_logits_ = nullptr, *host_streams_ = nullptr;
-    int64_t upload_bytes_ = 0;  // at most
-    cuda::Flag* flags_ = nullptr;
     std::vector<Handoff> handoffs_;
     std::vector<float*> host_slots_;  // of the experts' steps; others null
     std::vector<float> cpu_scratch_;

@@ -1,9 +1,10 @@
 #include "scheduler/gpu_memory.h"
 
+#include "cuda/device.h"
 #include "cuda/weights.h"
 #include "memory/sequence_cache.h"
-#include "scheduler/gpu_executor.h"
-#include "scheduler/gpu_pages.h"
+#include "scheduler/gpu_experts.h"
+#include "scheduler/gpu_layout.h"
 #include "scheduler/gpu_weights.h"
 #include "scheduler/printed.h"
 #include "src/base/error.h"
@@ -37,28 +38,30 @@ int64_t shared_bytes(const ops::Plan& trunk, const ops::Plan& draft) {
     return total;
 }
 
-int64_t expert_count(const ops::Plan& plan) {
-    int64_t count = 0;
-    for (const ops::ExpertSet& set : plan.experts) count += static_cast<int64_t>(set.w1.size());
-    return count;
-}
-
 struct Claim {
     const ops::Plan& trunk;
     const ops::Plan* draft;
     const GpuMemoryWishes& wishes;
     const GpuMemoryReserve& reserve;
 
-    int64_t workspace(const ops::Plan& plan, int64_t rows) const {
-        return gpu_workspace_bytes(plan, {.max_rows = rows,
-                                          .max_outputs = std::min(rows, wishes.outputs),
-                                          .max_tokens = wishes.context,
-                                          .max_parts = wishes.sequences});
+    int64_t workspace(const ops::Plan& plan, int64_t rows, bool with_experts = false) const {
+        const ExecutorLimits limits{.max_rows = rows,
+                                    .max_outputs = std::min(rows, wishes.outputs),
+                                    .max_tokens = wishes.context,
+                                    .max_parts = wishes.sequences};
+        return WorkspaceLayout(nullptr, plan, limits, with_experts).bytes;
+    }
+    int64_t rows() const { return std::max(wishes.prefill_chunk, wishes.sequences); }
+    int64_t pairs_workspace() const { return workspace(trunk, rows(), true) - workspace(trunk, rows()); }
+    /// What experts on the card take besides their slots.
+    int64_t experts_workspace(int64_t slots) const {
+        if (slots == 0) return 0;
+        return pairs_workspace() + GpuExperts::bytes_of(trunk, slots) - slots * GpuExperts::slot_bytes(trunk);
     }
     /// Passes of the draft head come after those of the trunk and use its workspace again, but for the residual
     /// streams that they begin with.
     int64_t draft_bytes(int64_t rows) const {
-        const int64_t streams = GpuPages::rounded(rows * trunk.slots[static_cast<size_t>(trunk.streams)].cols * 4);
+        const int64_t streams = cuda::aligned(rows * trunk.slots[static_cast<size_t>(trunk.streams)].cols * 4);
         return GpuWeights::bytes_of(*draft) - shared_bytes(trunk, *draft) + streams +
                std::max<int64_t>(0, workspace(*draft, rows) - workspace(trunk, rows)) +
                wishes.sequences * sequence_kv(*draft, wishes.context).bytes();
@@ -81,21 +84,20 @@ struct Claim {
     /// In the order in which they are granted.
     std::vector<GpuMemoryLine> lines() const {
         std::vector<GpuMemoryLine> lines;
-        lines.push_back({"CUDA context, code, graphs", reserve.runtime_bytes, ""});
-        if (reserve.library_bytes > 0) lines.push_back({"library workspaces", reserve.library_bytes, ""});
+        lines.push_back({"CUDA context, code, graphs", reserve.runtime_bytes, "", false});
+        if (reserve.library_bytes > 0) lines.push_back({"library workspaces", reserve.library_bytes, "", false});
         lines.push_back({"safety", wishes.budget_bytes * reserve.safety_per_mille / 1000,
-                         printed("%.1f %%", static_cast<double>(reserve.safety_per_mille) * 0.1)});
+                         printed("%.1f %%", static_cast<double>(reserve.safety_per_mille) * 0.1), false});
         lines.push_back({"dense weights", GpuWeights::bytes_of(trunk), "the embedding stays in host memory"});
         const int64_t decode = workspace(trunk, wishes.sequences);
-        const int64_t rows = std::max(wishes.prefill_chunk, wishes.sequences);
         lines.push_back({"workspace: decode", decode, printed("%lld rows", static_cast<long long>(wishes.sequences))});
         lines.push_back(
-            {"workspace: prefill", workspace(trunk, rows) - decode,
+            {"workspace: prefill", workspace(trunk, rows()) - decode,
              printed("chunks of %lld tokens, beyond decode", static_cast<long long>(wishes.prefill_chunk))});
         add_kv(lines);
         if (draft != nullptr)
             lines.push_back(
-                {"draft head", draft_bytes(rows), "dense part, streams, KV; its experts stay in host memory"});
+                {"draft head", draft_bytes(rows()), "dense part, streams, KV; its experts stay in host memory"});
         return lines;
     }
 };
@@ -107,7 +109,8 @@ int64_t sum_of(const std::vector<GpuMemoryLine>& lines) {
 
 /// What must fit: all lines and the least number of experts.
 int64_t needed(const Claim& claim) {
-    return sum_of(claim.lines()) + claim.wishes.least_expert_slots * expert_slot_bytes(claim.trunk);
+    const int64_t slots = claim.wishes.least_expert_slots;
+    return sum_of(claim.lines()) + claim.experts_workspace(slots) + slots * GpuExperts::slot_bytes(claim.trunk);
 }
 
 /// The largest value in [1, most] of a wish with which everything fits; 0: none.
@@ -137,7 +140,9 @@ std::string refusal_of(const Claim& claim) {
     std::vector<GpuMemoryLine> lines = claim.lines();
     if (wishes.least_expert_slots > 0)
         lines.push_back({printed("%lld expert slots", static_cast<long long>(wishes.least_expert_slots)),
-                         wishes.least_expert_slots * expert_slot_bytes(claim.trunk), ""});
+                         claim.experts_workspace(wishes.least_expert_slots) +
+                             wishes.least_expert_slots * GpuExperts::slot_bytes(claim.trunk),
+                         ""});
     int64_t granted = 0;
     auto line = lines.begin();
     while (granted + line->bytes <= wishes.budget_bytes) granted += (line++)->bytes;
@@ -155,11 +160,15 @@ std::string refusal_of(const Claim& claim) {
 /// The plan as it will be when its matrices have been packed; what they point to stays.
 ops::Plan as_packed(const ops::Plan& plan) {
     ops::Plan packed = plan;
-    for (ops::NamedMatrix& named : packed.matrices)
-        if (named.matrix.layout == quant::Layout::kRows) {
-            named.matrix = quant::packed_form(named.matrix);
-            named.matrix.data = plan.matrices[static_cast<size_t>(&named - packed.matrices.data())].matrix.data;
-        }
+    const auto pack = [](quant::Matrix& matrix) {
+        if (matrix.layout != quant::Layout::kRows) return;
+        const std::byte* data = matrix.data;
+        matrix = quant::packed_form(matrix);
+        matrix.data = data;
+    };
+    for (ops::NamedMatrix& named : packed.matrices) pack(named.matrix);
+    for (ops::ExpertSet& set : packed.experts)
+        for (auto* matrices : {&set.w1, &set.w2, &set.w3}) std::ranges::for_each(*matrices, pack);
     return packed;
 }
 
@@ -171,17 +180,20 @@ void check_range(const char* what, int64_t value, int64_t low, int64_t high) {
 
 int64_t GpuMemoryPlan::fixed_bytes() const { return sum_of(lines); }
 
-int64_t expert_slot_bytes(const ops::Plan& plan) {
-    int64_t largest = 0;
-    for (const ops::ExpertSet& set : plan.experts)
-        for (size_t i = 0; i < set.w1.size(); ++i) {
-            int64_t bytes = 0;
-            for (const quant::Matrix* matrix : {&set.w1[i], &set.w2[i], &set.w3[i]})
-                bytes += quant::packed_form(*matrix).bytes();
-            largest = std::max(largest, GpuPages::rounded(bytes));
-        }
-    return largest;
+int64_t GpuMemoryPlan::executor_bytes() const {
+    int64_t bytes = expert_slots * slot_bytes;
+    for (const GpuMemoryLine& line : lines)
+        if (line.of_executor) bytes += line.bytes;
+    return bytes;
 }
+
+int64_t expert_count(const ops::Plan& plan) {
+    int64_t count = 0;
+    for (const ops::ExpertSet& set : plan.experts) count += static_cast<int64_t>(set.w1.size());
+    return count;
+}
+
+int64_t expert_slot_bytes(const ops::Plan& plan) { return GpuExperts::slot_bytes(as_packed(plan)); }
 
 SequenceKv sequence_kv(const ops::Plan& plan, int64_t tokens) {
     SequenceKv kv;
@@ -197,15 +209,16 @@ SequenceKv sequence_kv(const ops::Plan& plan, int64_t tokens) {
     const std::vector<memory::PageCount> counts = memory::page_counts(plan.caches, tokens);
     for (size_t i = 0; i < counts.size(); ++i) {
         use_of[i]->pages += counts[i].pages;
-        use_of[i]->bytes += counts[i].pages * GpuPages::rounded(counts[i].page_bytes);
+        use_of[i]->bytes += counts[i].pages * cuda::aligned(counts[i].page_bytes);
     }
     return kv;
 }
 
 GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk_as_it_lies, const ops::Plan* draft_as_it_lies,
                               const GpuMemoryWishes& wishes, const GpuMemoryReserve& reserve) {
-    const ops::Plan trunk = as_packed(trunk_as_it_lies);
-    const ops::Plan draft_plan = draft_as_it_lies != nullptr ? as_packed(*draft_as_it_lies) : ops::Plan();
+    const auto packed = [&](const ops::Plan& plan) { return wishes.packed ? as_packed(plan) : plan; };
+    const ops::Plan trunk = packed(trunk_as_it_lies);
+    const ops::Plan draft_plan = draft_as_it_lies != nullptr ? packed(*draft_as_it_lies) : ops::Plan();
     const ops::Plan* draft = draft_as_it_lies != nullptr ? &draft_plan : nullptr;
     check_range("--gpu-memory", wishes.budget_bytes, 1, kMaxBudget);
     check_range("--max-model-len", wishes.context, 1, kMaxTokens);
@@ -232,14 +245,22 @@ GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk_as_it_lies, const ops::Plan
 
     plan.budget_bytes = granted.budget_bytes;
     plan.lines = claim().lines();
-    plan.slot_bytes = expert_slot_bytes(trunk);
+    plan.slot_bytes = GpuExperts::slot_bytes(trunk);
     plan.experts = expert_count(trunk);
     plan.prefill_chunk = granted.prefill_chunk;
     plan.draft_heads = draft != nullptr;
     if (!fits()) plan.refusal = refusal_of(claim());
-    const int64_t left = std::max<int64_t>(0, granted.budget_bytes - plan.fixed_bytes());
-    if (plan.slot_bytes > 0) plan.expert_slots = std::min(plan.experts, left / plan.slot_bytes);
-    plan.unused_bytes = left - plan.expert_slots * plan.slot_bytes;
+    const std::string why_not = GpuExperts::why_not(trunk);
+    if (!why_not.empty() && wishes.least_expert_slots > 0)
+        plan.refusal = "experts cannot lie on the card: " + why_not + "; use --offload-experts cpu";
+    const int64_t most = why_not.empty() ? std::min(plan.experts, wishes.most_expert_slots) : 0;
+    const auto left = [&] { return std::max<int64_t>(0, granted.budget_bytes - plan.fixed_bytes()); };
+    if (plan.slot_bytes > 0 && most > 0)
+        plan.expert_slots = std::min(most, GpuExperts::slots_in(trunk, left() - claim().pairs_workspace()));
+    if (plan.expert_slots > 0)
+        plan.lines.push_back({"workspace: experts", claim().experts_workspace(plan.expert_slots),
+                              "vectors and sums of rows and experts, tables"});
+    plan.unused_bytes = left() - plan.expert_slots * plan.slot_bytes;
     return plan;
 }
 

@@ -8,6 +8,7 @@
 #include "src/ops/plan.h"
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -20,7 +21,8 @@ struct GpuMemoryWishes {
     int64_t prefill_chunk = 512;
     int64_t least_prefill_chunk = 256;  // it may be shortened to this
     int64_t outputs = 32;               // rows of logits in a pass
-    int64_t least_expert_slots = 0;
+    int64_t least_expert_slots = 0, most_expert_slots = std::numeric_limits<int64_t>::max();
+    bool packed = true;  // weights will be, if they are not yet
 };
 
 /// What no plan tells: planning values of hybrid-engine.md 5.2 [A], until a card has been asked.
@@ -33,12 +35,13 @@ struct GpuMemoryReserve {
 struct GpuMemoryLine {
     std::string name;
     int64_t bytes = 0;
-    std::string detail;  // "8 sequences x 12.3 MB"; may be empty
+    std::string detail;       // "8 sequences x 12.3 MB"; may be empty
+    bool of_executor = true;  // else taken by the runtime, by libraries or by nobody
 };
 
 struct GpuMemoryPlan {
     int64_t budget_bytes = 0;
-    std::vector<GpuMemoryLine> lines;  // all but the experts
+    std::vector<GpuMemoryLine> lines;  // all but the slots of experts
     int64_t slot_bytes = 0;            // of the largest expert as it is packed; 0: no routed experts
     int64_t experts = 0;               // of the model
     int64_t expert_slots = 0;          // that fit, at most `experts`
@@ -50,6 +53,8 @@ struct GpuMemoryPlan {
 
     /// Of all lines.
     int64_t fixed_bytes() const;
+    /// What a GpuExecutor takes: lines of weights, workspaces and caches, and the slots.
+    int64_t executor_bytes() const;
 };
 
 /// `draft`: the plan of the draft head, or null. When the budget is short the draft head goes first, then the chunk is
@@ -59,6 +64,9 @@ GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk, const ops::Plan* draft, co
 
 /// For people; GB = 10^9 bytes.
 std::string gpu_memory_text(const GpuMemoryPlan& plan);
+
+/// Routed experts of all layers.
+int64_t expert_count(const ops::Plan& plan);
 
 /// Of the largest routed expert: w1, w2 and w3 packed, in one piece. 0: there are none.
 int64_t expert_slot_bytes(const ops::Plan& plan);

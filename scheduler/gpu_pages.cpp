@@ -1,7 +1,5 @@
 #include "scheduler/gpu_pages.h"
 
-#include "cuda/weights.h"
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -15,27 +13,23 @@ constexpr std::chrono::seconds kPatience(10);
 
 }  // namespace
 
-GpuPages::GpuPages(cuda::Device& device, int64_t bytes)
-    : memory_(device, bytes), staging_(device, kStagingBytes), stream_(device.new_stream()) {}
-
-int64_t GpuPages::rounded(int64_t bytes) {
-    return (bytes + cuda::kAlignment - 1) / cuda::kAlignment * cuda::kAlignment;
-}
+GpuPages::GpuPages(cuda::Device& device, std::byte* memory, int64_t bytes)
+    : memory_(memory), bytes_(bytes), staging_(device, kStagingBytes), stream_(device.new_stream()) {}
 
 std::byte* GpuPages::take(int64_t bytes) {
-    std::vector<std::byte*>& free = free_[rounded(bytes)];
+    std::vector<std::byte*>& free = free_[cuda::aligned(bytes)];
     if (!free.empty()) {
         std::byte* page = free.back();
         free.pop_back();
         return page;
     }
-    if (used_ + rounded(bytes) > memory_.bytes()) return nullptr;
-    std::byte* page = memory_.data() + used_;
-    used_ += rounded(bytes);
+    if (used_ + cuda::aligned(bytes) > bytes_) return nullptr;
+    std::byte* page = memory_ + used_;
+    used_ += cuda::aligned(bytes);
     return page;
 }
 
-void GpuPages::give_back(std::byte* page, int64_t bytes) noexcept { free_[rounded(bytes)].push_back(page); }
+void GpuPages::give_back(std::byte* page, int64_t bytes) noexcept { free_[cuda::aligned(bytes)].push_back(page); }
 
 void GpuPages::read(const std::byte* page, void* to, int64_t bytes) {
     for (int64_t done = 0; done < bytes; done += kStagingBytes) {

@@ -1,4 +1,4 @@
-// Pages of sequences in the memory of a card, out of one stretch taken at start: what fits at start always fits. Used
+// Pages of sequences in the memory of a card, out of a stretch given at start: what fits at start always fits. Used
 // by the engine thread.
 #pragma once
 
@@ -14,19 +14,17 @@ namespace thermocline::scheduler {
 
 class GpuPages : public memory::PageStore {
 public:
-    /// Throws Error if the card has no room for `bytes`.
-    GpuPages(cuda::Device& device, int64_t bytes);
+    /// In `bytes` at `memory` of the card.
+    GpuPages(cuda::Device& device, std::byte* memory, int64_t bytes);
 
     std::byte* take(int64_t bytes) override;
     void give_back(std::byte* page, int64_t bytes) noexcept override;
     void read(const std::byte* page, void* to, int64_t bytes) override;
     void write(std::byte* page, const void* from, int64_t bytes) override;
 
-    /// What a page of `bytes` takes of the stretch.
-    static int64_t rounded(int64_t bytes);
-
 private:
-    cuda::DeviceMemory memory_;
+    std::byte* memory_;
+    int64_t bytes_;
     cuda::PinnedMemory staging_;
     std::unique_ptr<cuda::Stream> stream_;
     int64_t used_ = 0;                                 // from the start on; pages given back lie in lists

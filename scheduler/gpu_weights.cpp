@@ -1,19 +1,15 @@
 #include "scheduler/gpu_weights.h"
 
 #include "cuda/weights.h"
+#include "scheduler/stretch.h"
+#include "scheduler/upload.h"
 
-#include <algorithm>
-#include <chrono>
-#include <cstring>
 #include <set>
 #include <vector>
 
 namespace thermocline::scheduler {
 
 namespace {
-
-constexpr int64_t kStagingBytes = int64_t{32} << 20;
-constexpr std::chrono::minutes kPatience(1);  // for so much
 
 std::set<ops::MatrixId> dense_matrices(const ops::Plan& plan) {
     std::set<ops::MatrixId> ids;
@@ -25,32 +21,26 @@ std::set<ops::MatrixId> dense_matrices(const ops::Plan& plan) {
 /// Lays everything out from `begin` on; without memory to lay it into it only counts.
 class Layout {
 public:
-    explicit Layout(std::byte* begin) : begin_(begin) {}
+    explicit Layout(std::byte* begin) : stretch_(begin) {}
 
     quant::Matrix add(const quant::Matrix& matrix) {
-        std::byte* at = take(cuda::placed_bytes(matrix));
+        auto* at = stretch_.take<std::byte>(cuda::placed_bytes(matrix));
         return at == nullptr ? matrix : cuda::place(matrix, at, copies);
     }
     template <typename T>
     const T* add(const std::vector<T>& values) {
-        const auto bytes = static_cast<int64_t>(values.size() * sizeof(T));
-        std::byte* at = take(bytes);
-        if (at != nullptr) copies.push_back({reinterpret_cast<const std::byte*>(values.data()), at, bytes});
-        return reinterpret_cast<const T*>(at);
+        T* at = stretch_.take<T>(std::ssize(values));
+        if (at != nullptr)
+            copies.push_back({reinterpret_cast<const std::byte*>(values.data()), reinterpret_cast<std::byte*>(at),
+                              static_cast<int64_t>(values.size() * sizeof(T))});
+        return at;
     }
-    int64_t bytes() const { return bytes_; }
+    int64_t bytes() const { return stretch_.bytes(); }
 
     std::vector<cuda::Copy> copies;
 
 private:
-    std::byte* take(int64_t bytes) {
-        std::byte* taken = begin_ == nullptr ? nullptr : begin_ + bytes_;
-        bytes_ += (bytes + cuda::kAlignment - 1) / cuda::kAlignment * cuda::kAlignment;
-        return taken;
-    }
-
-    std::byte* begin_;
-    int64_t bytes_ = 0;
+    Stretch stretch_;
 };
 
 cuda::Weights lay_out(const ops::Plan& plan, Layout& layout) {
@@ -72,25 +62,10 @@ int64_t GpuWeights::bytes_of(const ops::Plan& plan) {
     return layout.bytes();
 }
 
-GpuWeights::GpuWeights(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream)
-    : memory_(device, bytes_of(plan)) {
-    Layout layout(memory_.data());
+GpuWeights::GpuWeights(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::byte* at) {
+    Layout layout(at);
     weights_ = lay_out(plan, layout);
-    cuda::PinnedMemory staging(device, kStagingBytes);
-    int64_t used = 0;
-    for (const cuda::Copy& copy : layout.copies)
-        for (int64_t done = 0; done < copy.bytes;) {
-            if (used == kStagingBytes) {
-                stream.wait(kPatience);
-                used = 0;
-            }
-            const int64_t count = std::min(copy.bytes - done, kStagingBytes - used);
-            std::memcpy(staging.data() + used, copy.from + done, static_cast<size_t>(count));
-            stream.copy(copy.to + done, staging.data() + used, count);
-            used += count;
-            done += count;
-        }
-    stream.wait(kPatience);
+    upload(layout.copies, device, stream);
 }
 
 }  // namespace thermocline::scheduler

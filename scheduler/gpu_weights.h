@@ -1,28 +1,26 @@
 // The dense weights of a plan in the memory of a card: every matrix that a Linear step multiplies with, the vectors,
-// the tables of routing, the rotary frequencies. One stretch of memory, taken once.
+// the tables of routing, the rotary frequencies.
 #pragma once
 
 #include "cuda/device.h"
 #include "cuda/run.h"
 #include "src/ops/plan.h"
 
+#include <cstddef>
 #include <cstdint>
 
 namespace thermocline::scheduler {
 
 class GpuWeights {
 public:
-    /// Copies what `plan` shows; throws Error if the card has no room.
-    GpuWeights(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream);
+    /// Copies what `plan` shows to `at` of the card, bytes_of() bytes. Throws Error if the card fails.
+    GpuWeights(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::byte* at);
 
     const cuda::Weights& on_card() const { return weights_; }
-    int64_t bytes() const { return memory_.bytes(); }
 
-    /// What a card will be asked for.
     static int64_t bytes_of(const ops::Plan& plan);
 
 private:
-    cuda::DeviceMemory memory_;
     cuda::Weights weights_;
 };
 

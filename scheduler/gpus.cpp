@@ -3,6 +3,9 @@
 #include "cuda/emulation/device.h"
 #include "scheduler/cpu_executor.h"
 #include "scheduler/gpu_executor.h"
+#include "scheduler/gpu_layout.h"
+#include "scheduler/placement_file.h"
+#include "src/base/check.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 
@@ -20,36 +23,106 @@ std::unique_ptr<cuda::Device> open(const std::string& choice) {
          ", expected none, 1, emulated or emulated:1 (models are not split over several cards)");
 }
 
-double gb(int64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
+bool is_emulated(const cuda::Device& device) { return device.info().name == "emulated"; }
+
+/// Of a card: what the runtime takes for itself does not count against the free memory that it reports.
+GpuMemoryReserve reserve_of(const cuda::Device& device) {
+    if (is_emulated(device)) return {.runtime_bytes = 0, .library_bytes = 0};
+    return {};
+}
 
 }  // namespace
 
-Gpus::Gpus(const std::string& choice) : device_(open(choice)) {
+Gpus::Gpus(GpuWishes wishes) : Gpus(wishes, open(wishes.gpus)) {
     if (!device_) return;
     const cuda::DeviceInfo& info = device_->info();
     log::info("GPU {}: {}, SM{}{}, {:.1f} GB; streams wait for the CPU by {}", info.index, info.name,
-              info.compute_major, info.compute_minor, gb(info.memory_bytes), cuda::name_of(device_->flag_wait()));
+              info.compute_major, info.compute_minor, static_cast<double>(info.memory_bytes) * 1e-9,
+              cuda::name_of(device_->flag_wait()));
 }
 
-Gpus::Gpus(std::unique_ptr<cuda::Device> device) : device_(std::move(device)) {}
+Gpus::Gpus(GpuWishes wishes, std::unique_ptr<cuda::Device> device)
+    : wishes_(std::move(wishes)), device_(std::move(device)) {
+    const std::string& offload = wishes_.offload_experts;
+    if (offload != "auto" && offload != "cpu" && offload != "none")
+        fail("--offload-experts is ", printable(offload), ", expected auto, cpu or none");
+    (void)residency_policy(wishes_.residency);
+    if (!device_ && offload == "none")
+        fail("--offload-experts none keeps all experts on a card, but --gpus is none; use --gpus 1");
+    if (!device_ && !wishes_.placement.empty())
+        fail("--placement places experts on a card, but --gpus is none; use --gpus 1");
+}
 
 Gpus::~Gpus() = default;
 
 std::string Gpus::name() const { return device_ ? device_->info().name : "none"; }
 
+/// Those of --placement, and in what room is left any others.
+std::vector<ExpertName> Gpus::first_residents(const ops::Plan& plan, const std::string& model) const {
+    std::vector<ExpertName> placed;
+    if (!wishes_.placement.empty()) placed = read_placement(wishes_.placement, model, routed_layers(plan));
+    if (std::ssize(placed) > memory_plan_.expert_slots)
+        fail(printable(wishes_.placement), " places ", placed.size(), " experts, but the card has room for ",
+             memory_plan_.expert_slots, ": solve it anew for this budget (`thermocline place`), or raise --gpu-memory");
+    return spread_experts(expert_counts(plan), memory_plan_.expert_slots, std::move(placed));
+}
+
+void Gpus::reserve(const ops::Plan& plan, const std::string& model, ExecutorLimits& limits, int64_t sequences,
+                   bool packed) {
+    if (!device_) return;
+    const cuda::DeviceInfo& info = device_->info();
+    const GpuMemoryReserve reserve = reserve_of(*device_);
+    const int64_t free = device_->free_bytes();
+    GpuMemoryWishes wishes{.budget_bytes = wishes_.memory_bytes,
+                           .context = limits.max_tokens,
+                           .sequences = sequences,
+                           .prefill_chunk = limits.max_rows,
+                           .least_prefill_chunk = std::min(limits.max_rows, GpuMemoryWishes{}.least_prefill_chunk),
+                           .outputs = limits.max_outputs,
+                           .packed = packed};
+    if (wishes.budget_bytes == 0) wishes.budget_bytes = std::min(info.memory_bytes, free + reserve.runtime_bytes);
+    if (wishes_.offload_experts == "cpu") wishes.most_expert_slots = 0;
+    if (wishes_.offload_experts == "none") wishes.least_expert_slots = expert_count(plan);
+    memory_plan_ = plan_gpu_memory(plan, nullptr, wishes, reserve);
+    log::info("GPU {}: memory\n{}", info.index, gpu_memory_text(memory_plan_));
+    if (!memory_plan_.refusal.empty()) fail("GPU ", info.index, ": ", memory_plan_.refusal);
+    resident_ = first_residents(plan, model);
+    limits.max_parts = sequences;
+    limits.max_rows = std::max(memory_plan_.prefill_chunk, sequences);
+    limits.max_outputs = std::min(limits.max_outputs, limits.max_rows);
+    sequences_ = sequences;
+    const int64_t bytes = memory_plan_.executor_bytes();
+    if (bytes > free)
+        fail("GPU ", info.index, ": ", bytes >> 20, " MiB are needed, but others have left only ", free >> 20,
+             " free; end them, or lower --gpu-memory");
+    reserved_ = cuda::DeviceMemory(*device_, bytes);
+}
+
+/// Experts move only if their memory can be pinned: else every transfer would keep the engine waiting.
+ResidencyRules Gpus::rules_for(std::span<std::byte> weights, bool all_fit) {
+    using Policy = ResidencyRules::Policy;
+    ResidencyRules rules{.policy = residency_policy(wishes_.residency)};
+    if (all_fit || rules.policy == Policy::kStatic) return {.policy = Policy::kStatic};
+    try {
+        if (weights.empty()) fail("the weights lie in mapped files, which cannot be pinned");
+        pin_.emplace(*device_, weights.data(), std::ssize(weights));
+    } catch (const Error& error) {
+        log::warn("the experts on the card stay the same (--residency static): {}", error.what());
+        rules.policy = Policy::kStatic;
+    }
+    return rules;
+}
+
 std::unique_ptr<Executor> Gpus::new_executor(const ops::Plan& plan, cpu::Workers& workers,
                                              const cpu::KernelTable& kernels, ExecutorLimits limits,
-                                             int64_t sequences) {
+                                             std::span<std::byte> weights) {
     if (!device_) return std::make_unique<CpuExecutor>(plan, workers, kernels, limits);
-    const int64_t weights = GpuWeights::bytes_of(plan), workspace = gpu_workspace_bytes(plan, limits);
-    const int64_t caches = sequences * gpu_sequence_bytes(plan, limits.max_tokens), free = device_->free_bytes();
-    log::info("GPU {}: {:.2f} GB of dense weights, {:.2f} GB of workspace, {:.2f} GB for {} sequences of {} tokens",
-              device_->info().index, gb(weights), gb(workspace), gb(caches), sequences, limits.max_tokens);
-    if (weights + workspace + caches > free)
-        fail("GPU ", device_->info().index, ": needs ", (weights + workspace + caches) >> 20, " MiB (", weights >> 20,
-             " of dense weights, ", workspace >> 20, " of workspace, ", caches >> 20, " for sequences), but ",
-             free >> 20, " MiB are free: lower --max-model-len");
-    return std::make_unique<GpuExecutor>(plan, *device_, workers, kernels, limits, sequences);
+    CHECK(card_bytes(plan, limits, sequences_, std::ssize(resident_)).all() <= reserved_.bytes());
+    const bool all_fit = resident_.empty() || memory_plan_.expert_slots == memory_plan_.experts;
+    auto executor = std::make_unique<GpuExecutor>(plan, *device_, workers, kernels, limits, sequences_, resident_,
+                                                  rules_for(weights, all_fit), std::move(reserved_));
+    if (is_emulated(*device_)) executor->set_patience(std::chrono::minutes(2), std::chrono::minutes(10));  // far slower
+    return executor;
 }
 
 }  // namespace thermocline::scheduler

@@ -1,41 +1,70 @@
-// Which cards take part, and the executor that plays a plan with them or without.
+// Which cards take part, what they keep of a model, and the executor that plays a plan with them or without.
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cpu/workers.h"
+#include "cuda/device.h"
 #include "scheduler/executor.h"
+#include "scheduler/gpu_memory.h"
+#include "scheduler/placement.h"
+#include "scheduler/residency.h"
 #include "src/ops/plan.h"
 
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
-
-namespace thermocline::cuda {
-class Device;
-}
+#include <vector>
 
 namespace thermocline::scheduler {
 
+/// What is asked of a card.
+struct GpuWishes {
+    std::string gpus = "none";             ///< --gpus: none, 1, emulated, emulated:1
+    int64_t memory_bytes = 0;              ///< --gpu-memory: of the whole card; 0: all that is free
+    std::string offload_experts = "auto";  ///< auto: as many experts on the card as fit; cpu: none of them; none: all
+    std::string residency = "adaptive";    ///< adaptive, static, lru: which of them, where not all fit
+    std::string placement = {};            ///< --placement: file with those that are there first; empty: any
+};
+
 class Gpus {
 public:
-    /// `choice` as of --gpus: "none", "1", "emulated", "emulated:1". Throws Error if it is none of these, or if there
-    /// is no such card.
-    explicit Gpus(const std::string& choice);
-    /// One that is open already.
-    explicit Gpus(std::unique_ptr<cuda::Device> device);
+    /// Throws Error if there is no such card, or a wish is none that is known.
+    explicit Gpus(GpuWishes wishes);
+    /// With a card that is open already.
+    Gpus(GpuWishes wishes, std::unique_ptr<cuda::Device> device);
     ~Gpus();
 
     bool any() const { return device_ != nullptr; }
     /// Name of the card; "none".
     std::string name() const;
 
-    /// Experts on the CPU and all else on the card, or without one all on the CPU. `sequences`: as many as may exist at
-    /// a time. What is given must outlive the executor, this object too.
+    /// Divides the memory of the card and takes it, before the weights are loaded: later nothing is asked for any more.
+    /// May lower limits.max_rows. `model`: its name, which the file of --placement must bear; `sequences`: as many as
+    /// may exist at a time; `packed`: weights will be packed, if they are not yet. Throws Error if the budget or the
+    /// card does not hold it, with what to change. Without a card it does nothing.
+    void reserve(const ops::Plan& plan, const std::string& model, ExecutorLimits& limits, int64_t sequences,
+                 bool packed);
+
+    /// Experts on the card, as many as reserve() found room for, the others on the CPU, and all else on the card; or
+    /// without one all on the CPU. After reserve() with the same limits. `weights`: memory in which those of the
+    /// experts lie; it is pinned if they may move. What is given must outlive the executor, this object too.
     std::unique_ptr<Executor> new_executor(const ops::Plan& plan, cpu::Workers& workers,
-                                           const cpu::KernelTable& kernels, ExecutorLimits limits, int64_t sequences);
+                                           const cpu::KernelTable& kernels, ExecutorLimits limits,
+                                           std::span<std::byte> weights);
 
 private:
+    std::vector<ExpertName> first_residents(const ops::Plan& plan, const std::string& model) const;
+    ResidencyRules rules_for(std::span<std::byte> weights, bool all_fit);
+
+    GpuWishes wishes_;
     std::unique_ptr<cuda::Device> device_;
+    GpuMemoryPlan memory_plan_;
+    std::vector<ExpertName> resident_;  // at the start
+    int64_t sequences_ = 0;
+    cuda::DeviceMemory reserved_;
+    std::optional<cuda::Pin> pin_;
 };
 
 }  // namespace thermocline::scheduler

@@ -10,6 +10,7 @@ Exit status 0 when every check holds. Needs nothing of the model but that it pro
 
 import argparse
 import concurrent.futures
+import json
 import sys
 
 import openai
@@ -72,12 +73,72 @@ def check_completions(client, model):
     check(echo.text.startswith("Once upon a time"), "echo")
     check(echo.logprobs.token_logprobs[0] is None and len(echo.logprobs.tokens) == len(echo.logprobs.text_offset),
           "prompt logprobs")
+    scored = client.completions.create(**{**ask, "prompt": [5, 300, 301], "max_tokens": 0}, echo=True, logprobs=1).choices[0]
+    best = [max(top.values()) for top in scored.logprobs.top_logprobs[1:]]
+    check(len(best) == 2 and all(b >= own for b, own in zip(best, scored.logprobs.token_logprobs[1:])),
+          "token arrays are scored, nothing is generated")
     hot = dict(model=model, prompt="The", max_tokens=12, temperature=1.5, n=2)
     first = client.completions.create(**hot, seed=11)
     again = client.completions.create(**hot, seed=11)
     check([c.text for c in first.choices] == [c.text for c in again.choices], "the same seed gives the same text")
     batch = client.completions.create(model=model, prompt=["a", "b"], max_tokens=2, temperature=0)
     check([choice.index for choice in batch.choices] == [0, 1], "a list of prompts")
+
+
+WEATHER = {"type": "function", "function": {
+    "name": "get_weather", "description": "The weather of a city.",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+
+
+def check_tools(client, model):
+    """The model need not call; what a client sends back after a call must be understood."""
+    turns = [{"role": "user", "content": "How is the weather in Rome?"},
+             {"role": "assistant", "content": None, "tool_calls": [
+                 {"id": "call_1", "type": "function",
+                  "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}]},
+             {"role": "tool", "tool_call_id": "call_1", "content": "Sun."}]
+    ask = dict(model=model, messages=turns, tools=[WEATHER], max_tokens=16, temperature=0)
+    whole = client.chat.completions.create(**ask)
+    check(whole.usage.completion_tokens > 0, "goes on after a tool's result")
+    plain = client.chat.completions.create(**{**ask, "tools": openai.omit})
+    check(plain.usage.prompt_tokens < whole.usage.prompt_tokens, "tools take room in the prompt")
+    check(refused(lambda: client.chat.completions.create(**ask, tool_choice={
+        "type": "function", "function": {"name": "no_such_tool"}}), 400), "an unknown tool by name is a 400")
+
+
+def check_json(client, model):
+    """Only where the server has structured output: 501 says that it has not."""
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer"}},
+              "required": ["name", "age"], "additionalProperties": False}
+    ask = dict(model=model, messages=[{"role": "user", "content": "Who are you?"}], max_tokens=200, temperature=0,
+               extra_body={"thinking": {"type": "disabled"}})
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
+    try:
+        choice = client.chat.completions.create(**ask, response_format=form).choices[0]
+    except openai.APIStatusError as error:
+        check(error.status_code == 501, f"response_format is refused with {error.status_code}")
+        return
+    if choice.finish_reason == "stop":
+        person = json.loads(choice.message.content)
+        check(set(person) == {"name", "age"} and isinstance(person["age"], int), f"json_schema gives {person}")
+    else:
+        check(choice.message.content.startswith("{"), f"json_schema, cut by length: {choice.message.content[:60]!r}")
+
+
+def check_responses(client, model):
+    ask = dict(model=model, input="Tell me a story.", max_output_tokens=24, temperature=0)
+    whole = client.responses.create(**ask)
+    texts = [part.text for item in whole.output if item.type in ("message", "reasoning") for part in item.content]
+    check("".join(texts) != "", f"responses answers: {''.join(texts)[:60]!r}")
+    check(whole.status in ("completed", "incomplete") and whole.usage.output_tokens <= 24, f"status {whole.status}")
+    deltas, last = [], None
+    for event in client.responses.create(**ask, stream=True):
+        if event.type in ("response.output_text.delta", "response.reasoning_text.delta"):
+            deltas.append(event.delta)
+        last = event
+    check("".join(deltas) == "".join(texts), "the events join to the same text")
+    check(last.type in ("response.completed", "response.incomplete") and last.response.usage is not None,
+          f"the last event is {last.type}")
 
 
 def check_errors(client, model):
@@ -115,6 +176,9 @@ def main():
     check(client.models.retrieve(model).id == model, f"model {model}")
     check_chat(client, model)
     check_completions(client, model)
+    check_tools(client, model)
+    check_json(client, model)
+    check_responses(client, model)
     check_errors(client, model)
     check_clients_at_once(client, model)
     print("all checks hold" if failures == 0 else f"{failures} checks failed")

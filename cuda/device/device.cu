@@ -9,6 +9,8 @@
 #include <array>
 #include <atomic>
 #include <cuda.h>
+#include <map>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -23,7 +25,8 @@ const Entry& entry_of(int kernel) {
     static const std::vector<Entry> all = [] {
         std::vector<Entry> entries;
         for (const std::span<const Entry> some :
-             {device::row_entries(), device::linear_entries(), device::state_entries(), device::attention_entries()})
+             {device::row_entries(), device::linear_entries(), device::expert_entries(), device::state_entries(),
+              device::attention_entries(), device::meeting_entries(), device::family_entries()})
             entries.insert(entries.end(), some.begin(), some.end());
         CHECK(static_cast<int>(entries.size()) == Kernels::kCount);
         return entries;
@@ -82,10 +85,6 @@ public:
     void copy(void* to, const void* from, int64_t bytes) override {
         check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "GPU ", device_,
               ": copying ", bytes, " bytes");
-    }
-    void clear(void* to, int64_t bytes) override {
-        check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream_), "GPU ", device_, ": clearing ", bytes,
-              " bytes");
     }
     void wait_for(const Flag* flag) override {
         switch (flag_wait_) {
@@ -172,11 +171,36 @@ public:
         return static_cast<std::byte*>(memory);
     }
     void release_pinned(std::byte* memory) noexcept override { cudaFreeHost(memory); }
+    void pin(std::byte* memory, int64_t bytes) override {
+        use(info_.index);
+        for (int64_t done = 0; done < bytes; done += kMostPinned) {  // one call fails at 512 GiB
+            const int64_t count = std::min(bytes - done, kMostPinned);
+            const cudaError_t status =
+                cudaHostRegister(memory + done, static_cast<size_t>(count), cudaHostRegisterPortable);
+            if (status == cudaSuccess) {
+                const std::lock_guard lock(mutex_);
+                pinned_[memory].push_back(memory + done);
+                continue;
+            }
+            unpin(memory);
+            check(status, "GPU ", info_.index, ": pinning ", bytes,
+                  " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+        }
+    }
+    void unpin(std::byte* memory) noexcept override {
+        const std::lock_guard lock(mutex_);
+        for (std::byte* piece : pinned_[memory]) cudaHostUnregister(piece);
+        pinned_.erase(memory);
+    }
     std::unique_ptr<Stream> new_stream() override {
         return std::make_unique<CudaStream>(info_.index, flag_wait_, wait_value_);
     }
 
 private:
+    static constexpr int64_t kMostPinned = int64_t{64} << 30;
+
+    std::mutex mutex_;                                      // guards what follows
+    std::map<std::byte*, std::vector<std::byte*>> pinned_;  // pieces of what pin() was given
     DeviceInfo info_;
     FlagWait flag_wait_;
     WaitValue wait_value_;
@@ -217,7 +241,8 @@ std::unique_ptr<Device> open_device(int index) {
     for (DeviceInfo& info : devices.found) {
         if (info.index != index) continue;
         use(index);
-        for (int kernel = 0; kernel < Kernels::kCount; ++kernel) {
+        const int family = info.compute_major == 12 ? 0 : FamilyKernels::kCount;  // of the last ones, without code
+        for (int kernel = 0; kernel < Kernels::kCount - family; ++kernel) {
             const Entry& entry = entry_of(kernel);
             check(cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        static_cast<int>(kMaxSharedBytes)),

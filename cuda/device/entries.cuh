@@ -16,7 +16,10 @@ struct Entry {
 /// Those of one list of kernels/list.h; every list has a unit of its own.
 std::span<const Entry> row_entries();
 std::span<const Entry> linear_entries();
+std::span<const Entry> expert_entries();
 std::span<const Entry> state_entries();
 std::span<const Entry> attention_entries();
+std::span<const Entry> meeting_entries();
+std::span<const Entry> family_entries();
 
 }  // namespace thermocline::cuda::device

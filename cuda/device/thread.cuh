@@ -45,6 +45,7 @@ public:
 
     __device__ void sync() { __syncthreads(); }
     __device__ void sync_warp() { __syncwarp(); }
+    __device__ void leave() {}  // barriers count threads that have not ended
 
     template <typename T>
     __device__ T shuffle(T value, int lane) {
@@ -66,6 +67,13 @@ public:
             "{%0, %1, %2, %3};"
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    }
+    __device__ void mma_mx(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint32_t a_scale,
+                           uint32_t b_scale) {  // SM120 family only
+        asm("mma.sync.aligned.kind::mxf8f6f4.block_scale.scale_vec::1X.m16n8k32.row.col.f32.e2m1.e4m3.f32.ue8m0 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, {%10}, {0, 0}, {%11}, {0, 0};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(a_scale), "r"(b_scale));
     }
     __device__ uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
         uint32_t d;

@@ -152,6 +152,7 @@ void Block::begin(const char* name, const Grid& grid_, int64_t x_, int64_t y_) {
     warps_.assign(static_cast<size_t>(grid.threads / kWarp), {});
     arrived_ = 0;
     left_ = grid.threads;
+    gone_ = 0;
     barriers_ = 0;
     shared_.assign(static_cast<size_t>(grid.shared_bytes), std::byte{0xff});
     uses_.resize(static_cast<size_t>((grid.shared_bytes + 3) / 4));
@@ -177,7 +178,11 @@ void Block::barrier(int thread) {
         while (barriers_ == round) switch_away();
         return;
     }
-    if (left_ != grid.threads) refuse("a barrier after threads have ended; left:", left_);
+    end_barrier();
+}
+
+void Block::end_barrier() {
+    if (left_ + gone_ != grid.threads) refuse("a barrier after threads have ended; left:", left_);
     arrived_ = 0;
     ++barriers_;
     ++progress;
@@ -207,9 +212,15 @@ const Block::Given* Block::exchange(int thread, Collective kind, const void* byt
 }
 
 void Block::finish(int thread) {
-    threads_[static_cast<size_t>(thread)].done = true;
-    --left_;
+    if (!threads_[static_cast<size_t>(thread)].gone) --left_;
     ++progress;
+}
+
+void Block::leave(int thread) {
+    threads_[static_cast<size_t>(thread)].gone = true;
+    --left_;
+    ++gone_;
+    if (arrived_ > 0 && arrived_ == left_) end_barrier();
 }
 
 /// Whether what `other` did then comes before what `thread` does now.

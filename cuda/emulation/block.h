@@ -65,7 +65,9 @@ public:
 
     bool waiting(int thread) const { return threads_[static_cast<size_t>(thread)].waiting; }
     void finish(int thread);
-    /// Threads that have not finished.
+    /// Barriers wait no longer for this thread, which is about to end.
+    void leave(int thread);
+    /// Threads that have neither finished nor left.
     int left() const { return left_; }
 
     std::function<void()> switch_away;  // back to the runner; set by it
@@ -73,7 +75,7 @@ public:
 
 private:
     struct ThreadState {
-        bool waiting = false, done = false;
+        bool waiting = false, gone = false;
         uint32_t warp_barriers = 0;  // passed
     };
     struct Warp {
@@ -88,12 +90,13 @@ private:
         uint32_t write_barriers = 0, write_warp_barriers = 0, read_barriers = 0, read_warp_barriers = 0;
         bool many_readers = false;
     };
+    void end_barrier();
     bool ordered(int thread, int other, uint32_t barriers, uint32_t warp_barriers) const;
 
     const char* name_ = nullptr;
     std::vector<ThreadState> threads_;
     std::vector<Warp> warps_;
-    int arrived_ = 0, left_ = 0;
+    int arrived_ = 0, left_ = 0, gone_ = 0;
     uint32_t barriers_ = 0;
     std::vector<std::byte> shared_;
     std::vector<Use> uses_;

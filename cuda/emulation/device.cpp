@@ -22,8 +22,6 @@ namespace thermocline::cuda::emulation {
 
 namespace {
 
-constexpr int64_t kAlignment = 256;
-
 struct KernelRow {
     const char* name;
     Body body;
@@ -36,7 +34,7 @@ constexpr auto kRows = Kernels::map([]<typename Kernel>(KernelType<Kernel>) {
     return KernelRow{Kernel::kName, body, most_threads<Kernel>()};
 });
 
-constexpr int kRaises = Kernels::index_of<RaiseFlag>();
+constexpr int kRaises = Kernels::index_of<RaiseJob>();
 
 /// What device and streams share.
 struct State {
@@ -93,9 +91,6 @@ public:
             if (time.count() > 0) std::this_thread::sleep_for(time);
             std::memcpy(to, from, static_cast<size_t>(bytes));
         });
-    }
-    void clear(void* to, int64_t bytes) override {
-        add([to, bytes] { std::memset(to, 0, static_cast<size_t>(bytes)); });
     }
     void wait_for(const Flag* flag) override {
         add([this, flag] {
@@ -173,7 +168,13 @@ class EmulatedDevice : public Device {
 public:
     explicit EmulatedDevice(const Config& config) {
         state_.config = config;
-        info_ = {config.index, "emulated", 8, 0, config.memory_bytes, 4, "emulated:" + std::to_string(config.index)};
+        info_ = {config.index,
+                 "emulated",
+                 config.compute_major,
+                 0,
+                 config.memory_bytes,
+                 4,
+                 "emulated:" + std::to_string(config.index)};
     }
 
     const DeviceInfo& info() const override { return info_; }
@@ -210,11 +211,18 @@ public:
         return memory;
     }
     void release_pinned(std::byte* memory) noexcept override { std::free(memory); }
+    void pin(std::byte*, int64_t bytes) override {
+        state_.check();
+        if (state_.happens(state_.allocations, state_.config.faults.refuse_memory))
+            fail("GPU ", info_.index, " (emulated): pinning ", bytes,
+                 " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+    }
+    void unpin(std::byte*) noexcept override {}
     std::unique_ptr<Stream> new_stream() override { return std::make_unique<EmulatedStream>(state_); }
 
 private:
     static std::byte* take(int64_t bytes) {
-        const auto size = static_cast<size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
+        const auto size = static_cast<size_t>(aligned(bytes));
         void* memory = std::aligned_alloc(kAlignment, size == 0 ? kAlignment : size);
         if (memory == nullptr) throw std::bad_alloc();
         return static_cast<std::byte*>(memory);

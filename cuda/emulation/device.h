@@ -13,6 +13,7 @@ namespace thermocline::cuda::emulation {
 struct Link {
     double gb_per_s = 0;    // 0: copies take no time of their own
     double latency_us = 0;  // of every copy
+    bool operator==(const Link&) const = default;
 };
 
 /// What shall go wrong, once each; counted over the life of the device, 0: never.
@@ -22,13 +23,16 @@ struct Faults {
     int64_t delay_ms = 0;       // by so much
     int64_t refuse_memory = 0;  // the n-th allocation fails, pinned ones too
     int64_t lose_device = 0;    // at the n-th launch
+    bool operator==(const Faults&) const = default;
 };
 
 struct Config {
     int index = 0;
     int64_t memory_bytes = int64_t{4} << 30;
+    int compute_major = 8;  // 12: a card of the SM120 family
     Link link = {};
     Faults faults = {};
+    bool operator==(const Config&) const = default;
 };
 
 std::unique_ptr<Device> open(const Config& config);

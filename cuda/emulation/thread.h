@@ -73,6 +73,8 @@ public:
 
     /// Waits for all threads of the block; what they wrote before is seen after.
     void sync() { block_.barrier(id_); }
+    /// Before a thread ends while others still have barriers to pass; whole warps only.
+    void leave() { block_.leave(id_); }
     void sync_warp() { block_.exchange(id_, Collective::kBarrier, "", 1); }
 
     template <typename T>
@@ -115,6 +117,33 @@ public:
                 sum += high(left) * high(right);
             }
             d[i] = sum;
+        }
+    }
+
+    /// d += a b of mma.m16n8k32, kind mxf8f6f4, e2m1 times e4m3, row.col, with one e8m0 scale for the 32 numbers of a
+    /// row of a and of a column of b. A byte holds a number of a in its bits 2 to 5. Element i of a lane is byte i % 4
+    /// of register i / 4; with g = lane / 4, c = lane % 4 (PTX ISA 9.7.14, m16n8k32 and block scaling):
+    ///   a: row g, or g + 8 for i in 4..7 and 12..15; column 4c + i % 4, and 16 more for i of 8 and above
+    ///   b: row 4c + i % 4, and 16 more for i of 4 and above; column g
+    ///   d as in mma(); scale of row g of a: of the lane with c = 0, of row g + 8: with c = 1; of column g of b: with c
+    ///   = 0
+    void mma_mx(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint32_t a_scale, uint32_t b_scale) {
+        const uint32_t own[8] = {a[0], a[1], a[2], a[3], b[0], b[1], a_scale, b_scale};
+        const Block::Given* all = block_.exchange(id_, Collective::kMma, own, sizeof own);
+        const int g = lane() / 4, c = lane() % 4;
+        for (int i = 0; i < 4; ++i) {
+            const int row = g + (i / 2) * 8, col = 2 * c + i % 2;
+            float sum = 0.0f;
+            for (int k = 0; k < 32; ++k) {
+                const int of_quad = k % 16 / 4, shift = k % 4 * 8;
+                const uint32_t left = given<uint32_t>(all, row % 8 * 4 + of_quad, row / 8 + k / 16 * 2) >> shift;
+                const uint32_t right = given<uint32_t>(all, col * 4 + of_quad, 4 + k / 16) >> shift;
+                sum += quant::e2m1_to_float(static_cast<uint8_t>(left >> 2 & 15)) *
+                       quant::e4m3_to_float(static_cast<uint8_t>(right));
+            }
+            const auto row_scale = static_cast<uint8_t>(given<uint32_t>(all, row % 8 * 4 + row / 8, 6));
+            const auto col_scale = static_cast<uint8_t>(given<uint32_t>(all, col * 4, 7));
+            d[i] += sum * quant::e8m0_to_float(row_scale) * quant::e8m0_to_float(col_scale);
         }
     }
 

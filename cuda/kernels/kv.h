@@ -188,26 +188,62 @@ GPU_CODE inline Four decode_four(KvFormat format, const std::byte* row, int c, i
     return four;
 }
 
-/// As ops::RoundKv. Grid: enough warps for the runs of `width` channels.
-struct RoundKv {
-    static constexpr const char* kName = "RoundKv";
-    float* x;  // [runs, width] in place
+/// The cosine and sine of a lane's channel are those of its pair; `rotation` [dims] is of the row.
+template <typename Thread>
+GPU_CODE void rotate_vector(Thread& t, LaneVector& v, const float* rotation, int width, int dims, float sign) {
+#pragma unroll
+    for (int i = 0; i < LaneVector::kCount; ++i) {
+        if (i * kWarp >= width) break;
+        const int c = i * kWarp + t.lane(), at = c - (width - dims);
+        const float other = t.shuffle_xor(v.x[i], 1);
+        if (at < 0 || c >= width) continue;
+        const float cosine = rotation[at & ~1], sine = sign * rotation[at | 1];
+        v.x[i] = at % 2 == 0 ? v.x[i] * cosine - other * sine : other * sine + v.x[i] * cosine;
+    }
+}
+
+/// What is done to vectors that go into attention: any of ops::RmsNorm, ops::Rope and ops::RoundKv, in this order.
+/// Grid: enough warps for the runs of `width` channels.
+struct FinishVectors {
+    static constexpr const char* kName = "FinishVectors";
+    const float* in;         // [runs, width]
+    float* out;              // [runs, width], may be `in`
+    const float* weight;     // [width] or null
+    const float* rotations;  // [T, dims]; null: not turned
     int64_t runs;
-    int32_t width, rope;
-    KvFormat format;
-    bool transform;  // by hadamard() first
+    int32_t heads;  // runs of a row
+    int32_t width, dims;
+    int32_t rope;  // channels of the cache that stay bf16
+    float eps, sign;
+    KvFormat format;  // kF32: not rounded
+    bool normalise;
+    bool transform;  // by hadamard(), before it is rounded
 
     template <typename Thread>
     GPU_CODE void operator()(Thread& t) const {
         const int64_t run = t.block() * t.warps() + t.warp();
         if (run >= runs) return;
-        float* own = x + run * width;
-        LaneVector v = load_vector(t, own, width);
+        LaneVector v = load_vector(t, in + run * width, width);
+        if (normalise) norm_vector(t, v);
+        if (rotations != nullptr) rotate_vector(t, v, rotations + run / heads * dims, width, dims, sign);
         if (transform) hadamard(t, v, width);
         round_vector(t, format, v, width, rope);
 #pragma unroll
         for (int i = 0; i < LaneVector::kCount; ++i)
-            if (i * kWarp + t.lane() < width) own[i * kWarp + t.lane()] = v.x[i];
+            if (i * kWarp + t.lane() < width) out[run * width + i * kWarp + t.lane()] = v.x[i];
+    }
+
+    template <typename Thread>
+    GPU_CODE void norm_vector(Thread& t, LaneVector& v) const {
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < LaneVector::kCount; ++i) sum = fmaf(v.x[i], v.x[i], sum);
+        const float factor = 1.0f / sqrtf(warp_sum(t, sum) / static_cast<float>(width) + eps);
+#pragma unroll
+        for (int i = 0; i < LaneVector::kCount; ++i) {
+            const int c = i * kWarp + t.lane();
+            if (c < width) v.x[i] = factor * v.x[i] * (weight ? weight[c] : 1.0f);
+        }
     }
 };
 

@@ -12,6 +12,33 @@ namespace thermocline::cuda {
 
 inline constexpr int kRoundedColumns = 128;  // of a vector that share a scale of e4m3
 
+/// One warp: numbers [first, first + kRoundedColumns) of a vector of `width`, if they are to be rounded, then as the
+/// nearest numbers of e4m3 with a power-of-two scale for all of them. number_of(i) is called twice then.
+template <typename Thread, typename Number, typename Write>
+GPU_CODE void prepare_group(Thread& t, int64_t first, int64_t width, bool rounded, Number number_of, Write write) {
+    const int64_t last = first + kRoundedColumns < width ? first + kRoundedColumns : width;
+    float scale = 1.0f, inverse = 1.0f;
+    if (rounded) {
+        float most = 0.0f;
+        for (int64_t i = first + t.lane(); i < last; i += kWarp) most = fmaxf(most, fabsf(number_of(i)));
+        const int exponent = quant::fp8_scale_exponent(warp_max(t, most));
+        scale = quant::pow2(exponent);
+        inverse = quant::pow2(-exponent);
+    }
+    for (int64_t i = first + t.lane(); i < last; i += kWarp) {
+        const float number = number_of(i);
+        write(i, rounded ? quant::e4m3_to_float(quant::float_to_e4m3(number * inverse)) * scale : number);
+    }
+}
+
+/// A number as a sum of `pieces` numbers of bf16, each the nearest to what is left, `stride` apart.
+GPU_CODE inline void write_pieces(float number, int pieces, int64_t stride, uint16_t* out) {
+    for (int piece = 0; piece < pieces; ++piece) {
+        out[piece * stride] = quant::float_to_bf16(number);
+        number -= quant::bf16_to_float(out[piece * stride]);
+    }
+}
+
 /// Vectors as the kernels below want them. Grid: vectors, groups of 128 columns; one warp.
 struct PrepareVectors {
     static constexpr const char* kName = "PrepareVectors";
@@ -24,28 +51,14 @@ struct PrepareVectors {
 
     template <typename Thread>
     GPU_CODE void operator()(Thread& t) const {
-        const int64_t first = t.block_y() * kRoundedColumns;
-        const int64_t last = first + kRoundedColumns < width ? first + kRoundedColumns : width;
         const float* x = in + t.block() * width;
-        float scale = 1.0f, inverse = 1.0f;
-        if (rounded) {
-            float most = 0.0f;
-            for (int64_t i = first + t.lane(); i < last; i += kWarp) most = fmaxf(most, fabsf(x[i]));
-            const int exponent = quant::fp8_scale_exponent(warp_max(t, most));
-            scale = quant::pow2(exponent);
-            inverse = quant::pow2(-exponent);
-        }
-        for (int64_t i = first + t.lane(); i < last; i += kWarp) {
-            float number = x[i];
-            if (rounded) number = quant::e4m3_to_float(quant::float_to_e4m3(number * inverse)) * scale;
-            if (floats_out != nullptr) floats_out[t.block() * width + i] = number;
-            if (pieces_out == nullptr) continue;
-            for (int piece = 0; piece < pieces; ++piece) {
-                const uint16_t part = quant::float_to_bf16(number);
-                pieces_out[(t.block() * pieces + piece) * width + i] = part;
-                number -= quant::bf16_to_float(part);
-            }
-        }
+        prepare_group(
+            t, t.block_y() * kRoundedColumns, width, rounded, [&](int64_t i) { return x[i]; },
+            [&](int64_t i, float number) {
+                if (floats_out != nullptr) floats_out[t.block() * width + i] = number;
+                if (pieces_out != nullptr)
+                    write_pieces(number, pieces, width, pieces_out + t.block() * pieces * width + i);
+            });
     }
 };
 
@@ -100,6 +113,11 @@ GPU_CODE void multiply_block(Thread& t, const quant::Matrix& w, const std::byte*
         }
     }
 }
+
+/// Eight numbers of bf16.
+struct alignas(16) Eight {
+    uint32_t words[4];
+};
 
 /// Few vectors: a block has one strip, its warps share the columns; their sums are added in the order of the warps.
 /// Grid: strips, ceil(vectors / (8 kTiles)); at most kMostWarps warps; shared_bytes().
@@ -209,11 +227,6 @@ struct ManyVectors : PackedProduct {
                 }
         }
     }
-
-private:
-    struct alignas(16) Eight {
-        uint32_t words[4];
-    };
 };
 
 /// Matrices that have no packed form, or one of float32 or f16: a warp has a row, its lanes share the columns.

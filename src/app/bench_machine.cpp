@@ -7,6 +7,7 @@
 #include "src/app/progress.h"
 #include "src/app/settings.h"
 #include "src/base/error.h"
+#include "src/base/file.h"
 #include "src/base/json.h"
 
 #include <cstdio>
@@ -104,10 +105,7 @@ void bench_machine(const MachineFlags& flags) {
     Progress progress("bench-machine:", scheduler::measurement_count(machine, gpus.found), "measurements");
     const auto speed = scheduler::measure_machine(machine, gpus.found, [&](int64_t done) { progress.update(done); });
     const Json json = scheduler::machine_json(scheduler::measured_description(machine, speed));
-    file.open(path, std::ios::trunc);
-    file << dump_json(json, 2) << "\n";
-    file.close();
-    if (!file) fail(printable(path), ": cannot write");
+    write_text(path, dump_json(json, 2) + "\n");
     if (flags.json)
         std::printf("%s\n", dump_json(json).c_str());
     else

@@ -15,5 +15,7 @@ void add_bench(CLI::App& root);
 void add_bench_machine(CLI::App& root);
 void add_doctor(CLI::App& root);
 void add_plan(CLI::App& root);
+void add_profile(CLI::App& root);
+void add_place(CLI::App& root);
 
 }  // namespace thermocline::app

@@ -37,6 +37,8 @@ int main(int argc, char** argv) {
     app::add_bench_machine(root);
     app::add_doctor(root);
     app::add_plan(root);
+    app::add_profile(root);
+    app::add_place(root);
     try {
         auto arguments = app::with_config_file({argv + 1, argv + argc});
         std::reverse(arguments.begin(), arguments.end());  // CLI11 takes its arguments from the back

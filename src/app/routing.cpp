@@ -1,8 +1,7 @@
 #include "src/app/routing.h"
 
+#include "scheduler/routing_trace.h"
 #include "src/base/error.h"
-#include "src/base/file.h"
-#include "src/base/json.h"
 #include "src/base/random.h"
 
 #include <algorithm>
@@ -12,15 +11,12 @@
 #include <filesystem>
 #include <numeric>
 #include <optional>
-#include <set>
-#include <string_view>
 #include <thread>
 
 namespace thermocline::app {
 
 namespace {
 
-constexpr int64_t kTraceVersion = 1;
 constexpr double kMaxExponent = 4.0;
 constexpr int kDraws = 64;  // before the likeliest expert that is left is taken
 
@@ -101,114 +97,34 @@ void draw_tables(ops::Plan& plan, double exponent, uint64_t seed) {
     for (size_t i = 0; i < routes.size(); ++i) set_table(plan, *routes[i], std::move(tables[i]));
 }
 
-struct LayerShape {
-    int64_t experts, top_k;
-    bool operator==(const LayerShape&) const = default;
-};
-
-/// "2 layers, 256 experts, top 6"
-std::string shape_text(const std::vector<LayerShape>& layers) {
-    std::string text = std::to_string(layers.size()) + " layers";
-    for (size_t i = 0; i < layers.size(); ++i)
-        if (i == 0 || layers[i] != layers[i - 1])
-            text += (i ? ", from layer " + std::to_string(i) + " " : ", ") + std::to_string(layers[i].experts) +
-                    " experts, top " + std::to_string(layers[i].top_k);
-    return text;
+/// The rows of a trace become the first tokens; the tokens behind them are never used.
+RoutedTokens use_trace(const scheduler::RoutingTrace& trace, const std::string& path, ops::Plan& plan,
+                       const std::string& model) {
+    const std::vector<scheduler::RoutedLayer> wanted = scheduler::routed_layers(plan);
+    // A model cut by --layers takes the first of the trace.
+    if (trace.layers.size() < wanted.size() || !std::equal(wanted.begin(), wanted.end(), trace.layers.begin()))
+        fail(printable(path), ": was recorded from ", trace.model.empty() ? "a model" : printable(trace.model), " (",
+             scheduler::shape_text(trace.layers), "), but ", printable(model), " has ", scheduler::shape_text(wanted));
+    RoutedTokens tokens;
+    std::vector<std::vector<int32_t>> tables(wanted.size());
+    int32_t token = 0;
+    for (const scheduler::RoutedPass& pass : trace.passes) {
+        for (size_t i = 0; i < tables.size(); ++i)
+            tables[i].insert(tables[i].end(), pass.ids[i].begin(), pass.ids[i].end());
+        for (int64_t row = 0; row < pass.rows && token < plan.vocab; ++row)
+            (pass.decode ? tokens.generated : tokens.prompt).push_back(token++);
+    }
+    const std::vector<ops::Route*> routes = routes_of(plan);
+    for (size_t i = 0; i < routes.size(); ++i) {
+        const auto size = static_cast<size_t>(plan.vocab * routes[i]->top_k);
+        for (size_t at = 0; tables[i].size() < size; ++at) tables[i].push_back(tables[i][at]);
+        tables[i].resize(size);
+        set_table(plan, *routes[i], std::move(tables[i]));
+    }
+    if (tokens.prompt.empty()) tokens.prompt = tokens.generated;
+    if (tokens.generated.empty()) tokens.generated = tokens.prompt;
+    return tokens;
 }
-
-/// Reads a trace for a plan that it fits.
-class TraceReader {
-public:
-    TraceReader(const std::string& path, ops::Plan& plan, const std::string& model)
-        : path_(printable(path)), plan_(plan), model_(model), routes_(routes_of(plan)) {
-        for (const ops::Route* route : routes_) tables_.emplace_back(static_cast<size_t>(plan.vocab * route->top_k));
-    }
-
-    RoutedTokens read(const std::string& text) {
-        size_t line = 0;
-        for (size_t at = 0; at < text.size(); ++line) {
-            const size_t end = std::min(text.find('\n', at), text.size());
-            where_ = path_ + ", line " + std::to_string(line + 1);
-            const Json json = parse_json(std::string_view(text).substr(at, end - at), where_);
-            line == 0 ? read_head(json) : read_pass(json);
-            at = end + 1;
-        }
-        if (rows_ == 0) fail(path_, ": holds no routing, expected a trace of `score --record-routing`");
-        // Tokens whose rows were not recorded are never used.
-        for (size_t i = 0; i < routes_.size(); ++i) {
-            const auto top_k = static_cast<size_t>(routes_[i]->top_k), used = static_cast<size_t>(rows_) * top_k;
-            for (size_t at = used; at < tables_[i].size(); ++at) tables_[i][at] = tables_[i][at - used];
-            set_table(plan_, *routes_[i], std::move(tables_[i]));
-        }
-        if (tokens_.prompt.empty()) tokens_.prompt = tokens_.generated;
-        if (tokens_.generated.empty()) tokens_.generated = tokens_.prompt;
-        return std::move(tokens_);
-    }
-
-private:
-    static int64_t integer(const Json& object, const char* key) {
-        const auto found = object.is_object() ? object.find(key) : object.end();
-        return object.is_object() && found != object.end() && found->is_number_integer() ? found->get<int64_t>() : -1;
-    }
-
-    void read_head(const Json& json) {
-        if (integer(json, "thermocline_routing") != kTraceVersion)
-            fail(where_, ": expected \"thermocline_routing\": ", kTraceVersion,
-                 ", as `score --record-routing` writes it");
-        std::vector<LayerShape> recorded, wanted;
-        for (const Json& layer : json.value("layers", Json::array()))
-            recorded.push_back({integer(layer, "experts"), integer(layer, "top_k")});
-        for (const ops::Route* route : routes_) wanted.push_back({route->experts, route->top_k});
-        layers_ = recorded.size();
-        // A model cut by --layers takes the first of the trace.
-        if (recorded.size() < wanted.size() || !std::equal(wanted.begin(), wanted.end(), recorded.begin())) {
-            const Json name = json.value("model", Json());
-            fail(path_, ": was recorded from ", name.is_string() ? printable(name.get<std::string>()) : "a model", " (",
-                 shape_text(recorded), "), but ", printable(model_), " has ", shape_text(wanted));
-        }
-    }
-
-    void read_pass(const Json& json) {
-        const Json phase = json.is_object() ? json.value("phase", Json()) : Json();
-        if (phase != "prefill" && phase != "decode") fail(where_, ": phase is no \"prefill\" or \"decode\"");
-        const Json ids = json.value("ids", Json());
-        if (!ids.is_array() || ids.empty() || ids.size() != layers_ || !ids[0].is_array())
-            fail(where_, ": ids is no list of ", layers_, " layers");
-        const size_t count = ids[0].size();
-        for (size_t i = 0; i < routes_.size(); ++i) {
-            if (!ids[i].is_array() || ids[i].size() != count) fail(where_, ": layer ", i, " has not ", count, " rows");
-            for (size_t row = 0; row < count && rows_ + static_cast<int64_t>(row) < plan_.vocab; ++row)
-                read_row(ids[i][row], i, rows_ + static_cast<int64_t>(row));
-        }
-        for (size_t row = 0; row < count && rows_ < plan_.vocab; ++row, ++rows_)
-            (phase == "decode" ? tokens_.generated : tokens_.prompt).push_back(static_cast<int32_t>(rows_));
-    }
-
-    void read_row(const Json& row, size_t layer, int64_t token) {
-        const int32_t top_k = routes_[layer]->top_k, experts = routes_[layer]->experts;
-        if (!row.is_array() || row.size() != static_cast<size_t>(top_k))
-            fail(where_, ": a row of layer ", layer, " has not ", top_k, " experts");
-        int32_t* out = tables_[layer].data() + token * top_k;
-        for (int32_t k = 0; k < top_k; ++k) {
-            const Json& id = row[static_cast<size_t>(k)];
-            if (!id.is_number_integer() || id < 0 || id >= experts)
-                fail(where_, ": expert ", printable(dump_json(id), 40), " of layer ", layer, ", expected 0 to ",
-                     experts - 1);
-            out[k] = id.get<int32_t>();
-            if (std::find(out, out + k, out[k]) != out + k)
-                fail(where_, ": a row of layer ", layer, " names expert ", out[k], " twice");
-        }
-    }
-
-    std::string path_, where_;
-    ops::Plan& plan_;
-    std::string model_;
-    std::vector<ops::Route*> routes_;
-    std::vector<std::vector<int32_t>> tables_;  // of each route: [vocab, top_k], of which `rows_` are read
-    size_t layers_ = 0;                         // of the trace
-    int64_t rows_ = 0;
-    RoutedTokens tokens_;
-};
 
 }  // namespace
 
@@ -228,36 +144,7 @@ RoutedTokens Routing::apply(ops::Plan& plan, const std::string& model, uint64_t 
         draw_tables(plan, *exponent, seed);
         return {};
     }
-    return TraceReader(text_, plan, model).read(read_text(text_));
-}
-
-RoutingWriter::RoutingWriter(const std::string& path, const std::string& model, const ops::Plan& plan)
-    : path_(path), out_(path, std::ios::binary) {
-    Json layers = Json::array();
-    for (const ops::Step& step : plan.steps)
-        if (const auto* route = std::get_if<ops::Route>(&step)) {
-            layers.push_back({{"experts", route->experts}, {"top_k", route->top_k}});
-            top_k_.push_back(route->top_k);
-        }
-    out_ << dump_json({{"thermocline_routing", kTraceVersion}, {"model", model}, {"layers", std::move(layers)}})
-         << '\n';
-}
-
-void RoutingWriter::add(const scheduler::RoutingRecord& pass, bool decode, size_t sequence) {
-    Json layers = Json::array();
-    for (size_t i = 0; i < pass.ids.size(); ++i) {
-        Json rows = Json::array();
-        for (auto it = pass.ids[i].begin(); it != pass.ids[i].end(); it += top_k_[i])
-            rows.push_back(std::vector<int32_t>(it, it + top_k_[i]));
-        layers.push_back(std::move(rows));
-    }
-    out_ << dump_json({{"phase", decode ? "decode" : "prefill"}, {"sequence", sequence}, {"ids", std::move(layers)}})
-         << '\n';
-}
-
-void RoutingWriter::close() {
-    out_.close();
-    if (!out_) fail(path_, ": cannot write");
+    return use_trace(scheduler::read_routing_trace(text_), text_, plan, model);
 }
 
 }  // namespace thermocline::app

@@ -1,6 +1,6 @@
 // `score`: teacher-forced log-probabilities of token ids (cli.md). Needs no tokenizer.
+#include "scheduler/routing_trace.h"
 #include "src/app/commands.h"
-#include "src/app/routing.h"
 #include "src/app/session.h"
 #include "src/app/settings.h"
 #include "src/base/error.h"
@@ -84,11 +84,11 @@ struct Scored {
 
 /// Where a trace of the routing goes, if one is wanted.
 struct Recording {
-    RoutingWriter writer;
+    scheduler::RoutingTraceWriter writer;
     scheduler::RoutingRecord pass = {};
 };
 
-Scored score_sequence(Session& session, const ScoreFlags& flags, const Tokens& tokens, size_t index, NpyWriter* npy,
+Scored score_sequence(Session& session, const ScoreFlags& flags, const Tokens& tokens, NpyWriter* npy,
                       Recording* recording) {
     const auto count = static_cast<int64_t>(tokens.size());
     const int64_t prefill = flags.decode_from < 0 ? count : std::min(flags.decode_from, count);
@@ -102,7 +102,7 @@ Scored score_sequence(Session& session, const ScoreFlags& flags, const Tokens& t
         const std::span part(tokens.data() + begin, static_cast<size_t>(rows));
         const scheduler::Part parts[] = {{sequence.get(), part, static_cast<int32_t>(rows)}};
         session.executor->forward(parts);
-        if (recording) recording->writer.add(recording->pass, begin >= prefill, index);
+        if (recording) recording->writer.add(recording->pass, 0, rows, begin >= prefill);
         for (int64_t i = 0; i < rows; ++i) {
             const float* logits = session.executor->logits(i);
             if (npy) npy->row(logits, vocab);
@@ -132,8 +132,9 @@ void score(const ScoreFlags& flags) {
                                           session.model->vocab);
     std::optional<Recording> recording;
     if (!flags.routing.empty()) {
-        recording = Recording{
-            RoutingWriter(flags.routing, engine::model_name(session.model->checkpoint), session.model->trunk)};
+        recording =
+            Recording{scheduler::RoutingTraceWriter(flags.routing, engine::model_name(session.model->checkpoint),
+                                                    scheduler::routed_layers(session.model->trunk))};
         session.executor->record_routing(&recording->pass);
     }
 
@@ -141,8 +142,7 @@ void score(const ScoreFlags& flags) {
     double log_sum = 0.0;
     int64_t predicted = 0;
     for (const Tokens& tokens : sequences) {
-        Scored scored = score_sequence(session, flags, tokens, out["sequences"].size(), npy.get(),
-                                       recording ? &*recording : nullptr);
+        Scored scored = score_sequence(session, flags, tokens, npy.get(), recording ? &*recording : nullptr);
         if (npy) {
             npy->close();
             npy.reset();  // the first sequence only

@@ -20,10 +20,30 @@ struct ServeFlags {
     ModelFlags model;
     server::ServerOptions server;
     std::vector<std::string> names, api_keys;
-    std::string api_key_file, chat_encoding = "auto", effort = "high";
-    bool default_thinking = true;
-    int64_t max_queue = 256;
+    std::string api_key_file, log_format = "text", chat_encoding = "auto", effort = "high";
+    bool default_thinking = true, anthropic_thinking = false;
+    int64_t max_queue = 256, max_num_seqs = 16, max_num_batched_tokens = 512;
+    std::string kv_memory = "auto", cache_ram = "auto", kv_disk, replay_cache = "64MiB", routing;
+    double kv_disk_gb = 32.0;
 };
+
+engine::EngineOptions engine_options(const ServeFlags& flags) {
+    engine::EngineOptions options = flags.model.engine_options(flags.chat_encoding);
+    options.max_queue = flags.max_queue;
+    options.max_num_seqs = flags.max_num_seqs;
+    options.prefill_chunk = flags.max_num_batched_tokens;
+    options.record_routing = flags.routing;
+    if (flags.kv_memory != "auto") options.kv_bytes = parse_size(flags.kv_memory, "--kv-cache-memory-bytes");
+    if (flags.cache_ram == "0")
+        options.prefix_bytes = 0;
+    else if (flags.cache_ram != "auto")
+        options.prefix_bytes = parse_size(flags.cache_ram, "--cache-ram");
+    if (!flags.kv_disk.empty() && options.prefix_bytes == 0)
+        fail("--kv-disk writes what --cache-ram keeps, which is 0: give it some memory");
+    options.prefix_disk = flags.kv_disk;
+    options.prefix_disk_bytes = static_cast<int64_t>(flags.kv_disk_gb * 1e9);
+    return options;
+}
 
 /// Keys of --api-key, of the file (one a line) and of THERMOCLINE_API_KEY.
 std::vector<std::string> api_keys(const ServeFlags& flags) {
@@ -53,23 +73,27 @@ server::ServedModel served_model(const ServeFlags& flags, const engine::Assembly
     served.revision = assembly.encoding.revision;
     served.chat.thinking = flags.default_thinking;
     served.chat.effort = text::effort_from_word(flags.effort, "--default-reasoning-effort");
+    served.anthropic_thinks = flags.anthropic_thinking;
     served.fingerprint = "b" + flags.server.version;
     return served;
 }
 
 void serve(const ServeFlags& flags) {
-    log::start(flags.model.log_level);
+    log::start(flags.model.log_level, flags.log_format);
     server::ServerOptions options = flags.server;
+    if (flags.replay_cache != "0") options.replay_bytes = parse_size(flags.replay_cache, "--replay-cache");
     options.api_keys = api_keys(flags);
+    options.http.server_name += "/" + options.version;
     server::StopSignal stop;
     server::Server server(options);
     const int port = server.bind();  // before loading: a taken port is known at once, clients get 503 meanwhile
     std::thread listener([&] { server.listen(); });
     try {
-        engine::EngineOptions engine_options = flags.model.engine_options(flags.chat_encoding);
-        engine_options.max_queue = flags.max_queue;
-        engine::Assembly assembly = engine::assemble(engine_options);
-        server.serve({assembly.engine.get(), assembly.tokenizer.get(), served_model(flags, assembly)});
+        engine::Assembly assembly = engine::assemble(engine_options(flags));
+        server::Backend backend{assembly.engine.get(), assembly.tokenizer.get(), served_model(flags, assembly)};
+        if (!assembly.routing->layers().empty())
+            backend.experts = [&routing = *assembly.routing] { return engine::expert_use(routing); };
+        server.serve(std::move(backend));
         log::info("listening on http://{}:{}", options.http.host, port);
         stop.wait();
         log::info("shutting down");
@@ -82,12 +106,63 @@ void serve(const ServeFlags& flags) {
     }
 }
 
+void add_batching_flags(CLI::App& command, ServeFlags& flags) {
+    const char* group = "Batching and caches";
+    command.add_option("--max-queue", flags.max_queue, "requests that may wait; 0: no limit")
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
+    command.add_option("--max-num-seqs", flags.max_num_seqs, "requests that run at once, in the same forward passes")
+        ->check(CLI::PositiveNumber)
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--max-num-batched-tokens", flags.max_num_batched_tokens,
+                    "tokens in one forward pass: one of every request that generates, the rest of prompts in equal "
+                    "shares. More: faster prompts, longer pauses for those who generate")
+        ->check(CLI::PositiveNumber)
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--kv-cache-memory-bytes", flags.kv_memory,
+                    "for the caches of all running requests (4GiB, 500MB, bytes); when it gets short, the youngest "
+                    "waits and computes again. auto: all they may need, at most half of the free memory; on a card all")
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--cache-ram", flags.cache_ram,
+                    "memory for states of earlier requests, from which prompts that begin alike go on; 0: none; auto: "
+                    "an eighth of the free memory, at most 8GiB")
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option(
+            "--kv-disk", flags.kv_disk,
+            "folder where these states also go, so that they outlive the server (not the program: another build "
+            "starts afresh); it holds what requests said")
+        ->group(group);
+    command
+        .add_option("--replay-cache", flags.replay_cache,
+                    "memory for answers as the model wrote them: a conversation that goes on shows the model its own "
+                    "tokens, however the client spells them; 0: prompts depend on the request alone")
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_flag("--isolate-api-keys", flags.server.isolates_keys,
+                  "requests with different API keys share no states and no answers")
+        ->group(group);
+    command.add_option("--kv-disk-gb", flags.kv_disk_gb, "10^9 bytes that this folder may hold")
+        ->check(CLI::Range(0.001, 1e6))
+        ->group(group)
+        ->capture_default_str();
+}
+
 }  // namespace
 
 void add_serve(CLI::App& root) {
     auto flags = std::make_shared<ServeFlags>();
     flags->server.version = "0.1.0";
-    CLI::App& command = *root.add_subcommand("serve", "OpenAI-compatible server");
+    CLI::App& command = *root.add_subcommand("serve", "server with the APIs of OpenAI and Anthropic");
     flags->model.declare(command, ModelFlags::Positional::kOptional);
     const char* group = "Server";
     command.add_option("--host", flags->server.http.host, "address to listen on")->group(group)->capture_default_str();
@@ -100,14 +175,32 @@ void add_serve(CLI::App& root) {
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
         ->group(group);
     command.add_option("--api-key-file", flags->api_key_file, "file with one key a line")->group(group);
-    command.add_option("--cors-origin", flags->server.http.cors_origin, "Access-Control-Allow-Origin; empty: none")
+    command
+        .add_option("--cors-origins", flags->server.http.cors_origins,
+                    "web origins whose pages may call; \"*\": all; \"\": none")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
         ->group(group)
         ->capture_default_str();
-    command.add_option("--max-body-size", flags->server.http.max_body, "largest request body in bytes")
-        ->group(group)
-        ->capture_default_str();
-    command.add_option("--max-queue", flags->max_queue, "requests that may wait; 0: no limit")
+    command
+        .add_option("--queue-timeout", flags->server.queue_seconds,
+                    "seconds that a request may wait for its turn; 0: no limit")
         ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--request-timeout", flags->server.request_seconds, "seconds that a request may take; 0: no limit")
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--record-routing", flags->routing,
+                    "write the experts that every layer chose for every token (JSON lines), for `profile`")
+        ->group(group);
+    command.add_option("--log-format", flags->log_format, "text, or json: one object a line")
+        ->group(group)
+        ->capture_default_str();
+    command.add_flag("--slots", flags->server.shows_slots, "GET /slots tells what runs")->group(group);
+    command.add_option("--max-body-size", flags->server.http.max_body, "largest request body in bytes")
         ->group(group)
         ->capture_default_str();
     command
@@ -120,6 +213,7 @@ void add_serve(CLI::App& root) {
         ->check(CLI::NonNegativeNumber)
         ->group(group)
         ->capture_default_str();
+    add_batching_flags(command, *flags);
     group = "Served model";
     command.add_option("--served-model-name", flags->names, "name in the API; more than one: aliases; \"*\": any")
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
@@ -132,6 +226,10 @@ void add_serve(CLI::App& root) {
                   "whether requests that do not say get reasoning")
         ->group(group)
         ->capture_default_str();
+    command
+        .add_flag("--anthropic-think-by-default", flags->anthropic_thinking,
+                  "reasoning for /v1/messages requests without \"thinking\"")
+        ->group(group);
     command.add_option("--default-reasoning-effort", flags->effort, "low, medium, high, xhigh or max")
         ->group(group)
         ->capture_default_str();

@@ -3,6 +3,7 @@
 #include "scheduler/topology.h"
 #include "src/base/log.h"
 #include "src/engine/pack.h"
+#include "src/engine/vocabulary.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,13 +18,15 @@ Session open_session(const ModelFlags& flags, int64_t rows) {
     const scheduler::WorkerPlaces places = scheduler::worker_places(slices, flags.threads);
     Session session;
     session.model = model::load_model(flags.path(), flags.load_options());
-    if (!flags.weights_in_place) session.packed = engine::pack_weights(*session.model, slices);
     session.max_tokens = flags.context(session.model->max_context);
+    scheduler::ExecutorLimits limits{.max_rows = rows, .max_outputs = rows, .max_tokens = session.max_tokens};
+    session.gpus = std::make_unique<scheduler::Gpus>(flags.gpu_wishes());
+    session.gpus->reserve(session.model->trunk, engine::model_name(session.model->checkpoint), limits, 1,
+                          !flags.weights_in_place);
+    if (!flags.weights_in_place) session.packed = engine::pack_weights(*session.model, slices);
     session.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
-    session.gpus = std::make_unique<scheduler::Gpus>(flags.gpus);
-    session.executor =
-        session.gpus->new_executor(session.model->trunk, *session.workers, kernels,
-                                   {.max_rows = rows, .max_outputs = rows, .max_tokens = session.max_tokens}, 1);
+    session.executor = session.gpus->new_executor(session.model->trunk, *session.workers, kernels, limits,
+                                                  session.packed ? session.packed->memory() : std::span<std::byte>());
     return session;
 }
 

@@ -3,6 +3,7 @@
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/json.h"
+#include "src/engine/vocabulary.h"
 
 #include <algorithm>
 #include <charconv>
@@ -58,6 +59,11 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->check(CLI::IsMember({"auto", "dummy"}))
         ->group(group)
         ->capture_default_str();
+    command
+        .add_option("--tokenizer", tokenizer,
+                    "with --load-format dummy: directory with the tokenizer.json to use; the random model gets its "
+                    "vocabulary")
+        ->group(group);
     declare_layers(command);
     command
         .add_option("--max-model-len", max_model_len,
@@ -111,11 +117,27 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group)
         ->capture_default_str();
     command
-        .add_option("--offload-experts", offload_experts,
-                    "with --gpus: where routed experts are computed. cpu: where they lie; auto: cpu")
-        ->check(CLI::IsMember({"auto", "cpu"}))
+        .add_option(
+            "--offload-experts", offload_experts,
+            "with --gpus: where routed experts are computed. auto: as many on the card as fit, the others by the "
+            "CPU; cpu: all by the CPU; none: all on the card")
+        ->check(CLI::IsMember({"auto", "cpu", "none"}))
         ->group(group)
         ->capture_default_str();
+    command
+        .add_option("--residency", residency,
+                    "which experts lie on the card where not all fit. adaptive: those that are chosen often, lately; "
+                    "lru: those chosen last; static: those of --placement, else the first of every layer")
+        ->check(CLI::IsMember({"adaptive", "lru", "static"}))
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--placement", placement, "file that `place` wrote: the experts that lie on the card at the start")
+        ->group(group);
+    command
+        .add_option("--gpu-memory", gpu_memory,
+                    "budget of the card, such as 24GiB or 96GB, CUDA itself included; default: all that is free")
+        ->group(group);
     declare_log_level(command);
 }
 
@@ -187,6 +209,9 @@ model::LoadOptions ModelFlags::load_options() const {
     options.layers = layers;
     options.format = load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
     options.seed = seed;
+    if (!tokenizer.empty() && load_format != "dummy")
+        fail("--tokenizer is for random weights, expected --load-format dummy with it");
+    if (!tokenizer.empty()) options.dummy_vocab = engine::load_tokenizer(tokenizer).vocab_size();
     options.defer_codes = !weights_in_place;
     return options;
 }
@@ -198,15 +223,21 @@ scheduler::Numa ModelFlags::numa_mode() const {
 engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encoding) const {
     engine::EngineOptions options;
     options.model = path();
+    options.tokenizer = tokenizer;
     options.load = load_options();
     options.max_model_len = max_model_len;
     options.weights_in_place = weights_in_place;
     options.threads = threads;
     options.numa = numa_mode();
     options.isa = isa;
-    options.gpus = gpus;
+    options.gpus = gpu_wishes();
     options.chat_encoding = chat_encoding;
     return options;
+}
+
+scheduler::GpuWishes ModelFlags::gpu_wishes() const {
+    return {gpus, gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"), offload_experts, residency,
+            placement};
 }
 
 int64_t ModelFlags::context(int64_t max_context) const {

@@ -16,6 +16,7 @@ namespace thermocline::app {
 struct ModelFlags {
     std::string model;  // directory, .gguf file, or empty: the bundled demo model; with dummy weights also a config
     std::string load_format = "auto";
+    std::string tokenizer;  // directory, for dummy weights; empty: the model's own
     int32_t layers = 0;
     int64_t max_model_len = 0;  // 0: the model's own, at most 32768
     std::string kv_cache_dtype = "auto";
@@ -23,6 +24,9 @@ struct ModelFlags {
     std::string isa = "auto";
     std::string gpus = "none";
     std::string offload_experts = "auto";
+    std::string residency = "adaptive";
+    std::string placement;   // empty: none
+    std::string gpu_memory;  // empty: all that is free
     int threads = 0;
     std::string numa = "auto";
     bool weights_in_place = false;
@@ -41,6 +45,7 @@ struct ModelFlags {
     std::string path() const;
     model::LoadOptions load_options() const;
     scheduler::Numa numa_mode() const;
+    scheduler::GpuWishes gpu_wishes() const;
     engine::EngineOptions engine_options(const std::string& chat_encoding) const;
     /// Tokens of one sequence for a model whose own limit is `max_context`. Throws Error if the flag is over that.
     int64_t context(int64_t max_context) const;

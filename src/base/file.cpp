@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <fstream>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -67,6 +68,20 @@ std::string read_text(const std::filesystem::path& path, size_t limit) {
     const auto file = MappedFile::open(path);
     if (file->size() > limit) fail(printable(path.string()), ": ", file->size(), " bytes, expected at most ", limit);
     return std::string(file->text());
+}
+
+void write_text(const std::filesystem::path& path, std::string_view text) {
+    std::filesystem::path beside = path;
+    beside += ".part";
+    std::ofstream out(beside, std::ios::binary | std::ios::trunc);
+    out << text;
+    out.close();
+    std::error_code failed;
+    if (out) std::filesystem::rename(beside, path, failed);
+    if (out && !failed) return;
+    std::error_code ignored;
+    std::filesystem::remove(beside, ignored);
+    fail(printable(path.string()), ": cannot write");
 }
 
 }  // namespace thermocline

@@ -46,4 +46,7 @@ private:
 /// Whole small file as text. Throws Error naming the path; refuses files over `limit` bytes.
 std::string read_text(const std::filesystem::path& path, size_t limit = size_t{256} << 20);
 
+/// Writes a file anew, whole or not at all. Throws Error naming the path.
+void write_text(const std::filesystem::path& path, std::string_view text);
+
 }  // namespace thermocline

@@ -3,8 +3,12 @@
 #include "cpu/kernels.h"
 #include "scheduler/executor.h"
 #include "scheduler/topology.h"
+#include "src/base/checksum.h"
 #include "src/base/error.h"
+#include "src/base/file.h"
+#include "src/base/json.h"
 #include "src/base/log.h"
+#include "src/base/pages.h"
 #include "src/engine/pack.h"
 #include "src/engine/vocabulary.h"
 
@@ -17,22 +21,36 @@ namespace {
 /// Rows of logits in one pass: what scoring a prompt takes at a time.
 constexpr int64_t kMaxOutputs = 32;
 
-/// A conversation goes back by its last answer when the next request shows that answer otherwise (without its
-/// reasoning, say). Costs rows in every ring: some tens of MB for the largest published model.
+/// States of a sequence some tokens ago, for the prefix cache: the last multiple of a block, and the end of the prompt
+/// but one token. Costs rows in every ring of a running sequence: some tens of MB for the largest published model.
 constexpr int32_t kSpareRows = 256;
+
+constexpr int64_t kMostPrefixBytesAuto = int64_t{8} << 30;
 
 class ExecutorForward : public Forward {
 public:
-    explicit ExecutorForward(std::unique_ptr<scheduler::Executor> executor) : executor_(std::move(executor)) {}
+    ExecutorForward(std::unique_ptr<scheduler::Executor> executor, scheduler::RoutingWatch& routing)
+        : executor_(std::move(executor)), routing_(routing) {
+        executor_->record_routing(routing_.record());
+    }
     int64_t vocab() const override { return executor_->plan().vocab; }
     scheduler::ExecutorLimits limits() const override { return executor_->limits(); }
     std::unique_ptr<memory::SequenceCache> new_sequence() override { return executor_->new_sequence(); }
-    void forward(std::span<const scheduler::Part> parts) override { executor_->forward(parts); }
+    int64_t sequence_bytes(int64_t tokens) const override { return executor_->sequence_bytes(tokens); }
+    void forward(std::span<const scheduler::Part> parts) override {
+        executor_->forward(parts);
+        routing_.passed(parts, executor_->residency());
+        if (passes_++ % kPlaceEvery == 0) routing_.place(executor_->resident());
+    }
     const float* logits(int64_t output) const override { return executor_->logits(output); }
     int64_t last_bytes() const override { return executor_->last_bytes(); }
 
 private:
+    static constexpr int64_t kPlaceEvery = 64;  // passes
+
     std::unique_ptr<scheduler::Executor> executor_;
+    scheduler::RoutingWatch& routing_;
+    int64_t passes_ = 0;
 };
 
 int64_t context_of(const EngineOptions& options, const model::Model& model) {
@@ -44,20 +62,81 @@ int64_t context_of(const EngineOptions& options, const model::Model& model) {
     return options.max_model_len;
 }
 
+scheduler::ExecutorLimits executor_limits(const EngineOptions& options, int64_t context) {
+    if (options.prefill_chunk < 1) fail("--max-num-batched-tokens is ", options.prefill_chunk, ", expected at least 1");
+    if (options.max_num_seqs < 1 || options.max_num_seqs > options.prefill_chunk)
+        fail("--max-num-seqs is ", options.max_num_seqs, ", expected 1 to ", options.prefill_chunk,
+             ", the tokens of one forward pass (--max-num-batched-tokens)");
+    scheduler::ExecutorLimits limits;
+    limits.max_rows = std::max(std::min(options.prefill_chunk, context), options.max_num_seqs);
+    limits.max_outputs = std::max(std::min(limits.max_rows, kMaxOutputs), options.max_num_seqs);
+    limits.max_tokens = context;
+    limits.max_parts = options.max_num_seqs;
+    return limits;
+}
+
+/// Of the caches of all that runs: all they may need, but without being asked no more than half of the free memory.
+int64_t kv_budget(const EngineOptions& options, const Forward& model, bool on_card) {
+    if (options.kv_bytes > 0 || on_card) return options.kv_bytes;  // a card has set all of it aside
+    const int64_t longest = model.sequence_bytes(model.limits().max_tokens);
+    return std::max(longest, std::min(options.max_num_seqs * longest, available_memory() / 2));
+}
+
+/// Of all that a state of a sequence depends on besides its tokens. Of the weights some bytes of some tensors: enough
+/// to tell files of different weights from each other without reading them. The program is part of it: another build
+/// may compute other numbers, and what a wrong one has computed must not outlive it.
+uint64_t state_hash(const EngineOptions& options, const model::Checkpoint& checkpoint, const std::string& arithmetic,
+                    uint64_t caches) {
+    constexpr size_t kTensors = 1024;
+    constexpr int64_t kBytes = 64;
+    uint64_t hash = kChecksumStart;
+    const auto add = [&](const void* data, size_t size) {
+        hash = checksum_of({static_cast<const std::byte*>(data), size}, hash);
+    };
+    const std::string words = dump_json(checkpoint.config) + "\n" + arithmetic + "\n" + checkpoint.container;
+    add(words.data(), words.size());
+    const auto program = MappedFile::open("/proc/self/exe");
+    add(program->bytes().data(), program->bytes().size());
+    const int64_t numbers[] = {static_cast<int64_t>(options.load.activations), options.load.layers,
+                               static_cast<int64_t>(options.load.seed), static_cast<int64_t>(caches)};
+    add(numbers, sizeof numbers);
+    const auto& tensors = checkpoint.weights.tensors;
+    const size_t stride = tensors.size() / kTensors + 1;
+    size_t index = 0;
+    for (const auto& [name, tensor] : tensors) {
+        add(name.data(), name.size());
+        add(&tensor.bytes, sizeof tensor.bytes);
+        if (index++ % stride != 0 || tensor.sized_only || tensor.data == nullptr) continue;
+        const int64_t count = std::min(kBytes, tensor.bytes);
+        add(tensor.data + (tensor.bytes - count) / 2, static_cast<size_t>(count));
+    }
+    return hash;
+}
+
+std::unique_ptr<memory::PrefixDisk> prefix_disk(const EngineOptions& options, const model::Model& model,
+                                                Forward& forward, const std::string& arithmetic) {
+    if (options.prefix_disk.empty()) return nullptr;
+    const uint64_t hash = state_hash(options, model.checkpoint, arithmetic, forward.new_sequence()->fingerprint());
+    auto disk = std::make_unique<memory::PrefixDisk>(options.prefix_disk, options.prefix_disk_bytes, hash);
+    log::info("prefix cache on disk: {}, {} files, {} of {} MB", options.prefix_disk, disk->files(),
+              disk->bytes() / 1'000'000, options.prefix_disk_bytes / 1'000'000);
+    return disk;
+}
+
 }  // namespace
 
 Assembly assemble(const EngineOptions& options) {
     const cpu::KernelTable& kernels = cpu::select_kernels(options.isa.c_str());
     const auto slices = scheduler::weight_slices(scheduler::detect_machine(), options.numa);
     const scheduler::WorkerPlaces places = scheduler::worker_places(slices, options.threads);
-    if (options.prefill_chunk < 1) fail("the prefill chunk is ", options.prefill_chunk, " tokens, expected at least 1");
 
     Assembly out;
     model::LoadOptions load = options.load;
     load.spare_rows = std::max(load.spare_rows, kSpareRows);
     out.model = model::load_model(options.model, load);
     const model::Model& model = *out.model;
-    out.tokenizer = std::make_unique<text::Tokenizer>(load_tokenizer(model.checkpoint));
+    out.tokenizer = std::make_unique<text::Tokenizer>(options.tokenizer.empty() ? load_tokenizer(model.checkpoint)
+                                                                                : load_tokenizer(options.tokenizer));
     if (out.tokenizer->vocab_size() > model.vocab) {
         fail("the tokenizer has ", out.tokenizer->vocab_size(), " tokens, but the model's vocabulary has only ",
              model.vocab);
@@ -69,22 +148,47 @@ Assembly assemble(const EngineOptions& options) {
     out.name = model_name(model.checkpoint);
 
     const int64_t context = context_of(options, model);
+    scheduler::ExecutorLimits limits = executor_limits(options, context);
+    out.gpus = std::make_unique<scheduler::Gpus>(options.gpus);
+    out.gpus->reserve(model.trunk, out.name, limits, options.max_num_seqs, !options.weights_in_place);
     if (!options.weights_in_place) out.packed = pack_weights(*out.model, slices);
-    scheduler::ExecutorLimits limits;
-    limits.max_rows = std::min(options.prefill_chunk, context);
-    limits.max_outputs = std::min(limits.max_rows, kMaxOutputs);
-    limits.max_tokens = context;
     out.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
     EngineLimits engine_limits;
     engine_limits.max_queue = options.max_queue;
     engine_limits.eos_ids = eos_ids(model.checkpoint, *out.tokenizer, model.vocab);
-    out.gpus = std::make_unique<scheduler::Gpus>(options.gpus);
-    auto executor = out.gpus->new_executor(model.trunk, *out.workers, kernels, limits, 1);
-    out.engine = std::make_unique<Engine>(std::make_unique<ExecutorForward>(std::move(executor)),
-                                          std::move(engine_limits), kernels);
+    auto executor = out.gpus->new_executor(model.trunk, *out.workers, kernels, limits,
+                                           out.packed ? out.packed->memory() : std::span<std::byte>());
+    out.routing = std::make_unique<scheduler::RoutingWatch>(out.name, scheduler::routed_layers(model.trunk));
+    if (!options.record_routing.empty()) out.routing->write_to(options.record_routing);
+    if (options.keep_routing) out.routing->keep();
+    auto forward = std::make_unique<ExecutorForward>(std::move(executor), *out.routing);
+    engine_limits.max_sequences = options.max_num_seqs;
+    engine_limits.kv_bytes = kv_budget(options, *forward, out.gpus->any());
+    engine_limits.prefix_bytes = options.prefix_bytes == kPrefixBytesAuto
+                                     ? std::min(kMostPrefixBytesAuto, available_memory() / 8)
+                                     : options.prefix_bytes;
+    log::info("{} requests at once, {} MB for their caches, {} MB for the prefix cache", options.max_num_seqs,
+              engine_limits.kv_bytes / 1'000'000, engine_limits.prefix_bytes / 1'000'000);
+    auto disk = prefix_disk(options, model, *forward, std::string(kernels.name) + " " + out.gpus->name());
+    out.engine = std::make_unique<Engine>(std::move(forward), std::move(engine_limits), kernels, std::move(disk));
     log::info("{}: {}, {} tokens of context, {} workers, {} kernels, chat encoding {}", out.name, model.architecture,
               context, out.workers->count(), kernels.name, text::revision_name(out.encoding.revision));
     return out;
+}
+
+ExpertUse expert_use(const scheduler::RoutingWatch& routing) {
+    scheduler::RoutingWatch::Counts counts = routing.counts();
+    ExpertUse use{counts.rows,
+                  std::move(counts.chosen),
+                  {},
+                  counts.residency.choices,
+                  counts.residency.hits,
+                  counts.residency.changes,
+                  counts.residency.bytes};
+    use.on_card.resize(use.chosen.size());
+    for (const scheduler::ExpertName& name : counts.resident)
+        use.on_card[static_cast<size_t>(name.set)].push_back(name.expert);
+    return use;
 }
 
 }  // namespace thermocline::engine

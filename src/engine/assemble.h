@@ -5,8 +5,10 @@
 #include "cpu/workers.h"
 #include "memory/packed_weights.h"
 #include "scheduler/gpus.h"
+#include "scheduler/routing_watch.h"
 #include "scheduler/topology.h"
 #include "src/engine/engine.h"
+#include "src/engine/expert_use.h"
 #include "src/engine/request.h"
 #include "src/model/registry.h"
 #include "src/text/prompt_deepseek_v4.h"
@@ -18,18 +20,29 @@
 
 namespace thermocline::engine {
 
+/// An eighth of the memory that is free after loading, at most 8 GiB.
+inline constexpr int64_t kPrefixBytesAuto = -1;
+
 struct EngineOptions {
-    std::string model;  ///< directory or .gguf file
+    std::string model;      ///< directory or .gguf file
+    std::string tokenizer;  ///< directory with tokenizer.json, for dummy weights; empty: the model's own
     model::LoadOptions load;
     int64_t max_model_len = 0;    ///< 0: the model's own, at most kDefaultMaxModelLen
-    int64_t prefill_chunk = 512;  ///< tokens of a prompt in one forward pass
+    int64_t prefill_chunk = 512;  ///< tokens in one forward pass, of all requests together
+    int64_t max_num_seqs = 1;     ///< requests that run at once
+    int64_t kv_bytes = 0;     ///< of the caches of all running requests; 0: what they may need, within half of memory
+    std::string prefix_disk;  ///< folder for the prefix cache on disk; empty: none
+    int64_t prefix_disk_bytes = 0;            ///< that it may hold
+    int64_t prefix_bytes = kPrefixBytesAuto;  ///< of the prefix cache in memory; 0: there is none
     int64_t max_queue = 256;
     int threads = 0;  ///< 0: one per physical core
     scheduler::Numa numa = scheduler::Numa::kNodes;
     bool weights_in_place = false;  ///< read the files where they lie instead of packing them
-    std::string gpus = "none";      ///< none, 1, emulated
+    scheduler::GpuWishes gpus;
     std::string isa = "auto";
     std::string chat_encoding = "auto";  ///< auto, v4, v4-0731, v4.1
+    std::string record_routing;          ///< file for a trace of the routing; empty: none
+    bool keep_routing = false;           ///< keep the trace in memory too
 };
 
 inline constexpr int64_t kDefaultMaxModelLen = 32768;
@@ -44,10 +57,14 @@ struct Assembly {
     std::string name;         // of the model
     std::unique_ptr<cpu::Workers> workers;
     std::unique_ptr<scheduler::Gpus> gpus;
+    std::unique_ptr<scheduler::RoutingWatch> routing;
     std::unique_ptr<Engine> engine;
 };
 
 /// Loads and starts everything. Throws Error.
 Assembly assemble(const EngineOptions& options);
+
+/// Since the start. Any thread.
+ExpertUse expert_use(const scheduler::RoutingWatch& routing);
 
 }  // namespace thermocline::engine

@@ -1,16 +1,19 @@
 #include "src/engine/engine.h"
 
-#include "src/base/check.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <new>
 #include <utility>
 
 namespace thermocline::engine {
 namespace {
+
+/// A sequence leaves a state in the prefix cache every so many tokens (hybrid-engine.md 5.3).
+constexpr int64_t kRememberTokens = 2048;
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
@@ -18,6 +21,25 @@ double seconds_between(Clock::time_point from, Clock::time_point to) {
 
 bool contains(const std::vector<int32_t>& ids, int32_t id) {
     return std::find(ids.begin(), ids.end(), id) != ids.end();
+}
+
+int64_t sequences_at_once(int64_t wanted, const scheduler::ExecutorLimits& limits) {
+    return std::max<int64_t>(1, std::min({wanted, limits.max_parts, limits.max_rows, limits.max_outputs}));
+}
+
+/// Of the caches of a sequence; the batcher also asks for some tokens more than it may have.
+int64_t bytes_of(const Forward& model, int64_t tokens) {
+    return model.sequence_bytes(std::min(tokens, model.limits().max_tokens));
+}
+
+BatchLimits batch_limits(const Forward& model, int64_t max_sequences, int64_t kv_bytes) {
+    const scheduler::ExecutorLimits limits = model.limits();
+    const int64_t longest = bytes_of(model, limits.max_tokens);
+    if (kv_bytes == 0) kv_bytes = max_sequences * longest;
+    if (kv_bytes < longest)
+        fail("--kv-cache-memory-bytes is ", kv_bytes, ", but the caches of one sequence of ", limits.max_tokens,
+             " tokens take ", longest, ": raise it, or lower --max-model-len");
+    return {max_sequences, limits.max_rows, limits.max_outputs, kv_bytes};
 }
 
 }  // namespace
@@ -28,24 +50,29 @@ ContextOverflow::ContextOverflow(int64_t prompt_tokens, int64_t max_model_len)
       prompt_tokens_(prompt_tokens),
       max_model_len_(max_model_len) {}
 
-Engine::Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::KernelTable& kernels)
+Engine::Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::KernelTable& kernels,
+               std::unique_ptr<memory::PrefixDisk> disk)
     : model_(std::move(model)),
       limits_(std::move(limits)),
       vocab_(model_->vocab()),
       max_model_len_(model_->limits().max_tokens),
+      max_sequences_(sequences_at_once(limits_.max_sequences, model_->limits())),
       sampler_(vocab_, kernels),
-      history_(vocab_),
-      cache_(model_->new_sequence()),
-      thread_([this] { run(); }) {}
+      prefixes_(limits_.prefix_bytes, std::move(disk)),
+      batcher_(batch_limits(*model_, max_sequences_, limits_.kv_bytes),
+               [model = model_.get()](int64_t tokens) { return bytes_of(*model, tokens); }) {
+    publish();
+    thread_ = std::thread([this] { run(); });
+}
 
 Engine::~Engine() {
     {
         const std::lock_guard lock(mutex_);
         stopping_ = true;
-        if (running_) running_->cancel();
     }
     wake_.notify_all();
     thread_.join();
+    prefixes_.close();  // its thread reports to this object
 }
 
 void Engine::check(const Request& request) const {
@@ -74,6 +101,8 @@ std::shared_ptr<Ticket> Engine::submit(Request request, std::shared_ptr<Listener
     check(request);
     auto sequence = std::make_unique<Sequence>();
     sequence->request = std::move(request);
+    sequence->tokens = std::move(sequence->request.prompt);
+    sequence->statistics.prompt_tokens = std::ssize(sequence->tokens);
     sequence->listener = std::move(listener);
     sequence->ticket = std::make_shared<Ticket>();
     sequence->submitted = Clock::now();
@@ -81,9 +110,12 @@ std::shared_ptr<Ticket> Engine::submit(Request request, std::shared_ptr<Listener
     {
         const std::lock_guard lock(mutex_);
         const auto queued = std::count_if(waiting_.begin(), waiting_.end(),
-                                          [](const auto& waiting) { return !waiting->ticket->cancelled(); });
+                                          [](const auto& waiting) { return !waiting.second->ticket->cancelled(); });
         if (draining_ || stopping_ || (limits_.max_queue > 0 && queued >= limits_.max_queue)) return nullptr;
-        waiting_.push_back(std::move(sequence));
+        sequence->id = next_id_++;
+        batcher_.add(sequence->id, sequence->request.priority, std::ssize(sequence->tokens),
+                     sequence->request.prompt_logprobs);
+        waiting_.emplace(sequence->id, std::move(sequence));
     }
     wake_.notify_one();
     return ticket;
@@ -91,7 +123,15 @@ std::shared_ptr<Ticket> Engine::submit(Request request, std::shared_ptr<Listener
 
 Engine::Load Engine::load() const {
     const std::lock_guard lock(mutex_);
-    return {running_ ? 1 : 0, static_cast<int64_t>(waiting_.size())};
+    return {batcher_.running(), batcher_.waiting()};
+}
+
+Counters Engine::counters() const {
+    const std::lock_guard lock(mutex_);
+    Counters now = counters_;
+    now.running = batcher_.running();
+    now.waiting = batcher_.waiting();
+    return now;
 }
 
 void Engine::drain() {
@@ -107,158 +147,315 @@ bool Engine::draining() const {
     return draining_ || stopping_;
 }
 
-/// The next request to run; null at the end. Takes those out that will never run.
-std::unique_ptr<Sequence> Engine::next() {
-    while (true) {
-        std::unique_ptr<Sequence> sequence;
-        bool refused = false;
-        {
-            std::unique_lock lock(mutex_);
-            running_.reset();
-            wake_.wait(lock, [&] { return stopping_ || !waiting_.empty(); });
-            if (waiting_.empty()) return nullptr;
-            sequence = std::move(waiting_.front());
-            waiting_.pop_front();
-            refused = draining_ || stopping_;
-            if (!refused) running_ = sequence->ticket;
-        }
-        if (sequence->ticket->cancelled() || refused) {
-            Result result;
-            result.reason = refused ? FinishReason::kRefused : FinishReason::kCancelled;
-            sequence->started = sequence->first_token = Clock::now();
-            finish(*sequence, std::move(result));
-            continue;
-        }
-        return sequence;
-    }
-}
-
 void Engine::run() {
-    while (const auto sequence = next()) {
-        try {
-            play(*sequence);
-        } catch (const std::exception& error) {
-            // What the pass left in the caches is unknown: the next request starts from an empty one.
-            forget_caches();
-            log::error("request failed: {}", error.what());
-            Result result;
-            result.reason = FinishReason::kError;
-            result.error = error.what();
-            finish(*sequence, std::move(result));
-        }
+    while (await_work()) {
+        take_loaded();
+        end_unwanted();
+        turn_over();
+        reserve_room();
+        if (!shares_.empty())
+            pass();
+        else if (!running_.empty())
+            rest();
+        const std::lock_guard lock(mutex_);
+        publish();
     }
 }
 
-void Engine::play(Sequence& sequence) {
-    begin(sequence);
-    std::optional<FinishReason> reason;
-    while (!reason) {
-        if (sequence.ticket->cancelled()) {
-            reason = FinishReason::kCancelled;
-        } else if (sequence.last_token < 0) {
-            reason = prefill(sequence);
-        } else {
-            reason = decode(sequence);
+/// False at the end.
+bool Engine::await_work() {
+    std::unique_lock lock(mutex_);
+    wake_.wait(lock, [&] { return stopping_ || !waiting_.empty() || !running_.empty(); });
+    return !waiting_.empty() || !running_.empty();
+}
+
+/// Everything that runs waits for the disk. Cancelling wakes nobody: it is looked for now and then.
+void Engine::rest() {
+    std::unique_lock lock(mutex_);
+    wake_.wait_for(lock, std::chrono::milliseconds(10), [&] { return stopping_ || !loaded_.empty(); });
+}
+
+/// Those that are cancelled, or will never begin.
+void Engine::end_unwanted() {
+    std::vector<std::pair<Sequence*, FinishReason>> unwanted;
+    {
+        const std::lock_guard lock(mutex_);
+        for (const Sequences* some : {&running_, &waiting_})
+            for (const auto& one : *some)
+                if (const auto why = why_unwanted(*one.second)) unwanted.emplace_back(one.second.get(), *why);
+    }
+    for (const auto& [sequence, why] : unwanted) {
+        Result result;
+        result.reason = why;
+        end(*sequence, std::move(result));
+    }
+}
+
+std::optional<FinishReason> Engine::why_unwanted(const Sequence& sequence) const {
+    if (!sequence.history && (draining_ || stopping_)) return FinishReason::kRefused;
+    if (sequence.ticket->cancelled() || stopping_) return FinishReason::kCancelled;
+    return std::nullopt;
+}
+
+/// Who runs next, and with which share.
+void Engine::turn_over() {
+    Batcher::Turnover turn;
+    {
+        const std::lock_guard lock(mutex_);
+        turn = batcher_.turn_over();
+        for (const SequenceId id : turn.admitted) running_.insert(waiting_.extract(id));
+    }
+    for (const SequenceId id : turn.preempted) {
+        Sequence& sequence = *running_.at(id);
+        remember(sequence, sequence.cache->position());
+        const std::lock_guard lock(mutex_);
+        to_queue(id);
+    }
+    for (const SequenceId id : turn.admitted) {
+        Sequence& sequence = *running_.at(id);
+        try {
+            begin(sequence);
+        } catch (const std::bad_alloc&) {
+            give_way(sequence);
+        } catch (const std::exception& error) {
+            fail_with(sequence, error.what());
         }
     }
-    Result result;
-    result.reason = *reason;
-    result.stop_token = stop_token_;
-    finish(sequence, std::move(result));
+    const std::lock_guard lock(mutex_);
+    batcher_.plan(shares_);
+}
+
+/// A running sequence loses its caches and waits. Under the lock.
+void Engine::to_queue(SequenceId id) {
+    ++counted_.preemptions;
+    auto node = running_.extract(id);
+    node.mapped()->cache.reset();
+    node.mapped()->loading = false;
+    waiting_.insert(std::move(node));
 }
 
 void Engine::begin(Sequence& sequence) {
+    sequence.cache = model_->new_sequence();
     const Request& request = sequence.request;
+    const bool reuses = request.reuse_prefix && !request.prompt_logprobs;
+    const int64_t on_disk =
+        reuses ? prefixes_.worth_loading(request.cache_salt, sequence.tokens, std::ssize(sequence.tokens) - 1) : 0;
+    if (on_disk > 0)
+        load_prefix(sequence, on_disk);
+    else
+        go_on(sequence);
+}
+
+/// The sequence rests until the state after its first `tokens` has come.
+void Engine::load_prefix(Sequence& sequence, int64_t tokens) {
+    sequence.loading = true;
+    {
+        const std::lock_guard lock(mutex_);
+        batcher_.hold(sequence.id, true);
+    }
+    prefixes_.load(sequence.request.cache_salt, std::span(sequence.tokens).first(static_cast<size_t>(tokens)),
+                   [this, id = sequence.id](std::optional<memory::StoredState> state) {
+                       {
+                           const std::lock_guard lock(mutex_);
+                           loaded_.push_back({id, std::move(state)});
+                       }
+                       wake_.notify_all();
+                   });
+}
+
+/// Those whose states have come go on; who was cancelled or preempted meanwhile is not there or finds it later.
+void Engine::take_loaded() {
+    std::vector<Loaded> loaded;
+    {
+        const std::lock_guard lock(mutex_);
+        loaded.swap(loaded_);
+    }
+    for (const Loaded& one : loaded) {
+        const auto found = running_.find(one.id);
+        if (found == running_.end() || !found->second->loading) continue;
+        Sequence& sequence = *found->second;
+        sequence.loading = false;
+        {
+            const std::lock_guard lock(mutex_);
+            batcher_.hold(one.id, false);
+        }
+        try {
+            if (one.state) {
+                ++counted_.prefix_loads;
+                prefixes_.take(sequence.request.cache_salt, sequence.tokens, *one.state);
+            }
+            go_on(sequence, one.state ? one.state->position : 0);
+        } catch (const std::bad_alloc&) {
+            give_way(sequence);
+        } catch (const std::exception& error) {
+            fail_with(sequence, error.what());
+        }
+    }
+}
+
+/// From what is in memory of the tokens of an empty sequence, of which `loaded` have just come from the disk.
+void Engine::go_on(Sequence& sequence, int64_t loaded) {
+    const Request& request = sequence.request;
+    int64_t cached = 0;
+    // The last token is always computed: its logits are needed.
+    if (request.reuse_prefix && !request.prompt_logprobs)
+        cached =
+            prefixes_.resume(*sequence.cache, request.cache_salt, sequence.tokens, std::ssize(sequence.tokens) - 1);
+    sequence.remembered = cached;
+    {
+        const std::lock_guard lock(mutex_);
+        batcher_.set_cached(sequence.id, cached);
+    }
+    if (sequence.history) return;
+    start(sequence, cached);
+    if (cached == loaded) counted_.prefix_disk_hits += loaded;
+}
+
+/// Keeps the state at a position for others, who may begin with the same tokens.
+void Engine::remember(Sequence& sequence, int64_t position) {
+    if (sequence.request.prompt_logprobs) return;  // they come by thousands, and never read
+    prefixes_.keep(*sequence.cache, sequence.request.cache_salt,
+                   std::span(sequence.tokens).first(static_cast<size_t>(position)));
+    sequence.remembered = position;
+}
+
+/// After a pass: at the end of the prompt but one token, so that the same prompt, and a next turn that shows the answer
+/// otherwise, can go on from there; and every kRememberTokens at the end of a block.
+void Engine::remember_progress(Sequence& sequence) {
+    const int64_t position = sequence.cache->position(), prompt = sequence.statistics.prompt_tokens;
+    const int64_t block_end = position / memory::PrefixTree::kBlockTokens * memory::PrefixTree::kBlockTokens;
+    if (position == prompt && sequence.remembered < prompt - 1) remember(sequence, prompt - 1);
+    if (block_end - sequence.remembered >= kRememberTokens) remember(sequence, block_end);
+}
+
+/// What is done once for a sequence, however often it begins.
+void Engine::start(Sequence& sequence, int64_t cached) {
+    const Request& request = sequence.request;
+    Statistics& statistics = sequence.statistics;
     sequence.started = sequence.first_token = Clock::now();
-    sequence.statistics.queue_seconds = seconds_between(sequence.submitted, sequence.started);
-    sequence.statistics.prompt_tokens = static_cast<int64_t>(request.prompt.size());
-    const int64_t room = max_model_len_ - sequence.statistics.prompt_tokens;
+    statistics.queue_seconds = seconds_between(sequence.submitted, sequence.started);
+    const int64_t room = max_model_len_ - statistics.prompt_tokens;
     sequence.max_output = request.max_tokens < 0 ? room : std::min(request.max_tokens, room);
     sequence.stop_tokens = request.stop_tokens;
     if (!request.ignore_eos)
         sequence.stop_tokens.insert(sequence.stop_tokens.end(), limits_.eos_ids.begin(), limits_.eos_ids.end());
-    history_.clear();
-    history_.add_prompt(request.prompt);
-    stop_token_ = -1;
-    sequence.statistics.cached_tokens = reuse_prefix(request);
-    sequence.listener->on_prefill(sequence.statistics.cached_tokens, sequence.statistics.prompt_tokens);
+    sequence.history.emplace(vocab_);
+    sequence.history->add_prompt(sequence.tokens);
+    statistics.cached_tokens = sequence.reported = cached;
+    counted_.prompt_tokens += statistics.prompt_tokens;
+    counted_.prefix_queries += statistics.prompt_tokens;
+    counted_.prefix_hits += cached;
+    sequence.listener->on_prefill(cached, statistics.prompt_tokens);
 }
 
-/// Prepares the caches for the prompt; returns how many of its tokens they hold already.
-int64_t Engine::reuse_prefix(const Request& request) {
-    const bool usable = request.reuse_prefix && !request.prompt_logprobs && request.cache_salt == cached_salt_;
-    cached_salt_ = request.cache_salt;
-    // The last token of the prompt is always computed: its logits are needed.
-    const auto limit = std::min(cached_tokens_.size(), request.prompt.size() - 1);
-    auto common =
-        static_cast<int64_t>(std::mismatch(request.prompt.begin(), request.prompt.begin() + static_cast<int64_t>(limit),
-                                           cached_tokens_.begin())
-                                 .first -
-                             request.prompt.begin());
-    if (!usable) common = 0;
-    while (common > 0 && common < cache_->position() && !cache_->can_roll_back(common)) --common;
-    if (common == 0) {
-        forget_caches();
-    } else if (common < cache_->position()) {
-        cache_->roll_back(common);
-        cached_tokens_.resize(static_cast<size_t>(common));
+/// There was no memory for a running sequence although the budget has some left.
+void Engine::give_way(Sequence& sequence) {
+    bool waits = false;
+    {
+        const std::lock_guard lock(mutex_);
+        waits = batcher_.give_way(sequence.id);
+        if (waits) {
+            to_queue(sequence.id);
+            log::warn("memory is short: the caches of all requests keep to {} MB from now on",
+                      batcher_.limits().kv_bytes / 1'000'000);
+        }
     }
-    return common;
+    if (!waits)
+        fail_with(sequence, "out of memory for the caches of a sequence of " + std::to_string(sequence.tokens.size()) +
+                                " tokens: lower --kv-cache-memory-bytes or --max-model-len");
 }
 
-/// One chunk of the prompt; the last one draws the first token.
-std::optional<FinishReason> Engine::prefill(Sequence& sequence) {
-    const Request& request = sequence.request;
-    const bool scores = request.prompt_logprobs;
-    const int64_t total = sequence.statistics.prompt_tokens, done = cache_->position();
-    const scheduler::ExecutorLimits limits = model_->limits();
-    const int64_t chunk = scores ? std::min(limits.max_rows, limits.max_outputs) : limits.max_rows;
-    const int64_t rows = std::min(chunk, total - done);
-    const bool is_last = done + rows == total;
-    const int64_t outputs = scores ? rows : is_last ? 1 : 0;
-
-    pass(std::span(request.prompt).subspan(static_cast<size_t>(done), static_cast<size_t>(rows)),
-         static_cast<int32_t>(outputs));
-    sequence.statistics.prefill_bytes += model_->last_bytes();
-    sequence.listener->on_prefill(done + rows, total);
-    if (scores) report_prompt(sequence, done, rows);
-    if (!is_last) return std::nullopt;
-    sequence.first_token = Clock::now();
-    sequence.statistics.prefill_seconds = seconds_between(sequence.started, sequence.first_token);
-    if (sequence.max_output == 0) return FinishReason::kLength;
-    return draw(sequence, logits(outputs - 1));
+/// Takes the memory of the pass; those for which there is none take no part.
+void Engine::reserve_room() {
+    std::erase_if(shares_, [&](const Share& share) {
+        const auto found = running_.find(share.id);
+        if (found == running_.end()) return true;
+        Sequence& sequence = *found->second;
+        const int64_t length = sequence.cache->position() + share.rows;
+        if (sequence.cache->reserve(length) || (prefixes_.clear() && sequence.cache->reserve(length))) return false;
+        give_way(sequence);
+        return true;
+    });
 }
 
-std::optional<FinishReason> Engine::decode(Sequence& sequence) {
-    pass({&sequence.last_token, 1}, 1);
-    sequence.statistics.decode_bytes += model_->last_bytes();
-    ++sequence.statistics.decode_steps;
-    return draw(sequence, logits(0));
+/// One forward pass over the shares.
+void Engine::pass() {
+    parts_.clear();
+    for (const Share& share : shares_) {
+        Sequence& sequence = *running_.at(share.id);
+        const auto first = static_cast<size_t>(sequence.cache->position());
+        parts_.push_back({sequence.cache.get(),
+                          std::span(sequence.tokens).subspan(first, static_cast<size_t>(share.rows)),
+                          static_cast<int32_t>(share.outputs)});
+    }
+    try {
+        model_->forward(parts_);
+    } catch (const std::exception& error) {
+        for (const Share& share : shares_) fail_with(*running_.at(share.id), error.what());
+        return;
+    }
+    ++counted_.passes;
+    int64_t output = 0;
+    for (const Share& share : shares_) {
+        Sequence& sequence = *running_.at(share.id);
+        try {
+            advance(sequence, share, output);
+        } catch (const RequestFault& fault) {
+            refuse(sequence, fault.what());
+        } catch (const std::exception& error) {
+            fail_with(sequence, error.what());
+        }
+        output += share.outputs;
+    }
 }
 
-/// One forward pass that continues the running sequence.
-void Engine::pass(std::span<const int32_t> tokens, int32_t outputs) {
-    const int64_t length = cache_->position() + static_cast<int64_t>(tokens.size());
-    if (!cache_->reserve(length)) fail("out of memory for the caches of a sequence of ", length, " tokens");
-    const scheduler::Part part{cache_.get(), tokens, outputs};
-    model_->forward({&part, 1});
-    cached_tokens_.insert(cached_tokens_.end(), tokens.begin(), tokens.end());
-    CHECK(cache_->position() == static_cast<int64_t>(cached_tokens_.size()));
+/// After a pass: reports, and draws if all tokens are in the caches.
+void Engine::advance(Sequence& sequence, const Share& share, int64_t first_output) {
+    Statistics& statistics = sequence.statistics;
+    const int64_t position = sequence.cache->position();
+    const bool in_prompt = statistics.output_tokens == 0, is_last = position == std::ssize(sequence.tokens);
+    (in_prompt ? statistics.prefill_bytes : statistics.decode_bytes) += model_->last_bytes();
+    if (in_prompt && position > sequence.reported) {
+        sequence.reported = position;
+        sequence.listener->on_prefill(position, statistics.prompt_tokens);
+    }
+    if (sequence.request.prompt_logprobs) report_prompt(sequence, position - share.rows, first_output, share.outputs);
+    std::optional<FinishReason> reason;
+    if (is_last && in_prompt) {
+        sequence.first_token = Clock::now();
+        statistics.prefill_seconds = seconds_between(sequence.started, sequence.first_token);
+    }
+    if (is_last && !in_prompt) ++statistics.decode_steps;
+    if (is_last && sequence.max_output == 0) reason = FinishReason::kLength;
+    if (is_last && !reason) reason = draw(sequence, logits(first_output + share.outputs - 1));
+    remember_progress(sequence);
+    if (reason) {
+        Result result;
+        result.reason = *reason;
+        result.stop_token = sequence.stop_token;
+        return end(sequence, std::move(result));
+    }
+    const std::lock_guard lock(mutex_);
+    batcher_.computed(sequence.id, share.rows, is_last);
 }
 
-/// Log-probabilities of the prompt tokens that the `count` outputs of the last pass, which began at `first`, predict.
-void Engine::report_prompt(Sequence& sequence, int64_t first, int64_t count) {
-    const Request& request = sequence.request;
+/// Log-probabilities of the prompt tokens that `count` outputs of the last pass predict; the first of these outputs is
+/// that of the sequence's token `first`. A sequence that computes again reports what it has not reported.
+void Engine::report_prompt(Sequence& sequence, int64_t first, int64_t first_output, int64_t count) {
+    const int32_t candidates = sequence.request.logprobs;
     std::vector<Token> tokens;
-    if (first == 0) {
+    if (sequence.scored == 0) {
         tokens.emplace_back();
-        tokens.back().id = request.prompt.front();
+        tokens.back().id = sequence.tokens.front();
+        sequence.scored = 1;
     }
     for (int64_t i = 0; i < count && first + i + 1 < sequence.statistics.prompt_tokens; ++i) {
-        const int32_t id = request.prompt[static_cast<size_t>(first + i + 1)];
-        tokens.push_back(sampler_.with_logprobs(logits(i), id, request.logprobs));
+        if (first + i + 1 < sequence.scored) continue;
+        const int32_t id = sequence.tokens[static_cast<size_t>(first + i + 1)];
+        tokens.push_back(sampler_.with_logprobs(logits(first_output + i), id, candidates));
+        ++sequence.scored;
     }
-    sequence.listener->on_prompt(tokens);
+    if (!tokens.empty()) sequence.listener->on_prompt(tokens);
 }
 
 /// Draws the next token and says whether it is the last one.
@@ -269,21 +466,25 @@ std::optional<FinishReason> Engine::draw(Sequence& sequence, std::span<const flo
     if (step < request.min_tokens) sequence.forbidden = sequence.stop_tokens;
     if (request.ignore_eos)
         sequence.forbidden.insert(sequence.forbidden.end(), limits_.eos_ids.begin(), limits_.eos_ids.end());
-    const int32_t id =
-        sampler_.sample(logits, request.sampling, history_, sequence.forbidden, static_cast<uint64_t>(step));
+    std::span<const uint64_t> allowed;
+    if (request.constraint) allowed = request.constraint->mask();
+    const int32_t id = sampler_.sample(logits, request.sampling, *sequence.history, {allowed, sequence.forbidden},
+                                       static_cast<uint64_t>(step));
+    if (request.constraint) request.constraint->accept(id);
     Token token;
     if (request.logprobs >= 0) token = sampler_.with_logprobs(logits, id, request.logprobs);
     token.id = id;
     token.ends = contains(sequence.stop_tokens, id);
-    history_.add_output(id);
-    sequence.last_token = id;
+    sequence.history->add_output(id);
+    sequence.tokens.push_back(id);
     ++sequence.statistics.output_tokens;
+    ++counted_.output_tokens;
     const bool goes_on = sequence.listener->on_token(token);
     if (token.ends) {
-        if (!contains(limits_.eos_ids, id)) stop_token_ = id;
+        if (!contains(limits_.eos_ids, id)) sequence.stop_token = id;
         return FinishReason::kStop;
     }
-    if (!goes_on) return FinishReason::kStop;
+    if (!goes_on || (request.constraint && request.constraint->ended())) return FinishReason::kStop;
     if (sequence.statistics.output_tokens >= sequence.max_output) return FinishReason::kLength;
     return std::nullopt;
 }
@@ -292,17 +493,51 @@ std::span<const float> Engine::logits(int64_t output) const {
     return {model_->logits(output), static_cast<size_t>(vocab_)};
 }
 
-void Engine::finish(Sequence& sequence, Result result) {
+void Engine::fail_with(Sequence& sequence, const std::string& error) {
+    log::error("request failed: {}", error);
+    Result result;
+    result.reason = FinishReason::kError;
+    result.error = error;
+    prefixes_.forget(sequence.request.cache_salt, sequence.tokens);  // whatever went wrong may be in there
+    end(sequence, std::move(result));
+}
+
+/// Ends a sequence whose request asks for what cannot be done.
+void Engine::refuse(Sequence& sequence, const std::string& fault) {
+    Result result;
+    result.reason = FinishReason::kError;
+    result.error = fault;
+    result.by_request = true;
+    end(sequence, std::move(result));
+}
+
+/// Takes a sequence out, gives its memory back and tells its listener.
+void Engine::end(Sequence& sequence, Result result) {
     const auto now = Clock::now();
+    if (!sequence.history) sequence.started = sequence.first_token = now;
     if (sequence.statistics.output_tokens > 0)
         sequence.statistics.decode_seconds = seconds_between(sequence.first_token, now);
     result.statistics = sequence.statistics;
-    sequence.listener->on_finish(result);
+    if (sequence.cache && result.reason != FinishReason::kError) remember(sequence, sequence.cache->position());
+    const std::shared_ptr<Listener> listener = sequence.listener;
+    sequence.cache.reset();
+    {
+        const std::lock_guard lock(mutex_);
+        const SequenceId id = sequence.id;
+        batcher_.remove(id);
+        if (running_.erase(id) == 0) waiting_.erase(id);
+        publish();
+    }
+    listener->on_finish(result);
 }
 
-void Engine::forget_caches() {
-    cache_->clear();
-    cached_tokens_.clear();
+/// Makes the counters public. Under the lock.
+void Engine::publish() {
+    counters_ = counted_;
+    counters_.prefix_bytes = prefixes_.bytes();
+    counters_.prefix_disk_bytes = prefixes_.disk_bytes();
+    counters_.kv_used_bytes = batcher_.kv_used();
+    counters_.kv_total_bytes = batcher_.limits().kv_bytes;
 }
 
 }  // namespace thermocline::engine

@@ -1,20 +1,23 @@
-// Runs requests on a model: one at a time, the others wait in order of arrival. One thread, the engine thread, owns the
-// model, the caches and the running sequence; everything else talks to it through submit() and Ticket::cancel(), which
-// any thread may call and which never wait for a forward pass.
+// Runs requests on a model, many at a time: in every forward pass each running sequence computes its share, as the
+// batcher says. One thread, the engine thread, owns the model, the caches and the running sequences; everything else
+// talks to it through submit() and Ticket::cancel(), which any thread may call and which never wait for a forward pass.
 //
-// The caches of the last sequence stay: a prompt that begins with the same tokens continues from there, as far back as
-// the caches can be rolled back.
+// A sequence computes the same numbers whoever shares its passes. States of sequences are kept in the prefix cache:
+// later prompts that begin alike go on from there, and so does a sequence that had to give its memory back for a while.
 #pragma once
 
 #include "src/base/error.h"
+#include "src/engine/batcher.h"
 #include "src/engine/forward.h"
+#include "src/engine/prefix_cache.h"
 #include "src/engine/request.h"
 #include "src/engine/sampler.h"
 #include "src/engine/sequence.h"
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
+#include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -25,8 +28,11 @@
 namespace thermocline::engine {
 
 struct EngineLimits {
-    int64_t max_queue = 256;       ///< waiting requests; 0: no limit
-    std::vector<int32_t> eos_ids;  ///< end every sequence
+    int64_t max_queue = 256;                  ///< waiting requests; 0: no limit
+    std::vector<int32_t> eos_ids;             ///< end every sequence
+    int64_t max_sequences = 1;                ///< that run at once, as far as the model's limits allow
+    int64_t kv_bytes = 0;                     ///< of their caches together; 0: what so many of the longest need
+    int64_t prefix_bytes = int64_t{1} << 30;  ///< of the prefix cache; 0: there is none
 };
 
 /// The prompt leaves no room for a token of output.
@@ -40,18 +46,37 @@ private:
     int64_t prompt_tokens_, max_model_len_;
 };
 
+/// How the engine stands, and what it has done since its start.
+struct Counters {
+    int64_t running = 0, waiting = 0;
+    int64_t kv_used_bytes = 0, kv_total_bytes = 0;  // caches of what runs; the budget
+    int64_t passes = 0;                             // forward passes
+    int64_t prompt_tokens = 0;                      // of requests that began
+    int64_t output_tokens = 0;
+    int64_t preemptions = 0;
+    int64_t prefix_queries = 0, prefix_hits = 0;      // prompt tokens looked up in the prefix cache, found there
+    int64_t prefix_bytes = 0, prefix_disk_bytes = 0;  // that it holds in memory, on disk
+    int64_t prefix_loads = 0, prefix_disk_hits = 0;   // states that came from the disk, prompt tokens of them
+};
+
 class Engine {
 public:
-    /// The model is used by the engine thread from here on; `kernels` sample.
-    Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::KernelTable& kernels);
-    /// Cancels the running request, refuses the waiting ones, waits for the thread.
+    /// The model is used by the engine thread from here on; `kernels` sample. Throws Error if limits.kv_bytes cannot
+    /// hold the longest sequence.
+    /// `disk`: for the prefix cache; may be null.
+    Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::KernelTable& kernels,
+           std::unique_ptr<memory::PrefixDisk> disk = nullptr);
+    /// Cancels what runs, refuses what waits, waits for the thread.
     ~Engine();
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
 
     int64_t vocab() const { return vocab_; }
+    const std::vector<int32_t>& eos_ids() const { return limits_.eos_ids; }
     /// Tokens of prompt and output together.
     int64_t max_model_len() const { return max_model_len_; }
+    /// Requests that may run at once.
+    int64_t max_sequences() const { return max_sequences_; }
 
     /// Throws Error naming what is wrong with the request. submit() does it too.
     void check(const Request& request) const;
@@ -63,42 +88,67 @@ public:
         int64_t waiting = 0;
     };
     Load load() const;
-    /// Refuses what waits and what comes; what runs goes on.
+    Counters counters() const;
+    /// Refuses what waits and what comes; what has begun goes on.
     void drain();
     bool draining() const;
 
 private:
+    using Sequences = std::map<SequenceId, std::unique_ptr<Sequence>>;
+
+    /// A state that the disk has brought for a sequence, or not.
+    struct Loaded {
+        SequenceId id;
+        std::optional<memory::StoredState> state;
+    };
+
     void run();
-    std::unique_ptr<Sequence> next();
-    void play(Sequence& sequence);
+    bool await_work();
+    void end_unwanted();
+    std::optional<FinishReason> why_unwanted(const Sequence& sequence) const;
+    void turn_over();
     void begin(Sequence& sequence);
-    int64_t reuse_prefix(const Request& request);
-    std::optional<FinishReason> prefill(Sequence& sequence);
-    std::optional<FinishReason> decode(Sequence& sequence);
-    void pass(std::span<const int32_t> tokens, int32_t outputs);
-    void report_prompt(Sequence& sequence, int64_t first, int64_t count);
+    void load_prefix(Sequence& sequence, int64_t tokens);
+    void take_loaded();
+    void rest();
+    void go_on(Sequence& sequence, int64_t loaded = 0);
+    void start(Sequence& sequence, int64_t cached);
+    void remember(Sequence& sequence, int64_t position);
+    void remember_progress(Sequence& sequence);
+    void give_way(Sequence& sequence);
+    void reserve_room();
+    void pass();
+    void advance(Sequence& sequence, const Share& share, int64_t first_output);
+    void report_prompt(Sequence& sequence, int64_t first, int64_t first_output, int64_t count);
     std::optional<FinishReason> draw(Sequence& sequence, std::span<const float> logits);
     std::span<const float> logits(int64_t output) const;
-    void finish(Sequence& sequence, Result result);
-    void forget_caches();
+    void fail_with(Sequence& sequence, const std::string& error);
+    void refuse(Sequence& sequence, const std::string& fault);
+    void end(Sequence& sequence, Result result);
+    void to_queue(SequenceId id);
+    void publish();
 
     const std::unique_ptr<Forward> model_;
     const EngineLimits limits_;
     const int64_t vocab_;
     const int64_t max_model_len_;
+    const int64_t max_sequences_;
 
     // Owned by the engine thread.
     Sampler sampler_;
-    TokenHistory history_;
-    std::unique_ptr<memory::SequenceCache> cache_;
-    std::vector<int32_t> cached_tokens_;  // [cache_->position()] what the caches hold
-    std::string cached_salt_;
-    int32_t stop_token_ = -1;  // of the running sequence
+    PrefixCache prefixes_;
+    Sequences running_;
+    std::vector<Share> shares_;           // of the pass at hand
+    std::vector<scheduler::Part> parts_;  // likewise
+    Counters counted_;
 
     mutable std::mutex mutex_;  // guards what follows
     std::condition_variable wake_;
-    std::deque<std::unique_ptr<Sequence>> waiting_;
-    std::shared_ptr<Ticket> running_;
+    Batcher batcher_;
+    Sequences waiting_;
+    std::vector<Loaded> loaded_;  // from the disk, not yet taken
+    Counters counters_;           // as of the last pass
+    SequenceId next_id_ = 0;
     bool draining_ = false;
     bool stopping_ = false;
 

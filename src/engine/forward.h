@@ -17,6 +17,8 @@ public:
     virtual int64_t vocab() const = 0;
     virtual scheduler::ExecutorLimits limits() const = 0;
     virtual std::unique_ptr<memory::SequenceCache> new_sequence() = 0;
+    /// Bytes that the caches of a sequence of `tokens` tokens take; 0 for a model that keeps none.
+    virtual int64_t sequence_bytes(int64_t) const { return 0; }
     /// One pass; the sequences are advanced. Same rules as Executor::forward.
     virtual void forward(std::span<const scheduler::Part> parts) = 0;
     /// Logits of output i of the last pass: [vocab].

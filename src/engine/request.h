@@ -2,8 +2,11 @@
 // tokenized, and whoever listens turns tokens into text (output.h). Plain structs, no behaviour.
 #pragma once
 
+#include "src/engine/constraint.h"
+
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -35,8 +38,12 @@ struct Request {
     bool ignore_eos = false;           ///< EOS cannot be drawn
     int32_t logprobs = -1;             ///< N >= 0: log-probability of each token, and of the N best
     bool prompt_logprobs = false;      ///< the same for the prompt; all of it is computed then
-    bool reuse_prefix = true;          ///< continue from what the last sequence left in the caches
+    int32_t priority = 0;              ///< lower ones go first
+    bool reuse_prefix = true;          ///< continue from what earlier sequences left in the prefix cache
     std::string cache_salt;            ///< prefixes are shared only between requests with the same salt
+
+    /// Restricts the output; null: anything may come. Requests do not share one.
+    std::shared_ptr<TokenConstraint> constraint;
 };
 
 struct Candidate {
@@ -64,9 +71,10 @@ struct Statistics {
     int64_t prompt_tokens = 0;
     int64_t cached_tokens = 0;  // of the prompt: taken from the caches, not computed
     int64_t output_tokens = 0;
-    int64_t decode_steps = 0;  // forward passes after the prompt
+    int64_t decode_steps = 0;  // forward passes after the prompt that drew
     double queue_seconds = 0, prefill_seconds = 0, decode_seconds = 0;
-    int64_t prefill_bytes = 0, decode_bytes = 0;  // weights and caches read, by the cost formula
+    /// Weights and caches that its passes read, by the cost formula: also for those who shared these passes.
+    int64_t prefill_bytes = 0, decode_bytes = 0;
 
     double prefill_tokens_per_second() const { return rate(prompt_tokens - cached_tokens, prefill_seconds); }
     double decode_tokens_per_second() const { return rate(decode_steps, decode_seconds); }
@@ -83,6 +91,7 @@ struct Result {
     FinishReason reason = FinishReason::kStop;
     int32_t stop_token = -1;  // the one of Request::stop_tokens that ended it, if one did
     std::string error;        // kError only
+    bool by_request = false;  // kError because of what the request asks for
     Statistics statistics;
 };
 

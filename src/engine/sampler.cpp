@@ -14,6 +14,21 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr size_t kChunk = 1024;  // weights that are summed in float; the sums in double
 
+/// -infinity for every id whose bit is not set, and for ids beyond the bits.
+void keep_allowed(std::span<const uint64_t> allowed, std::vector<float>& logits) {
+    for (size_t first = 0; first < logits.size(); first += 64) {
+        const size_t count = std::min<size_t>(64, logits.size() - first);
+        const uint64_t word = first / 64 < allowed.size() ? allowed[first / 64] : 0;
+        if (word == 0) {
+            std::fill_n(logits.begin() + static_cast<std::ptrdiff_t>(first), count, -kInfinity);
+            continue;
+        }
+        if (word == ~uint64_t{0}) continue;
+        for (size_t i = 0; i < count; ++i)
+            if ((word >> i & 1) == 0) logits[first + i] = -kInfinity;
+    }
+}
+
 }  // namespace
 
 void TokenHistory::clear() {
@@ -49,9 +64,10 @@ float Sampler::checked_largest(std::span<const float> logits) const {
 }
 
 void Sampler::adjust(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
-                     std::span<const int32_t> forbidden) {
+                     const Choosable& choosable) {
     work_.assign(logits.begin(), logits.end());
-    for (const int32_t id : forbidden) work_[static_cast<size_t>(id)] = -kInfinity;
+    if (!choosable.allowed.empty()) keep_allowed(choosable.allowed, work_);
+    for (const int32_t id : choosable.forbidden) work_[static_cast<size_t>(id)] = -kInfinity;
     for (const auto& [id, bias] : params.logit_bias) work_[static_cast<size_t>(id)] += bias;
     for (const int32_t id : history.seen()) {
         float& logit = work_[static_cast<size_t>(id)];
@@ -119,13 +135,14 @@ int32_t Sampler::draw_top_p(double p, double total, double uniform) {
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
-                        std::span<const int32_t> forbidden, uint64_t step) {
+                        const Choosable& choosable, uint64_t step) {
     checked_largest(logits);
-    adjust(logits, params, history, forbidden);
+    adjust(logits, params, history, choosable);
     const auto vocab = static_cast<int64_t>(work_.size());
     const auto best = static_cast<int32_t>(kernels_.largest(work_.data(), vocab));
     const float largest = work_[static_cast<size_t>(best)];
-    if (largest == -kInfinity) fail("every token is forbidden by masks and biases, nothing is left to sample");
+    if (largest == -kInfinity)
+        throw RequestFault("every token is forbidden by masks, biases and min_tokens, nothing is left to draw");
     if (params.temperature < kGreedyTemperature) return best;
 
     // log(min_p) is the least distance to the largest logit, in units of temperature; -infinity when off.

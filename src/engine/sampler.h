@@ -32,14 +32,20 @@ private:
     std::vector<int32_t> seen_;
 };
 
+/// Ids that may come out.
+struct Choosable {
+    std::span<const uint64_t> allowed;   // a bit per id, as of TokenConstraint::mask; empty: all
+    std::span<const int32_t> forbidden;  // never these
+};
+
 class Sampler {
 public:
     Sampler(int64_t vocab, const cpu::KernelTable& kernels);
 
-    /// Draws output token number `step`. `forbidden` ids cannot come out. Throws Error if a logit is NaN or +infinity,
-    /// or nothing is left to draw.
+    /// Draws output token number `step` from what is choosable. Throws Error if a logit is NaN or +infinity, or nothing
+    /// is left to draw.
     int32_t sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
-                   std::span<const int32_t> forbidden, uint64_t step);
+                   const Choosable& choosable, uint64_t step);
 
     /// `id` with its log-probability and the `top` best, best first (equal ones: lower id first), over the whole
     /// vocabulary. Throws Error if a logit is NaN or +infinity.
@@ -48,7 +54,7 @@ public:
 private:
     float checked_largest(std::span<const float> logits) const;
     void adjust(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
-                std::span<const int32_t> forbidden);
+                const Choosable& choosable);
     double weigh(std::span<const float> logits, float largest, float factor, float least);
     std::span<const int32_t> best_first(std::span<const float> numbers, float least, std::span<const float> logits);
     int32_t draw_any(double target) const;

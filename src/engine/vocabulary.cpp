@@ -65,8 +65,10 @@ text::Tokenizer load_tokenizer(const model::Checkpoint& checkpoint) {
     std::error_code error;
     if (checkpoint.container == "dummy" && !std::filesystem::exists(folder / "tokenizer.json", error))
         fail(checkpoint.path, ": a config without a tokenizer, which only bench and score can run");
-    return text::Tokenizer(text::load_tokenizer_json(checkpoint.path));
+    return load_tokenizer(checkpoint.path);
 }
+
+text::Tokenizer load_tokenizer(const std::string& folder) { return text::Tokenizer(text::load_tokenizer_json(folder)); }
 
 text::RevisionChoice chat_encoding(const model::Checkpoint& checkpoint, const std::string& flag) {
     // Who converts a model may call it what he likes.

@@ -16,6 +16,9 @@ namespace thermocline::engine {
 /// From tokenizer.json in the directory or from GGUF metadata. Throws Error naming file and field.
 text::Tokenizer load_tokenizer(const model::Checkpoint& checkpoint);
 
+/// From tokenizer.json in a directory. Throws Error naming file and field.
+text::Tokenizer load_tokenizer(const std::string& folder);
+
 /// `flag`: "auto" or a revision (prompt-encoding.md section 1).
 text::RevisionChoice chat_encoding(const model::Checkpoint& checkpoint, const std::string& flag);
 

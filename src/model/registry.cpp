@@ -82,6 +82,7 @@ std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& op
     model->eos_id = first_id(model->checkpoint.config, "eos_token_id");
 
     if (from_config) {
+        if (options.dummy_vocab > 0) model->checkpoint.config["vocab_size"] = options.dummy_vocab;
         const auto tensors = architecture.dummy_tensors(model->checkpoint.config, options.layers);
         if (options.format == LoadFormat::kOutline)
             add_outline(tensors, model->checkpoint);

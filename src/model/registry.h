@@ -22,6 +22,7 @@ struct LoadOptions {
         LoadFormat::kAuto;     ///< kDummy: random weights for a config, nothing is read but that;
                                ///< kOutline: plans of the sizes of these, without weights, not to be played
     uint64_t seed = 0;         ///< of dummy weights
+    int64_t dummy_vocab = 0;   ///< rows of embedding and head of dummy weights; 0: vocab_size of the config
     bool defer_codes = false;  ///< leave codes of dummy weights to engine::pack_weights, which must follow
     KvCacheDtype kv_cache = KvCacheDtype::kBf16;
     Activations activations = Activations::kModel;

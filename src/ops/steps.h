@@ -193,7 +193,7 @@ struct Route {
 struct Experts {
     static constexpr const char* kName = "Experts";
     Slot x;        // [T, D]
-    Slot ids;      // int32 [T, top_k]
+    Slot ids;      // int32 [T, top_k]; -1: left to another device
     Slot weights;  // [T, top_k]
     ExpertsId experts;
     Slot out;  // [T, D]

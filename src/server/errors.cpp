@@ -3,6 +3,29 @@
 #include <cctype>
 
 namespace thermocline::server {
+namespace {
+
+/// What has no status of its own in Anthropic's table.
+int anthropic_status(int status) { return status == 503 ? 529 : status; }
+
+std::string anthropic_error_type(int status) {
+    switch (status) {
+        case 401:
+            return "authentication_error";
+        case 404:
+            return "not_found_error";
+        case 413:
+            return "request_too_large";
+        case 429:
+            return "rate_limit_error";
+        case 529:
+            return "overloaded_error";
+        default:
+            return status >= 500 ? "api_error" : "invalid_request_error";
+    }
+}
+
+}  // namespace
 
 ContextSizeError::ContextSizeError(int64_t prompt_tokens, int64_t max_model_len)
     : RequestError(400, "This model's maximum context length is " + std::to_string(max_model_len) +
@@ -17,6 +40,8 @@ std::string error_type(int status) {
             return "authentication_error";
         case 404:
             return "not_found_error";
+        case 408:
+            return "timeout_error";
         case 429:
             return "rate_limit_error";
         case 500:
@@ -48,6 +73,34 @@ Json error_json(const RequestError& error) {
         body["error"]["n_ctx"] = context->max_model_len();
     }
     return body;
+}
+
+Dialect dialect_of(std::string_view path) {
+    return path.ends_with("/messages") || path.find("/messages/") != std::string_view::npos ? Dialect::kAnthropic
+                                                                                            : Dialect::kOpenAi;
+}
+
+Json anthropic_error_json(const RequestError& error, const std::string& request_id) {
+    std::string message = error.what();
+    // Claude Code reads both numbers from a text that begins so, and compacts the conversation.
+    if (const auto* context = dynamic_cast<const ContextSizeError*>(&error))
+        message = "prompt is too long: " + std::to_string(context->prompt_tokens()) + " tokens > " +
+                  std::to_string(context->max_model_len()) + " maximum";
+    return {{"type", "error"},
+            {"error", {{"type", anthropic_error_type(anthropic_status(error.status()))}, {"message", message}}},
+            {"request_id", request_id}};
+}
+
+HttpReply error_reply(const RequestError& error, Dialect dialect, const std::string& request_id) {
+    const bool is_anthropic = dialect == Dialect::kAnthropic;
+    HttpReply reply;
+    reply.status = is_anthropic ? anthropic_status(error.status()) : error.status();
+    reply.body = dump_json(is_anthropic ? anthropic_error_json(error, request_id) : error_json(error));
+    if (error.status() == 429) reply.headers = {{"Retry-After", "1"}, {"retry-after-ms", "1000"}};
+    if (error.status() == 503) reply.headers = {{"Retry-After", "5"}};
+    if (error.status() == 401) reply.headers = {{"WWW-Authenticate", "Bearer"}};
+    if (error.status() == 408 || error.status() == 501) reply.headers = {{"x-should-retry", "false"}};
+    return reply;
 }
 
 RequestError bad_request(const Error& error) {

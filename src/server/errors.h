@@ -4,8 +4,10 @@
 
 #include "src/base/error.h"
 #include "src/base/json.h"
+#include "src/server/http.h"
 
 #include <string>
+#include <string_view>
 
 namespace thermocline::server {
 
@@ -39,6 +41,18 @@ std::string error_type(int status);
 /// {"error": {...}} for a refused request or a broken stream.
 Json error_json(int status, const std::string& message, const std::string& param = "");
 Json error_json(const RequestError& error);
+
+/// The families of clients: they differ in the shape of error bodies and in a few statuses.
+enum class Dialect { kOpenAi, kAnthropic };
+
+/// The dialect of a route, known or not: everything at and below ".../messages" is Anthropic's.
+Dialect dialect_of(std::string_view path);
+
+/// {"type": "error", ...} of section 2, for the Anthropic routes.
+Json anthropic_error_json(const RequestError& error, const std::string& request_id);
+
+/// The status, headers and body that a refused request is answered with.
+HttpReply error_reply(const RequestError& error, Dialect dialect, const std::string& request_id);
 
 /// The same for an Error that a lower room threw about the request: the field is the name its text begins with, if any.
 RequestError bad_request(const Error& error);

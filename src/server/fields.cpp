@@ -6,8 +6,41 @@
 #include <algorithm>
 #include <cmath>
 #include <utility>
+#include <vector>
 
 namespace thermocline::server {
+namespace {
+
+constexpr int kMaxDepth = 64;
+constexpr size_t kMaxMembers = 2048;
+
+/// Refuses objects with absurdly many members: an ordered object is a list, filling it takes quadratic time.
+void check_members(std::string_view text, const std::string& what) {
+    std::vector<size_t> allowed;  // commas that each open bracket may still have
+    bool in_string = false;
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (in_string) {
+            if (c == '\\')
+                ++i;
+            else if (c == '"')
+                in_string = false;
+        } else if (c == '"') {
+            in_string = true;
+        } else if (c == '{' || c == '[') {
+            allowed.push_back(c == '{' ? kMaxMembers : SIZE_MAX);
+            if (allowed.size() > kMaxDepth) {
+                throw RequestError(400, what + " is nested deeper than " + std::to_string(kMaxDepth) + " levels");
+            }
+        } else if (c == '}' || c == ']') {
+            if (!allowed.empty()) allowed.pop_back();
+        } else if (c == ',' && !allowed.empty() && --allowed.back() == 0) {
+            throw RequestError(400, what + " has an object with more than " + std::to_string(kMaxMembers) + " members");
+        }
+    }
+}
+
+}  // namespace
 
 Fields::Fields(const Json& object, std::string prefix) : object_(object), prefix_(std::move(prefix)) {}
 
@@ -71,6 +104,15 @@ std::vector<int64_t> Fields::integers(const std::string& key, size_t limit) cons
         out.push_back(*number);
     }
     return out;
+}
+
+Json parse_client_json(std::string_view text, const std::string& what) {
+    check_members(text, what);
+    try {
+        return parse_json(text, what);
+    } catch (const Error& error) {
+        throw RequestError(400, error.what());
+    }
 }
 
 std::optional<int64_t> as_integer(const Json& value) {

@@ -8,6 +8,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace thermocline::server {
@@ -36,6 +37,9 @@ private:
     const Json& object_;
     std::string prefix_;
 };
+
+/// JSON that a client wrote: UTF-8 of sane depth and breadth. RequestError 400 otherwise; `what` begins its message.
+Json parse_client_json(std::string_view text, const std::string& what);
 
 /// A JSON number as integer if it is one, 1.0 included.
 std::optional<int64_t> as_integer(const Json& value);

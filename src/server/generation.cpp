@@ -87,6 +87,7 @@ private:
 };
 
 void throw_if_failed(const engine::Result& result) {
+    if (result.reason == engine::FinishReason::kError && result.by_request) throw RequestError(400, result.error);
     if (result.reason == engine::FinishReason::kError) throw RequestError(500, "the engine failed: " + result.error);
     if (result.reason == engine::FinishReason::kRefused || result.reason == engine::FinishReason::kCancelled)
         throw RequestError(503, "the server is shutting down");
@@ -108,25 +109,43 @@ Generation::Generation(engine::Engine& engine, std::vector<ChoicePlan> choices, 
             throw bad_request(error);
         }
     }
-    if (!submit()) throw RequestError(429, "too many requests are waiting, try again later");
+    for (size_t i = 0; i < choices_.size(); ++i) {
+        const bool is_same = i > 0 && choices_[i].request.prompt == choices_[i - 1].request.prompt;
+        same_prompt_.push_back(is_same ? same_prompt_.back() : i);
+    }
+    begun_.resize(choices_.size());
+    if (!submit_next()) throw RequestError(429, "too many requests are waiting, try again later");
+    submit_ready();
 }
 
 Generation::~Generation() {
-    if (ticket_) ticket_->cancel();
+    for (const auto& ticket : tickets_) ticket->cancel();
     queue_->close();
 }
 
 /// Submits the next choice; false when the engine takes none now.
-bool Generation::submit() {
-    const ChoicePlan& choice = choices_[submitted_];
-    ticket_ = engine_.submit(choice.request, std::make_shared<ChoiceListener>(static_cast<int32_t>(submitted_), queue_,
-                                                                              choice.make_output(), wants_progress_));
-    if (ticket_) ++submitted_;
-    return ticket_ != nullptr;
+bool Generation::submit_next() {
+    const size_t next = tickets_.size();
+    const ChoicePlan& choice = choices_[next];
+    auto ticket = engine_.submit(
+        choice.request,
+        std::make_shared<ChoiceListener>(static_cast<int32_t>(next), queue_, choice.make_output(), wants_progress_));
+    if (ticket) tickets_.push_back(std::move(ticket));
+    return tickets_.size() > next;
+}
+
+/// Submits the choices that can run with those that do.
+void Generation::submit_ready() {
+    while (tickets_.size() < choices_.size()) {
+        const size_t next = tickets_.size(), first = same_prompt_[next];
+        const auto running = static_cast<int64_t>(next - ended_);
+        if (running >= engine_.max_sequences() || (first != next && !begun_[first]) || !submit_next()) return;
+    }
 }
 
 std::optional<Delta> Generation::next(std::chrono::milliseconds timeout) {
-    if (!done() && submitted_ == ended_ && !submit()) {
+    submit_ready();
+    if (!done() && tickets_.size() == ended_) {
         // The queue filled up between two choices of this request: it is served already, so it waits.
         if (engine_.draining()) throw RequestError(503, "the server is shutting down");
         std::this_thread::sleep_for(timeout);
@@ -134,6 +153,7 @@ std::optional<Delta> Generation::next(std::chrono::milliseconds timeout) {
     }
     std::optional<Delta> delta = queue_->pop(timeout);
     if (!delta && queue_->finished()) throw RequestError(500, "the client reads too slowly");
+    if (delta && (!delta->tokens.empty() || delta->ending)) begun_[static_cast<size_t>(delta->choice)] = true;
     if (delta && delta->ending) {
         ++ended_;
         throw_if_failed(delta->ending->result);

@@ -1,6 +1,7 @@
-// Carries the choices of one HTTP request through the engine: submits sequences one after the other, turns their tokens
-// into text on the engine thread, and hands the pieces to the HTTP thread through a bounded queue that never makes the
-// engine wait. Destroying a Generation cancels what still runs. Used by one HTTP thread.
+// Carries the choices of one HTTP request through the engine: submits their sequences, as many as can run at once;
+// those that share a prompt wait until it has been computed once, and then find it in the prefix cache. Turns their
+// tokens into text on the engine thread, and hands the pieces to the HTTP thread through a bounded queue that never
+// makes the engine wait. Destroying a Generation cancels what still runs. Used by one HTTP thread.
 #pragma once
 
 #include "src/base/queue.h"
@@ -60,14 +61,17 @@ public:
     bool done() const { return ended_ == choices_.size(); }
 
 private:
-    bool submit();
+    bool submit_next();
+    void submit_ready();
 
     engine::Engine& engine_;
     std::vector<ChoicePlan> choices_;
     bool wants_progress_;
     std::shared_ptr<DeltaQueue> queue_;
-    std::shared_ptr<engine::Ticket> ticket_;  // of the sequence that runs or waits
-    size_t submitted_ = 0, ended_ = 0;
+    std::vector<std::shared_ptr<engine::Ticket>> tickets_;  // of the choices submitted so far, in order
+    std::vector<size_t> same_prompt_;                       // of each choice: the first one with its prompt
+    std::vector<bool> begun_;                               // its prompt has been computed
+    size_t ended_ = 0;
 };
 
 }  // namespace thermocline::server

@@ -13,6 +13,7 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <sys/socket.h>
 #include <thread>
 
 namespace thermocline::server {
@@ -69,6 +70,13 @@ private:
     httplib::DataSink& sink_;
 };
 
+/// httplib lets 5 connections wait to be accepted. When more come within one turn of its loop, the kernel falls back to
+/// cookies, and some clients hear nothing but a reset.
+class ListeningServer : public httplib::Server {
+public:
+    bool wait_for_many() { return ::listen(svr_sock_, SOMAXCONN) == 0; }
+};
+
 std::string without_trailing_slash(std::string path) {
     while (path.size() > 1 && path.back() == '/') path.pop_back();
     return path;
@@ -83,10 +91,10 @@ struct HttpServer::State {
     };
 
     HttpOptions options;
-    RefusalBody refusal_body;
+    Refusal refusal;
     HttpGate gate;
     std::vector<Route> routes;
-    httplib::Server server;
+    ListeningServer server;
     std::mutex mutex;  // guards what follows
     bool listening = false, stopping = false;
 
@@ -100,23 +108,18 @@ struct HttpServer::State {
         return nullptr;
     }
 
-    HttpReply refusal(int status, const std::string& message) const {
-        HttpReply reply;
-        reply.status = status;
-        reply.body = refusal_body(status, message);
-        return reply;
-    }
-
-    HttpReply no_route(const std::string& method, const std::string& path) const {
+    HttpReply no_route(const HttpRequest& request) const {
+        const std::string &method = request.method, &path = request.path;
         std::set<std::string> allowed;
         for (const Route& route : routes)
             if (find(route.method, path) != nullptr) allowed.insert(route.method);
         const bool is_doubled = path.starts_with("/v1/v1/");
         if (allowed.empty()) {
-            return refusal(404, printable(method + " " + path, 200) + " does not exist" +
-                                    (is_doubled ? "; the base URL of the client seems to end in /v1 twice" : ""));
+            return refusal(request, 404,
+                           printable(method + " " + path, 200) + " does not exist" +
+                               (is_doubled ? "; the base URL of the client seems to end in /v1 twice" : ""));
         }
-        HttpReply reply = refusal(405, printable(method, 20) + " is not allowed for " + printable(path, 200));
+        HttpReply reply = refusal(request, 405, printable(method, 20) + " is not allowed for " + printable(path, 200));
         std::string list;
         for (const std::string& name : allowed) list += (list.empty() ? "" : ", ") + name;
         reply.headers.emplace_back("Allow", list);
@@ -125,30 +128,30 @@ struct HttpServer::State {
 
     /// Reads the body; a status and reason if it is refused. Form bodies arrive raw here: curl -d sends JSON as a form.
     std::optional<HttpReply> read_body(const httplib::Request& request, const httplib::ContentReader& reader,
-                                       std::string& body) const {
+                                       HttpRequest& out) const {
         const std::string length = request.get_header_value("Content-Length");
         const bool is_chunked = request.has_header("Transfer-Encoding");
         HttpReply refused;
         if (length.empty() && !is_chunked) {
-            refused = refusal(411, "the request has neither Content-Length nor a chunked body");
+            refused = refusal(out, 411, "the request has neither Content-Length nor a chunked body");
         } else if (!is_chunked &&
                    !std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; })) {
-            refused = refusal(400, "Content-Length is not a number");
+            refused = refusal(out, 400, "Content-Length is not a number");
         } else if (request.is_multipart_form_data()) {
-            refused = refusal(400, "multipart bodies are not supported, expected JSON");
+            refused = refusal(out, 400, "multipart bodies are not supported, expected JSON");
         } else {
             size_t seen = 0;
             const bool complete = reader([&](const char* data, size_t size) {
                 seen += size;
-                if (seen <= options.max_body) body.append(data, size);
+                if (seen <= options.max_body) out.body.append(data, size);
                 // A body that is a little too long is read to its end, so that the client sees the answer.
                 return seen <= 2 * options.max_body;
             });
             if (complete && seen <= options.max_body) return std::nullopt;
-            refused =
-                seen > options.max_body
-                    ? refusal(413, "the request body is larger than " + std::to_string(options.max_body) + " bytes")
-                    : refusal(400, "the request body is incomplete");
+            refused = seen > options.max_body
+                          ? refusal(out, 413,
+                                    "the request body is larger than " + std::to_string(options.max_body) + " bytes")
+                          : refusal(out, 400, "the request body is incomplete");
         }
         refused.close = true;
         return refused;
@@ -156,6 +159,7 @@ struct HttpServer::State {
 
     void answer(const httplib::Request& request, httplib::Response& response, const httplib::ContentReader* reader);
     void send(const HttpRequest& request, HttpReply reply, httplib::Response& response) const;
+    void allow_origin(const httplib::Request& request, httplib::Response& response) const;
     void set_up();
 };
 
@@ -173,16 +177,16 @@ void HttpServer::State::answer(const httplib::Request& request, httplib::Respons
     try {
         const Route* route = find(out.method == "HEAD" ? "GET" : out.method, out.path);
         std::optional<HttpReply> refused;
-        if (reader != nullptr) refused = read_body(request, *reader, out.body);
+        if (reader != nullptr) refused = read_body(request, *reader, out);
         if (!refused && gate) refused = gate(out);
         if (refused) {
             reply = std::move(*refused);
         } else {
-            reply = route != nullptr ? route->handler(out) : no_route(out.method, out.path);
+            reply = route != nullptr ? route->handler(out) : no_route(out);
         }
     } catch (const std::exception& error) {
-        log::error("{} {} failed: {}", out.method, printable(out.path), error.what());
-        reply = refusal(500, "internal error");
+        log::error("[{}] {} {} failed: {}", out.id, out.method, printable(out.path), error.what());
+        reply = refusal(out, 500, "internal error");
     }
     // Without a reader the body, if there is one, was not read: what follows on the connection would be taken for
     // requests.
@@ -198,17 +202,18 @@ void HttpServer::State::send(const HttpRequest& request, HttpReply reply, httpli
     if (reply.stream) {
         response.set_header("Cache-Control", "no-cache");
         response.set_header("X-Accel-Buffering", "no");
-        response.set_chunked_content_provider(reply.content_type.c_str(),
-                                              [stream = std::move(reply.stream)](size_t, httplib::DataSink& sink) {
-                                                  SinkWriter writer(sink);
-                                                  try {
-                                                      stream(writer);
-                                                  } catch (const std::exception& error) {
-                                                      log::error("a stream failed: {}", error.what());
-                                                  }
-                                                  sink.done();
-                                                  return true;
-                                              });
+        response.set_chunked_content_provider(
+            reply.content_type.c_str(),
+            [stream = std::move(reply.stream), id = request.id](size_t, httplib::DataSink& sink) {
+                SinkWriter writer(sink);
+                try {
+                    stream(writer);
+                } catch (const std::exception& error) {
+                    log::error("[{}] the stream failed: {}", id, error.what());
+                }
+                sink.done();
+                return true;
+            });
     } else if (reply.close && !reply.body.empty()) {
         // A provider that ends with false makes httplib 0.11 close the connection: the body was not read to its end.
         const size_t size = reply.body.size();
@@ -221,6 +226,22 @@ void HttpServer::State::send(const HttpRequest& request, HttpReply reply, httpli
     } else {
         response.set_content(reply.body, reply.content_type.c_str());
     }
+}
+
+void HttpServer::State::allow_origin(const httplib::Request& request, httplib::Response& response) const {
+    const auto has = [this](const std::string& origin) {
+        return std::find(options.cors_origins.begin(), options.cors_origins.end(), origin) !=
+               options.cors_origins.end();
+    };
+    const std::string origin = request.get_header_value("Origin");
+    if (has("*")) {
+        response.set_header("Access-Control-Allow-Origin", "*");
+    } else if (!origin.empty() && has(origin)) {
+        response.set_header("Access-Control-Allow-Origin", origin);
+        response.set_header("Access-Control-Allow-Credentials", "true");
+    }
+    if (!options.cors_origins.empty() && !has("*")) response.set_header("Vary", "Origin");
+    response.set_header("Access-Control-Expose-Headers", "x-request-id");
 }
 
 void HttpServer::State::set_up() {
@@ -237,10 +258,7 @@ void HttpServer::State::set_up() {
         changed.ranges.clear();
         changed.headers.erase("Accept-Encoding");
         response.set_header("Server", options.server_name);
-        if (!options.cors_origin.empty()) {
-            response.set_header("Access-Control-Allow-Origin", options.cors_origin);
-            response.set_header("Access-Control-Expose-Headers", "x-request-id");
-        }
+        allow_origin(request, response);
         if (request.method == "OPTIONS") {
             response.status = 200;
             response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
@@ -259,13 +277,14 @@ void HttpServer::State::set_up() {
     server.set_error_handler([this](const httplib::Request&, httplib::Response& response) {
         // Only what httplib refused by itself has no body yet: a broken request line, headers over the limit.
         if (response.body.empty() && !response.content_provider_)
-            response.set_content(refusal_body(response.status, "the HTTP request is malformed"), "application/json");
+            response.set_content(refusal({}, response.status, "the HTTP request is malformed").body,
+                                 "application/json");
     });
 }
 
-HttpServer::HttpServer(HttpOptions options, RefusalBody refusal_body) : state_(std::make_unique<State>()) {
+HttpServer::HttpServer(HttpOptions options, Refusal refusal) : state_(std::make_unique<State>()) {
     state_->options = std::move(options);
-    state_->refusal_body = std::move(refusal_body);
+    state_->refusal = std::move(refusal);
     state_->set_up();
 }
 
@@ -298,7 +317,8 @@ int HttpServer::bind() {
     } else {
         bound = state_->server.bind_to_port(options.host, options.port);
     }
-    if (!bound) fail("cannot listen on ", options.host, " port ", options.port, ": ", std::strerror(errno));
+    if (!bound || !state_->server.wait_for_many())
+        fail("cannot listen on ", options.host, " port ", options.port, ": ", std::strerror(errno));
     return options.port;
 }
 

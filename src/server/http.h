@@ -43,26 +43,29 @@ struct HttpReply {
     /// If set, writes the body in pieces; headers are out before it is called.
     std::function<void(StreamWriter&)> stream;
     bool close = false;  // the connection, after this reply
+    std::string note;    // for the log
 };
 
 struct HttpOptions {
     std::string host = "127.0.0.1";
     int port = 8000;  // 0: any free one
     size_t max_body = size_t{128} << 20;
-    int threads = 128;              // connections served at the same time
-    std::string cors_origin = "*";  // "" for none
+    int threads = 128;  // connections served at the same time
+    /// Origins whose pages may call: "*" for all; named ones are reflected, with credentials; none for none.
+    std::vector<std::string> cors_origins = {"*"};
     std::string server_name = "thermocline";
 };
 
-/// Makes the body of a reply that the HTTP layer refuses by itself (404, 405, 411, 413, ...).
-using RefusalBody = std::function<std::string(int status, const std::string& message)>;
+/// Makes the reply to what the HTTP layer refuses by itself (404, 405, 411, 413, ...). Of a request that could not be
+/// read, path and id are empty.
+using Refusal = std::function<HttpReply(const HttpRequest& request, int status, const std::string& message)>;
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;
 /// Looks at every request but preflights before its route; a reply is the answer then.
 using HttpGate = std::function<std::optional<HttpReply>(const HttpRequest&)>;
 
 class HttpServer {
 public:
-    HttpServer(HttpOptions options, RefusalBody refusal_body);
+    HttpServer(HttpOptions options, Refusal refusal);
     ~HttpServer();
     HttpServer(const HttpServer&) = delete;
     HttpServer& operator=(const HttpServer&) = delete;

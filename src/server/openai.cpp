@@ -5,42 +5,12 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <random>
 
 namespace thermocline::server {
 namespace {
 
-constexpr int kMaxDepth = 64;
-constexpr size_t kMaxMembers = 2048;
-
-/// Refuses objects with absurdly many members: an ordered object is a list, filling it takes quadratic time.
-void check_members(std::string_view text) {
-    std::vector<size_t> allowed;  // commas that each open bracket may still have
-    bool in_string = false;
-    for (size_t i = 0; i < text.size(); ++i) {
-        const char c = text[i];
-        if (in_string) {
-            if (c == '\\')
-                ++i;
-            else if (c == '"')
-                in_string = false;
-        } else if (c == '"') {
-            in_string = true;
-        } else if (c == '{' || c == '[') {
-            allowed.push_back(c == '{' ? kMaxMembers : SIZE_MAX);
-            if (allowed.size() > kMaxDepth) {
-                throw RequestError(400, "request body is nested deeper than " + std::to_string(kMaxDepth) + " levels");
-            }
-        } else if (c == '}' || c == ']') {
-            if (!allowed.empty()) allowed.pop_back();
-        } else if (c == ',' && !allowed.empty() && --allowed.back() == 0) {
-            throw RequestError(400,
-                               "request body has an object with more than " + std::to_string(kMaxMembers) + " members");
-        }
-    }
-}
-
-/// Structured output needs a grammar engine; forced calls too.
 void refuse_unsupported(const Fields& fields, std::initializer_list<const char*> keys) {
     for (const char* key : keys) {
         if (fields.has(key)) throw RequestError(501, std::string(key) + " is not supported by this server", key);
@@ -130,12 +100,14 @@ void read_stream(const Fields& fields, Call& call) {
     call.ping_seconds = fields.integer("sse_ping_interval", -1, 86400);
 }
 
-void read_cache(const Fields& fields, Call& call) {
+void read_scheduling(const Fields& fields, Call& call) {
     call.request.reuse_prefix = fields.boolean("cache_prompt", true);
     if (const auto salt = fields.string("cache_salt")) {
         if (salt->empty()) fields.refuse("cache_salt", "a string that is not empty");
         call.request.cache_salt = *salt;
     }
+    constexpr int64_t kMostPriority = std::numeric_limits<int32_t>::max();
+    call.request.priority = static_cast<int32_t>(fields.integer("priority", -kMostPriority, kMostPriority).value_or(0));
     call.truncate_prompt = fields.integer("truncate_prompt_tokens", -1);
     if (call.truncate_prompt && *call.truncate_prompt == 0) fields.refuse("truncate_prompt_tokens", "-1 or at least 1");
     if (const auto side = fields.string("truncation_side"); side && *side != "left")
@@ -143,15 +115,15 @@ void read_cache(const Fields& fields, Call& call) {
 }
 
 void read_common(const Fields& fields, const ServedModel& model, Call& call) {
-    refuse_unsupported(fields, {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-                                "grammar", "json_schema", "thinking_token_budget", "prompt_logprobs"});
+    refuse_unsupported(fields, {"thinking_token_budget", "prompt_logprobs"});
+    call.answer_rule = answer_rule(fields);
     call.request.sampling = model.sampling;
     read_penalties(fields, call.request.sampling);
     read_logit_bias(fields, model.vocab, call.request.sampling);
     call.random_seed = !read_seed(fields, call.request.sampling);
     read_stops(fields, model.vocab, call);
     read_stream(fields, call);
-    read_cache(fields, call);
+    read_scheduling(fields, call);
     call.choices = static_cast<int32_t>(fields.integer("n", 1, kMaxChoices).value_or(1));
     call.include_stop = fields.boolean("include_stop_str_in_output", false);
     call.skip_special_tokens = fields.boolean("skip_special_tokens", true);
@@ -165,17 +137,6 @@ void check_min_tokens(const Fields& fields, const Call& call) {
     const int64_t most = call.request.max_tokens;
     if (most >= 0 && call.request.min_tokens > most)
         fields.refuse("min_tokens", "at most max_tokens, " + std::to_string(most));
-}
-
-void check_response_format(const Fields& fields) {
-    const Json* format = fields.find("response_format");
-    if (format == nullptr) return;
-    if (!format->is_object()) fields.refuse("response_format", "an object");
-    const auto type = Fields(*format, "response_format.").string("type");
-    if (type == "text") return;
-    if (type == "json_object" || type == "json_schema")
-        throw RequestError(501, "response_format \"" + *type + "\" is not supported by this server", "response_format");
-    fields.refuse("response_format", "one with type text, json_object or json_schema");
 }
 
 void refuse_old_functions(const Fields& fields) {
@@ -226,13 +187,7 @@ std::vector<PromptInput> read_prompts(const Fields& fields, int64_t vocab) {
 }  // namespace
 
 Json parse_body(std::string_view body) {
-    check_members(body);
-    Json json;
-    try {
-        json = parse_json(body, "request body");
-    } catch (const Error& error) {
-        throw RequestError(400, error.what());
-    }
+    Json json = parse_client_json(body, "request body");
     if (!json.is_object()) throw RequestError(400, "request body is not a JSON object");
     return json;
 }
@@ -250,9 +205,10 @@ ChatCall chat_call(const Json& body, const ServedModel& model) {
     check_model_name(body, model);
     ChatCall call;
     read_common(fields, model, call);
-    check_response_format(fields);
     refuse_old_functions(fields);
     if (fields.boolean("echo", false)) throw RequestError(501, "echo is not supported by this server", "echo");
+    if (const Json* tools = fields.find("tools"); tools != nullptr && tools->is_array() && tools->size() > kMaxTools)
+        fields.refuse("tools", "an array of at most " + std::to_string(kMaxTools) + " tools");
 
     const auto most = fields.integer("max_tokens", -1);
     if (most && *most == 0) fields.refuse("max_tokens", "an integer >= 1");
@@ -268,9 +224,6 @@ ChatCall chat_call(const Json& body, const ServedModel& model) {
     call.request.logprobs = logprobs ? static_cast<int32_t>(top) : -1;
 
     call.chat = text::chat_from_openai(body, model.revision, model.chat);
-    const auto choice = call.chat.options.tool_choice.kind;
-    if (choice == text::ToolChoice::Kind::kRequired || choice == text::ToolChoice::Kind::kNamed)
-        throw RequestError(501, "tool_choice other than none or auto is not supported by this server", "tool_choice");
     call.include_reasoning = fields.boolean("include_reasoning", true);
     const std::string format = fields.string("reasoning_format").value_or("deepseek");
     if (format != "none" && format != "deepseek" && format != "auto")
@@ -284,7 +237,6 @@ CompletionCall completion_call(const Json& body, const ServedModel& model) {
     check_model_name(body, model);
     CompletionCall call;
     read_common(fields, model, call);
-    check_response_format(fields);
     if (const auto suffix = fields.string("suffix"); suffix && !suffix->empty())
         throw RequestError(501, "suffix is not supported by this server", "suffix");
     call.prompts = read_prompts(fields, model.vocab);

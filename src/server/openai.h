@@ -5,6 +5,7 @@
 
 #include "src/base/json.h"
 #include "src/engine/request.h"
+#include "src/server/structured.h"
 #include "src/text/chat_request.h"
 
 #include <cstdint>
@@ -30,12 +31,14 @@ struct ServedModel {
     engine::SamplingParams sampling;  // defaults (generation_config.json)
     text::PromptRevision revision = text::PromptRevision::kV4;
     text::ChatDefaults chat;
-    std::string fingerprint;  // system_fingerprint, "b..."
+    bool anthropic_thinks = false;  // /v1/messages without `thinking` gets reasoning
+    std::string fingerprint;        // system_fingerprint, "b..."
 };
 
 constexpr int kMaxChoices = 128;
 constexpr int kMaxPrompts = 1024;
 constexpr int kMaxStops = 16;
+constexpr int kMaxTools = 512;
 constexpr int kMaxLogprobs = 20;
 
 /// Fields that both routes share. `request.prompt` is still empty.
@@ -54,6 +57,7 @@ struct Call {
     bool tokens_as_ids = false;              // logprob tokens are "token_id:N"
     std::optional<int64_t> ping_seconds;     // overrides the server's; -1: never
     std::optional<int64_t> truncate_prompt;  // keep the last N; -1: what fits
+    std::optional<AnswerRule> answer_rule;   // structured output
 };
 
 struct ChatCall : Call {

@@ -75,6 +75,13 @@ Json chat_choice(const ReplyHead& head, const ChatCall& call, const ChoiceText& 
 
 }  // namespace
 
+HttpReply json_reply(const Json& body, int status) {
+    HttpReply reply;
+    reply.status = status;
+    reply.body = dump_json(body);
+    return reply;
+}
+
 void Tally::add(const Delta& delta) {
     output_tokens_ += static_cast<int64_t>(delta.tokens.size());
     if (!delta.ending) return;

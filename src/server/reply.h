@@ -4,6 +4,7 @@
 
 #include "src/base/json.h"
 #include "src/server/generation.h"
+#include "src/server/http.h"
 #include "src/server/openai.h"
 #include "src/text/tokenizer.h"
 
@@ -13,6 +14,8 @@
 #include <vector>
 
 namespace thermocline::server {
+
+HttpReply json_reply(const Json& body, int status = 200);
 
 /// What all parts of an answer say alike.
 struct ReplyHead {
@@ -29,6 +32,11 @@ public:
     Tally(int64_t prompt_tokens, int32_t choices) : prompt_tokens_(prompt_tokens), choices_(choices) {}
 
     void add(const Delta& delta);
+    int64_t prompt_tokens() const { return prompt_tokens_; }
+    /// Of the prompt, from the caches; known when its first choice has ended.
+    int64_t cached_tokens() const { return sum_.cached_tokens; }
+    int64_t output_tokens() const { return output_tokens_; }
+    int64_t reasoning_tokens() const { return reasoning_tokens_; }
     Json usage(bool is_chat) const;
     Json timings() const;
     /// Tokens, seconds, rates in one line for the log.

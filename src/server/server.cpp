@@ -1,18 +1,17 @@
 #include "src/server/server.h"
 
+#include "src/base/checksum.h"
 #include "src/base/log.h"
-#include "src/server/errors.h"
-#include "src/server/generation.h"
-#include "src/server/reply.h"
+#include "src/server/page.h"
 #include "src/server/small_routes.h"
-#include "src/server/stream.h"
-#include "src/text/prompt_deepseek_v4.h"
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
-#include <ctime>
+#include <cstdio>
 #include <fcntl.h>
 #include <optional>
+#include <span>
 #include <thread>
 #include <unistd.h>
 #include <utility>
@@ -26,30 +25,15 @@ constexpr milliseconds kPoll{100};
 /// Headers go out after that time without a token, so that clients and proxies see that the request lives.
 constexpr milliseconds kSilentStart{2000};
 
-HttpReply json_reply(const Json& body, int status = 200) {
-    HttpReply reply;
-    reply.status = status;
-    reply.body = dump_json(body);
-    return reply;
-}
-
-HttpReply error_reply(const RequestError& error) {
-    HttpReply reply = json_reply(error_json(error), error.status());
-    if (error.status() == 429) reply.headers = {{"Retry-After", "1"}, {"retry-after-ms", "1000"}};
-    if (error.status() == 503) reply.headers = {{"Retry-After", "5"}};
-    if (error.status() == 401) reply.headers = {{"WWW-Authenticate", "Bearer"}};
-    if (error.status() == 501) reply.headers = {{"x-should-retry", "false"}};
-    return reply;
-}
-
 /// Runs a handler; what is wrong with the request becomes its error body.
 HttpReply guarded(const HttpHandler& handler, const HttpRequest& request) {
+    const Dialect dialect = dialect_of(request.path);
     try {
         return handler(request);
     } catch (const RequestError& error) {
-        return error_reply(error);
+        return error_reply(error, dialect, request.id);
     } catch (const Error& error) {
-        return error_reply(bad_request(error));
+        return error_reply(bad_request(error), dialect, request.id);
     }
 }
 
@@ -60,75 +44,115 @@ bool equal_in_constant_time(const std::string& a, const std::string& b) {
     return difference == 0;
 }
 
+std::string api_key(const HttpRequest& request) {
+    const std::string bearer = request.header("Authorization");
+    return bearer.starts_with("Bearer ") ? bearer.substr(7) : request.header("x-api-key");
+}
+
 }  // namespace
 
-/// One generating request from its body to the last byte of its answer.
-struct Server::Job {
-    explicit Job(std::atomic<int64_t>& running) : counted(running) {}
-    virtual ~Job() = default;
-    virtual const Call& call() const = 0;
-    virtual std::unique_ptr<EventStream> new_stream() const = 0;
-    /// The whole answer, from all deltas.
-    virtual Json reply() const = 0;
-    virtual void add(Delta delta) = 0;
-
-    std::string request_id;
-    ReplyHead head;
-    std::optional<Tally> tally;
-    std::vector<ChoiceText> choices;
-    std::unique_ptr<Generation> generation;
-    std::optional<Delta> first;  // of a stream: taken before its headers went out
-    Running counted;
-};
-
-struct Server::ChatJob : Server::Job {
-    using Job::Job;
-    const Call& call() const override { return request; }
-    std::unique_ptr<EventStream> new_stream() const override {
-        return std::make_unique<ChatStream>(head, request, *tally, starts_in_reasoning, prompt);
-    }
-    Json reply() const override { return chat_reply(head, request, choices, *tally, prompt); }
-    void add(Delta delta) override {
-        const auto index = static_cast<size_t>(delta.choice);
-        tally->add(delta);
-        views[index].apply(delta);
-        choices[index].add(delta, !request.include_reasoning);
-    }
-
-    ChatCall request;
-    bool starts_in_reasoning = false;
-    std::vector<int32_t> prompt;
-    std::vector<ReasoningView> views;
-};
-
-struct Server::CompletionJob : Server::Job {
-    using Job::Job;
-    const Call& call() const override { return request; }
-    std::unique_ptr<EventStream> new_stream() const override {
-        return std::make_unique<CompletionStream>(head, request, *tally, echoes, prompts);
-    }
-    Json reply() const override { return completion_reply(head, request, choices, echoes, prompts, *tally); }
-    void add(Delta delta) override {
-        tally->add(delta);
-        choices[static_cast<size_t>(delta.choice)].add(delta, false);
-    }
-
-    CompletionCall request;
-    std::vector<std::vector<int32_t>> prompts;
-    std::vector<std::string> echoes;
-};
+std::string salt_of_key(const HttpRequest& request) {
+    const std::string key = api_key(request);
+    char salt[32];
+    std::snprintf(salt, sizeof salt, "key %016llx ",
+                  static_cast<unsigned long long>(checksum_of(std::as_bytes(std::span(key.data(), key.size())))));
+    return salt;
+}
 
 Server::Server(ServerOptions options)
-    : options_(std::move(options)), http_(options_.http, [](int status, const std::string& message) {
-          return dump_json(error_json(status, message));
+    : options_(std::move(options)),
+      http_(options_.http, [](const HttpRequest& request, int status, const std::string& message) {
+          return error_reply(RequestError(status, message), dialect_of(request.path), request.id);
       }) {
     http_.gate([this](const HttpRequest& request) { return check_access(request); });
-    add_routes();
+    add_openai_routes();
+    add_anthropic_routes();
     add_small_routes();
+    add_page();
+}
+
+/// Joins what others count to what the server counts.
+void Server::add_metrics() {
+    using Kind = Metrics::Kind;
+    const engine::Engine* engine = backend_.engine;
+    metrics_.add(Kind::kGauge, "vllm:num_requests_running", "Sequences in the engine.",
+                 [engine] { return static_cast<double>(engine->load().running); });
+    metrics_.add(Kind::kGauge, "vllm:num_requests_waiting", "Sequences that wait for the engine.",
+                 [engine] { return static_cast<double>(engine->load().waiting); });
+    metrics_.add(Kind::kGauge, "vllm:kv_cache_usage_perc", "Part of the caches that running sequences fill, 0 to 1.",
+                 [this] { return cache_usage(); });
+    metrics_.add(Kind::kCounter, "vllm:num_preemptions_total", "Sequences that gave their caches back for a while.",
+                 [engine] { return static_cast<double>(engine->counters().preemptions); });
+    metrics_.add(Kind::kCounter, "engine_prefix_disk_hits_total", "Tokens of prompts that came from the disk.",
+                 [engine] { return static_cast<double>(engine->counters().prefix_disk_hits); });
+    metrics_.add(Kind::kCounter, "engine_prefix_disk_loads_total", "States that came from the disk.",
+                 [engine] { return static_cast<double>(engine->counters().prefix_loads); });
+    metrics_.add(Kind::kGauge, "engine_prefix_memory_bytes", "States of earlier requests in memory.",
+                 [engine] { return static_cast<double>(engine->counters().prefix_bytes); });
+    metrics_.add(Kind::kGauge, "engine_prefix_disk_bytes", "States of earlier requests on disk.",
+                 [engine] { return static_cast<double>(engine->counters().prefix_disk_bytes); });
+}
+
+double Server::cache_usage() const {
+    const engine::Counters now = backend_.engine->counters();
+    return now.kv_total_bytes == 0 ? 0.0
+                                   : static_cast<double>(now.kv_used_bytes) / static_cast<double>(now.kv_total_bytes);
+}
+
+/// How much of what the routers chose was on the card.
+void Server::add_expert_metrics() {
+    if (!backend_.experts) return;
+    const auto add = [&](const char* name, const char* help, int64_t engine::ExpertUse::*value) {
+        metrics_.add(Metrics::Kind::kCounter, name, help,
+                     [this, value] { return static_cast<double>(backend_.experts().*value); });
+    };
+    add("engine_expert_choices_total", "Routed experts that tokens chose, with a card.", &engine::ExpertUse::choices);
+    add("engine_expert_hits_total", "Of these on the card.", &engine::ExpertUse::hits);
+    add("engine_expert_transfers_total", "Experts brought to the card.", &engine::ExpertUse::moved_experts);
+    add("engine_expert_transfer_bytes_total", "Bytes of these.", &engine::ExpertUse::moved_bytes);
+}
+
+Json Server::stats() const {
+    const engine::Engine::Load load = backend().engine->load();
+    const engine::Counters now = backend_.engine->counters();
+    Json stats = {{"model", backend_.model.name},
+                  {"requests", {{"running", load.running}, {"waiting", load.waiting}}},
+                  {"kv_cache_usage", cache_usage()},
+                  {"prefix_cache",
+                   {{"memory_bytes", now.prefix_bytes},
+                    {"disk_bytes", now.prefix_disk_bytes},
+                    {"disk_hits", now.prefix_disk_hits},
+                    {"disk_loads", now.prefix_loads}}}};
+    const Json counted = metrics_.stats();
+    for (const auto& [key, value] : counted.items()) stats[key] = value;
+    return stats;
+}
+
+/// The page needs no key: it holds nothing but its own text.
+void Server::add_page() {
+    for (const PageFile& file : page_files()) {
+        http_.route("GET", std::string(file.path), [&file](const HttpRequest&) {
+            HttpReply reply;
+            reply.content_type = file.content_type;
+            reply.body = file.content;
+            reply.headers = {{"Content-Security-Policy",
+                              "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+                              "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"},
+                             {"X-Content-Type-Options", "nosniff"},
+                             {"Referrer-Policy", "no-referrer"},
+                             {"Cache-Control", "no-cache"}};
+            return reply;
+        });
+    }
 }
 
 void Server::serve(Backend backend) {
     backend_ = std::move(backend);
+    if (options_.replay_bytes > 0) backend_.turns = std::make_shared<text::WrittenTurns>(options_.replay_bytes);
+    backend_.grammars =
+        std::make_shared<Grammars>(*backend_.tokenizer, backend_.engine->vocab(), backend_.engine->eos_ids());
+    add_metrics();
+    add_expert_metrics();
     ready_.store(true, std::memory_order_release);
 }
 
@@ -140,65 +164,71 @@ const Backend& Server::backend() const {
 
 /// API keys: everything but liveness needs one when there are any.
 std::optional<HttpReply> Server::check_access(const HttpRequest& request) const {
-    for (const char* open : {"/health", "/v1/health", "/ping", "/version", "/load"})
+    for (const char* open : {"/health", "/v1/health", "/ping", "/ready", "/version", "/load", "/metrics"})
         if (request.path == open) return std::nullopt;
+    for (const PageFile& file : page_files())
+        if (request.path == file.path) return std::nullopt;
     if (options_.api_keys.empty()) return std::nullopt;
-    std::string key = request.header("Authorization");
-    key = key.starts_with("Bearer ") ? key.substr(7) : request.header("x-api-key");
+    const std::string key = api_key(request);
     bool is_known = false;
     for (const std::string& known : options_.api_keys) is_known |= equal_in_constant_time(key, known);
     if (is_known) return std::nullopt;
-    return error_reply(RequestError(401, "the API key is missing or wrong"));
+    return error_reply(RequestError(401, "the API key is missing or wrong"), dialect_of(request.path), request.id);
 }
 
-void Server::add_routes() {
-    const auto add = [this](const char* method, const std::string& path, HttpHandler handler) {
-        http_.route(method, path, [handler = std::move(handler)](const HttpRequest& request) {
-            const auto start = std::chrono::steady_clock::now();
-            HttpReply reply = guarded(handler, request);
-            const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
-            log::info("{} {} {} {} {:.0f} ms{}", request.id, request.method, request.path, reply.status, time.count(),
-                      reply.stream ? " to the headers" : "");
-            return reply;
-        });
-    };
-    for (const char* base : {"/v1", "", "/beta/v1", "/beta"}) {
-        add("POST", std::string(base) + "/chat/completions", [this](const HttpRequest& r) { return chat(r); });
-        add("POST", std::string(base) + "/completions", [this](const HttpRequest& r) { return completion(r); });
-    }
-    for (const char* base : {"/v1", ""}) {
-        add("GET", std::string(base) + "/models",
-            [this](const HttpRequest&) { return json_reply(model_list(backend().model)); });
-        add("GET", std::string(base) + "/models/*", [this, skip = std::string(base).size() + 8](const HttpRequest& r) {
-            const std::string id = r.path.substr(skip);
-            const Json entry = model_entry(backend().model, id);
-            if (entry.is_null())
-                throw RequestError(404, "The model `" + printable(id, 200) + "` does not exist.", "model");
-            return json_reply(entry);
-        });
-    }
+void Server::add(const std::string& method, const std::string& path, HttpHandler handler) {
+    http_.route(method, path, [this, handler = std::move(handler)](const HttpRequest& request) {
+        const auto start = std::chrono::steady_clock::now();
+        HttpReply reply = guarded(handler, request);
+        const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - start;
+        metrics_.count_response(reply.status);
+        log::info("[{}] {} {} {} {:.0f} ms{}{}{}", request.id, request.method, request.path, reply.status, time.count(),
+                  reply.stream ? " to the headers" : "", reply.note.empty() ? "" : ": ", reply.note);
+        return reply;
+    });
+}
+
+void Server::add_post(const std::string& path, BodyFunction function) {
+    add("POST", path, [this, function = std::move(function)](const HttpRequest& request) {
+        return json_reply(function(parse_body(request.body), backend()));
+    });
 }
 
 void Server::add_small_routes() {
-    const auto post = [this](const char* path, auto function) {
-        http_.route("POST", path, [this, function](const HttpRequest& request) {
-            return guarded([&](const HttpRequest& r) { return json_reply(function(parse_body(r.body), backend())); },
-                           request);
-        });
-    };
     const auto get = [this](const char* path, auto function) {
         http_.route("GET", path, [function](const HttpRequest& request) {
             return guarded([&](const HttpRequest&) { return function(); }, request);
         });
     };
-    for (const char* path : {"/health", "/v1/health", "/ping"}) get(path, [this] { return health(); });
+    for (const char* path : {"/health", "/v1/health", "/ping", "/ready"}) get(path, [this] { return health(); });
     get("/version", [this] { return json_reply({{"version", options_.version}}); });
     get("/load", [this] { return json_reply({{"server_load", running_.load()}}); });
     get("/props", [this] { return json_reply(server_facts(backend().model, options_.version)); });
     get("/tokenizer_info", [this] { return json_reply(tokenizer_facts(backend().model, *backend().tokenizer)); });
-    post("/tokenize", [](const Json& body, const Backend& b) { return tokenize_reply(body, b.model, *b.tokenizer); });
-    post("/detokenize", [](const Json& body, const Backend& b) { return detokenize_reply(body, *b.tokenizer); });
-    post("/apply-template", [](const Json& body, const Backend& b) { return template_reply(body, b.model); });
+    get("/v1/stats", [this] { return json_reply(stats()); });
+    get("/v1/experts", [this] {
+        if (!backend().experts) throw RequestError(404, "this model has no routed experts");
+        return json_reply(expert_atlas(backend().experts()));
+    });
+    get("/metrics", [this] {
+        if (!ready_.load(std::memory_order_acquire)) throw RequestError(503, "Loading model");
+        HttpReply reply;
+        reply.content_type = "text/plain; version=0.0.4; charset=utf-8";
+        reply.body = metrics_.prometheus(backend_.model.name);
+        return reply;
+    });
+    get("/slots", [this] {
+        if (!options_.shows_slots) throw RequestError(501, "/slots is off, start the server with --slots");
+        return json_reply(slot_list(backend().engine->load(), backend().model));
+    });
+    for (const char* path : {"/v1/embeddings", "/embeddings"})
+        add_post(path, [](const Json&, const Backend&) -> Json {
+            throw RequestError(501, "embeddings are not supported: the model that is served generates text");
+        });
+    add_post("/tokenize",
+             [](const Json& body, const Backend& b) { return tokenize_reply(body, b.model, *b.tokenizer); });
+    add_post("/detokenize", [](const Json& body, const Backend& b) { return detokenize_reply(body, *b.tokenizer); });
+    add_post("/apply-template", [](const Json& body, const Backend& b) { return template_reply(body, b.model); });
 }
 
 HttpReply Server::health() const {
@@ -206,88 +236,36 @@ HttpReply Server::health() const {
     return json_reply({{"status", "ok"}});
 }
 
-HttpReply Server::chat(const HttpRequest& request) {
-    const Backend& served = backend();
-    auto job = std::make_shared<ChatJob>(running_);
-    job->request = chat_call(parse_body(request.body), served.model);
-    const ChatCall& call = job->request;
-    const text::Prompt prompt = text::render_deepseek_v4(call.chat.messages, call.chat.options);
-    job->starts_in_reasoning = prompt.starts_in_reasoning;
-    job->prompt = truncated(served.tokenizer->encode(prompt.text), call, served.model.max_model_len);
-    job->head = {text::make_call_id("chatcmpl-"), std::time(nullptr), &served.model, served.tokenizer};
-    job->tally.emplace(static_cast<int64_t>(job->prompt.size()), call.choices);
-
-    text::ParserOptions parser;
-    parser.revision = served.model.revision;
-    parser.starts_in_reasoning = prompt.starts_in_reasoning;
-    parser.tools = call.chat.options.tools;
-    parser.parse_tool_calls = call.chat.options.tool_choice.kind != text::ToolChoice::Kind::kNone;
-    parser.parallel_tool_calls = call.chat.options.parallel_tool_calls;
-    parser.stop = call.stop;
-    parser.include_stop = call.include_stop;
-    std::vector<ChoicePlan> plans;
-    for (int32_t i = 0; i < call.choices; ++i) {
-        ChoicePlan plan{call.request, [parser, skip = call.skip_special_tokens, tokenizer = served.tokenizer] {
-                            return std::make_unique<engine::ChatOutput>(*tokenizer, parser, skip);
-                        }};
-        plan.request.prompt = job->prompt;
-        plan.request.sampling.seed += static_cast<uint64_t>(i);
-        plans.push_back(std::move(plan));
-        job->views.emplace_back(call, prompt.starts_in_reasoning);
+std::optional<Delta> Server::next(Live& live) const {
+    std::optional<Delta> delta;
+    try {
+        delta = live.job->generation().next(kPoll);
+    } catch (const RequestError& error) {
+        if (error.status() == 500) live.trace.fail();
+        throw;
     }
-    job->choices.resize(plans.size());
-    job->generation = std::make_unique<Generation>(*served.engine, std::move(plans), call.return_progress);
-    return run(request, std::move(job));
-}
-
-HttpReply Server::completion(const HttpRequest& request) {
-    const Backend& served = backend();
-    const text::Tokenizer& tokenizer = *served.tokenizer;
-    auto job = std::make_shared<CompletionJob>(running_);
-    job->request = completion_call(parse_body(request.body), served.model);
-    const CompletionCall& call = job->request;
-    std::vector<ChoicePlan> plans;
-    int64_t prompt_tokens = 0;
-    for (const PromptInput& input : call.prompts) {
-        const std::string* text = std::get_if<std::string>(&input);
-        std::vector<int32_t> ids = text != nullptr ? tokenizer.encode(*text) : std::get<std::vector<int32_t>>(input);
-        const bool wants_bos = text != nullptr && call.add_special_tokens && tokenizer.add_bos() && tokenizer.bos_id();
-        if (wants_bos && ids.front() != *tokenizer.bos_id()) ids.insert(ids.begin(), *tokenizer.bos_id());
-        ids = truncated(std::move(ids), call, served.model.max_model_len);
-        prompt_tokens += static_cast<int64_t>(ids.size());
-        for (int32_t i = 0; i < call.choices; ++i) {
-            ChoicePlan plan{call.request, [&call, &tokenizer] {
-                                return std::make_unique<engine::PlainOutput>(tokenizer, call.stop, call.include_stop,
-                                                                             call.skip_special_tokens,
-                                                                             call.request.min_tokens);
-                            }};
-            plan.request.prompt = ids;
-            plan.request.sampling.seed += static_cast<uint64_t>(i);
-            plans.push_back(std::move(plan));
-        }
-        if (call.echo) job->echoes.push_back(text != nullptr ? *text : tokenizer.decode(ids));
-        job->prompts.push_back(std::move(ids));
-    }
-    job->head = {text::make_call_id("cmpl-"), std::time(nullptr), &served.model, served.tokenizer};
-    job->tally.emplace(prompt_tokens, call.choices);
-    job->choices.resize(plans.size());
-    job->generation = std::make_unique<Generation>(*served.engine, std::move(plans), call.return_progress);
-    return run(request, std::move(job));
-}
-
-/// Ends a request when the server stops waiting for it.
-void Server::check_running() const {
+    live.has_begun |= delta.has_value();
+    if (delta) live.trace.on(*delta);
     if (aborting_) throw RequestError(503, "the server is shutting down");
+    const auto age = std::chrono::steady_clock::now() - live.start;
+    if (options_.queue_seconds > 0 && !live.has_begun && age > std::chrono::seconds(options_.queue_seconds))
+        throw RequestError(503, "the request waited over " + std::to_string(options_.queue_seconds) +
+                                    " seconds for its turn, try again later");
+    if (options_.request_seconds > 0 && age > std::chrono::seconds(options_.request_seconds) &&
+        !live.job->generation().done())
+        throw RequestError(408, "the request took over " + std::to_string(options_.request_seconds) +
+                                    " seconds, the limit of this server");
+    return delta;
 }
 
 HttpReply Server::run(const HttpRequest& request, std::shared_ptr<Job> job) {
-    job->request_id = request.id;
-    if (job->call().stream) return stream(request, std::move(job));
+    const auto live = std::make_shared<Live>(std::move(job), request, metrics_, running_);
+    if (live->job->call().stream) return stream(request, live);
+    Generation& generation = live->job->generation();
     auto looked = std::chrono::steady_clock::now();
-    while (!job->generation->done()) {
-        std::optional<Delta> delta = job->generation->next(kPoll);
-        if (delta) job->add(std::move(*delta));
-        check_running();
+    while (!generation.done()) {
+        std::optional<Delta> delta = next(*live);
+        if (delta) live->job->add(std::move(*delta));
         const auto now = std::chrono::steady_clock::now();
         if (now - looked < kPoll) continue;
         looked = now;
@@ -298,48 +276,55 @@ HttpReply Server::run(const HttpRequest& request, std::shared_ptr<Job> job) {
             return nobody;
         }
     }
-    log::info("{} {}", request.id, job->tally->summary());
-    return json_reply(job->reply());
+    HttpReply reply = json_reply(live->job->reply());
+    reply.note = live->trace.summary();
+    return reply;
 }
 
-HttpReply Server::stream(const HttpRequest& request, std::shared_ptr<Job> job) {
+/// Waits a moment for the first token, so that what fails before it gets a status of its own.
+HttpReply Server::stream(const HttpRequest& request, std::shared_ptr<Live> live) {
     const auto deadline = std::chrono::steady_clock::now() + kSilentStart;
-    while (!job->first && std::chrono::steady_clock::now() < deadline && !request.client_gone()) {
-        job->first = job->generation->next(kPoll);
-        check_running();
+    const bool wants_progress = live->job->call().return_progress;
+    bool has_begun = false;
+    while (!has_begun && std::chrono::steady_clock::now() < deadline && !request.client_gone()) {
+        std::optional<Delta> delta = next(*live);
+        if (!delta) continue;
+        has_begun = wants_progress || !delta->tokens.empty() || delta->ending;
+        live->early.push_back(std::move(*delta));
     }
     HttpReply reply;
     reply.content_type = "text/event-stream; charset=utf-8";
-    reply.stream = [this, job = std::move(job)](StreamWriter& writer) { pump(*job, writer); };
+    reply.stream = [this, live = std::move(live)](StreamWriter& writer) { pump(*live, writer); };
     return reply;
 }
 
 /// Writes a stream until it ends, breaks, or the client is gone; leaving cancels what still runs.
-void Server::pump(Job& job, StreamWriter& writer) const {
-    const int64_t ping_seconds = job.call().ping_seconds.value_or(options_.ping_seconds);
-    const auto events = job.new_stream();
+void Server::pump(Live& live, StreamWriter& writer) const {
+    const int64_t ping_seconds = live.job->call().ping_seconds.value_or(options_.ping_seconds);
+    Generation& generation = live.job->generation();
+    const auto events = live.job->new_stream();
     auto last_sent = std::chrono::steady_clock::now();
-    std::optional<Delta> delta = std::move(job.first);
     try {
+        std::string text;
+        for (Delta& delta : live.early) text += events->on(std::move(delta));
         while (true) {
             const auto now = std::chrono::steady_clock::now();
-            std::string text;
-            if (delta) text = events->on(std::move(*delta));
-            if (!delta && !writer.alive()) return;
-            if (!delta && ping_seconds > 0 && now - last_sent >= std::chrono::seconds(ping_seconds))
-                text = ": ping\n\n";
+            if (text.empty() && ping_seconds > 0 && now - last_sent >= std::chrono::seconds(ping_seconds))
+                text = events->ping();
             if (!text.empty()) {
                 if (!writer.write(text)) return;
                 last_sent = now;
             }
-            if (job.generation->done()) break;
-            check_running();
-            delta = job.generation->next(kPoll);
+            if (generation.done()) break;
+            std::optional<Delta> delta = next(live);
+            if (!delta && !writer.alive()) return;
+            text = delta ? events->on(std::move(*delta)) : "";
         }
         writer.write(events->end());
-        log::info("{} {}", job.request_id, events->tally().summary());
+        log::info("[{}] {} ended: {}", live.request_id, live.path, live.trace.summary());
     } catch (const RequestError& error) {
-        writer.write(sse_error(error));
+        log::warn("[{}] {} broke off: {}", live.request_id, live.path, error.what());
+        writer.write(events->failure(error, live.request_id));
     }
 }
 

@@ -3,13 +3,15 @@
 // nothing but the engine's queue and a few atomics.
 #pragma once
 
-#include "src/engine/engine.h"
+#include "src/server/errors.h"
 #include "src/server/http.h"
-#include "src/server/openai.h"
-#include "src/text/tokenizer.h"
+#include "src/server/job.h"
+#include "src/server/metrics.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,15 +24,16 @@ struct ServerOptions {
     std::vector<std::string> api_keys;  // any of them opens the API; none: open to all
     int64_t ping_seconds = 15;          // comment in a silent stream; -1: never
     int64_t drain_seconds = 30;         // running requests may go on that long after shut_down()
+    int64_t queue_seconds = 0;          // a request that has not begun by then is refused; 0: no limit
+    int64_t request_seconds = 0;        // a request that has not ended by then is broken off; 0: no limit
+    bool shows_slots = false;           // GET /slots
+    int64_t replay_bytes = 0;           // of answers as the model wrote them; 0: none are kept
+    bool isolates_keys = false;         // requests with different API keys share nothing in the caches
     std::string version;
 };
 
-/// What is served. The engine and the tokenizer outlive the server.
-struct Backend {
-    engine::Engine* engine;
-    const text::Tokenizer* tokenizer;
-    ServedModel model;
-};
+/// Tells the API keys of requests apart without showing them.
+std::string salt_of_key(const HttpRequest& request);
 
 class Server {
 public:
@@ -57,23 +60,53 @@ private:
     private:
         std::atomic<int64_t>& count_;
     };
-    struct Job;
-    struct ChatJob;
-    struct CompletionJob;
+    /// What run() knows of a request besides its job.
+    struct Live {
+        Live(std::shared_ptr<Job> its_job, const HttpRequest& request, Metrics& metrics, std::atomic<int64_t>& running)
+            : job(std::move(its_job)),
+              request_id(request.id),
+              path(request.path),
+              start(std::chrono::steady_clock::now()),
+              trace(metrics, job->call()),
+              counted(running) {}
+        std::shared_ptr<Job> job;
+        std::string request_id, path;
+        std::chrono::steady_clock::time_point start;
+        bool has_begun = false;    // the engine works on it, or did
+        std::vector<Delta> early;  // of a stream: taken before its headers went out
+        RequestTrace trace;
+        Running counted;
+    };
 
-    void add_routes();
+    using BodyFunction = std::function<Json(const Json& body, const Backend& served)>;
+    /// A route whose errors become bodies of its dialect, and that is logged.
+    void add(const std::string& method, const std::string& path, HttpHandler handler);
+    void add_post(const std::string& path, BodyFunction function);
+    void add_openai_routes();
+    void add_anthropic_routes();
     void add_small_routes();
+    void add_page();
+    void add_metrics();
+    void add_expert_metrics();
+    Json stats() const;
+    double cache_usage() const;
     std::optional<HttpReply> check_access(const HttpRequest& request) const;
+    /// The call with its own part of the caches, if keys are kept apart.
+    template <typename AnyCall>
+    AnyCall isolated(AnyCall call, const HttpRequest& request) const {
+        if (options_.isolates_keys) call.request.cache_salt = salt_of_key(request) + call.request.cache_salt;
+        return call;
+    }
     const Backend& backend() const;
     HttpReply health() const;
-    HttpReply chat(const HttpRequest& request);
-    HttpReply completion(const HttpRequest& request);
     HttpReply run(const HttpRequest& request, std::shared_ptr<Job> job);
-    HttpReply stream(const HttpRequest& request, std::shared_ptr<Job> job);
-    void pump(Job& job, StreamWriter& writer) const;
-    void check_running() const;
+    HttpReply stream(const HttpRequest& request, std::shared_ptr<Live> live);
+    void pump(Live& live, StreamWriter& writer) const;
+    /// The next delta; RequestError when the server stops waiting for one.
+    std::optional<Delta> next(Live& live) const;
 
     const ServerOptions options_;
+    Metrics metrics_;  // outlives the requests that http_ may still hold
     HttpServer http_;
     Backend backend_{};
     std::atomic<bool> ready_ = false;     // backend_ is set

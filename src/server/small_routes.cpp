@@ -91,6 +91,19 @@ Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer)
             {"model_max_length", model.max_model_len}};
 }
 
+Json slot_list(const engine::Engine::Load& load, const ServedModel& model) {
+    Json list = Json::array();
+    for (int64_t id = 0; id < std::max<int64_t>(1, load.running); ++id)
+        list.push_back({{"id", id}, {"n_ctx", model.max_model_len}, {"is_processing", id < load.running}});
+    return list;
+}
+
+Json expert_atlas(const engine::ExpertUse& use) {
+    return {{"tokens", use.tokens},          {"chosen", use.chosen}, {"on_card", use.on_card},
+            {"choices", use.choices},        {"hits", use.hits},     {"moved_experts", use.moved_experts},
+            {"moved_bytes", use.moved_bytes}};
+}
+
 Json server_facts(const ServedModel& model, const std::string& version) {
     const engine::SamplingParams& sampling = model.sampling;
     Json params = {{"temperature", sampling.temperature},

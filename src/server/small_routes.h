@@ -2,6 +2,8 @@
 // reply; a wrong body is a RequestError or Error.
 #pragma once
 
+#include "src/engine/engine.h"
+#include "src/engine/expert_use.h"
 #include "src/server/openai.h"
 #include "src/text/tokenizer.h"
 
@@ -17,6 +19,10 @@ Json tokenize_reply(const Json& body, const ServedModel& model, const text::Toke
 Json detokenize_reply(const Json& body, const text::Tokenizer& tokenizer);
 Json template_reply(const Json& body, const ServedModel& model);
 Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer);
+/// GET /slots: one object for every sequence that runs, and an idle one when none does.
+Json slot_list(const engine::Engine::Load& load, const ServedModel& model);
+/// GET /v1/experts.
+Json expert_atlas(const engine::ExpertUse& use);
 Json server_facts(const ServedModel& model, const std::string& version);
 
 }  // namespace thermocline::server

@@ -6,13 +6,19 @@ namespace thermocline::server {
 
 using Kind = text::OutputEvent::Kind;
 
+namespace {
+
+const std::string kDone = "data: [DONE]\n\n";
+
+}  // namespace
+
 std::string sse_event(const Json& data) { return "data: " + dump_json(data) + "\n\n"; }
 
-std::string sse_done() { return "data: [DONE]\n\n"; }
+std::string named_sse_event(const Json& data) {
+    return "event: " + data.at("type").get<std::string>() + "\n" + sse_event(data);
+}
 
-std::string sse_error(const RequestError& error) { return sse_event(error_json(error)) + sse_done(); }
-
-std::string EventStream::chunk(Json choices, bool is_last) {
+std::string ChunkStream::chunk(Json choices, bool is_last) {
     Json json = {{"id", head_.id}, {"object", object()}, {"created", head_.created}, {"model", head_.model->name}};
     json["choices"] = std::move(choices);
     json["system_fingerprint"] = head_.model->fingerprint;
@@ -21,8 +27,8 @@ std::string EventStream::chunk(Json choices, bool is_last) {
     return sse_event(json);
 }
 
-std::string EventStream::progress(const Delta& delta) {
-    if (delta.prefilled < 0) return "";
+std::string ChunkStream::progress(const Delta& delta) {
+    if (delta.prefilled < 0 || !call_.return_progress) return "";
     Json json = {{"id", head_.id}, {"object", object()}, {"created", head_.created}, {"model", head_.model->name}};
     json["choices"] = Json::array();
     json["prompt_progress"] = {{"total", delta.prompt_size},
@@ -32,7 +38,11 @@ std::string EventStream::progress(const Delta& delta) {
     return sse_event(json);
 }
 
-std::string EventStream::end() {
+std::string ChunkStream::failure(const RequestError& error, const std::string&) {
+    return sse_event(error_json(error)) + kDone;
+}
+
+std::string ChunkStream::end() {
     std::string out;
     if (call_.include_usage) {
         Json json = {{"id", head_.id}, {"object", object()}, {"created", head_.created}, {"model", head_.model->name}};
@@ -41,12 +51,12 @@ std::string EventStream::end() {
         json["timings"] = tally_.timings();
         out += sse_event(json);
     }
-    return out + sse_done();
+    return out + kDone;
 }
 
 ChatStream::ChatStream(ReplyHead head, const ChatCall& call, Tally tally, bool starts_in_reasoning,
                        std::vector<int32_t> prompt)
-    : EventStream(std::move(head), call, tally), chat_(call), prompt_(std::move(prompt)) {
+    : ChunkStream(std::move(head), call, tally), chat_(call), prompt_(std::move(prompt)) {
     for (int32_t i = 0; i < call.choices; ++i)
         choices_.push_back({ReasoningView(call, starts_in_reasoning), false, {}, {}});
 }
@@ -119,7 +129,7 @@ std::string ChatStream::on(Delta delta) {
 
 CompletionStream::CompletionStream(ReplyHead head, const CompletionCall& call, Tally tally,
                                    std::vector<std::string> echoes, std::vector<std::vector<int32_t>> prompts)
-    : EventStream(std::move(head), call, tally),
+    : ChunkStream(std::move(head), call, tally),
       completion_(call),
       echoes_(std::move(echoes)),
       prompts_(std::move(prompts)) {

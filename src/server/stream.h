@@ -1,4 +1,4 @@
-// Server-sent events of the two OpenAI streams (serving-api.md sections 3.4 and 4): deltas in, the text to write out.
+// Server-sent events: deltas in, the text to write out; and the two OpenAI streams (serving-api.md sections 3.4 and 4).
 // Pure; one object per HTTP request, one thread.
 #pragma once
 
@@ -14,10 +14,8 @@ namespace thermocline::server {
 
 /// "data: JSON\n\n".
 std::string sse_event(const Json& data);
-/// "data: [DONE]\n\n".
-std::string sse_done();
-/// The end of a stream that broke.
-std::string sse_error(const RequestError& error);
+/// "event: TYPE\ndata: JSON\n\n", the type being that of the JSON.
+std::string named_sse_event(const Json& data);
 
 class EventStream {
 public:
@@ -25,9 +23,26 @@ public:
     virtual ~EventStream() = default;
     /// What to send for the next delta; may be empty.
     virtual std::string on(Delta delta) = 0;
-    /// After the last delta: the usage chunk, if asked for, and [DONE].
-    std::string end();
-    const Tally& tally() const { return tally_; }
+    /// After the last delta.
+    virtual std::string end() = 0;
+    /// Sent when nothing else was for a while.
+    virtual std::string ping() const { return ": ping\n\n"; }
+    /// The end of a stream that broke.
+    virtual std::string failure(const RequestError& error, const std::string& request_id) = 0;
+
+protected:
+    const ReplyHead head_;
+    const Call& call_;
+    Tally tally_;
+};
+
+/// The two OpenAI streams: events without names, [DONE] at the end.
+class ChunkStream : public EventStream {
+public:
+    using EventStream::EventStream;
+    /// The usage chunk, if asked for, and [DONE].
+    std::string end() override;
+    std::string failure(const RequestError& error, const std::string& request_id) override;
 
 protected:
     virtual const char* object() const = 0;
@@ -35,13 +50,9 @@ protected:
     /// A chunk with these choices, as an event.
     std::string chunk(Json choices, bool is_last = false);
     std::string progress(const Delta& delta);
-
-    const ReplyHead head_;
-    const Call& call_;
-    Tally tally_;
 };
 
-class ChatStream : public EventStream {
+class ChatStream : public ChunkStream {
 public:
     ChatStream(ReplyHead head, const ChatCall& call, Tally tally, bool starts_in_reasoning,
                std::vector<int32_t> prompt);
@@ -66,7 +77,7 @@ private:
     size_t ended_ = 0;
 };
 
-class CompletionStream : public EventStream {
+class CompletionStream : public ChunkStream {
 public:
     /// `echoes`: the text to put in front, by prompt; empty without echo.
     CompletionStream(ReplyHead head, const CompletionCall& call, Tally tally, std::vector<std::string> echoes,

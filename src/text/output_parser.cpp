@@ -11,13 +11,20 @@ namespace thermocline::text {
 namespace {
 
 constexpr std::string_view kEos = "<｜end▁of▁sentence｜>";
-constexpr std::string_view kDsml = "｜DSML｜";
+constexpr std::string_view kDsml = "｜DSML｜", kBar = "｜";
 constexpr std::string_view kSpace = " \t\r\n";
 constexpr size_t kSlice = 4096;  // bytes looked at together: bounds the repeated searches over long pieces
 
-// Places in text_marks_; the block openers stand last because parse_tool_calls leaves them out.
+// Places in text_marks_; the DSML tokens stand last because parse_tool_calls leaves them out.
 constexpr size_t kThinkEnd = 0;
 constexpr size_t kThinkStart = 1;
+constexpr size_t kBlankLineAndDsml = 2;
+constexpr size_t kLongestTag = 96;  // bytes behind a DSML token that are looked at for the end of its tag
+
+// The name of the block in V3.2. What is in it is text: the model quotes, it does not call (rule 9).
+constexpr std::string_view kForeignTag = "function_calls>";
+// Place in foreign_marks_.
+constexpr size_t kForeignEnd = 0;
 // Places in block_marks_.
 constexpr size_t kInvokeOpen = 0;
 // Places in closer_marks_; argument_marks_ has the same ones behind kParameterOpen.
@@ -46,12 +53,17 @@ OutputParser::OutputParser(ParserOptions options)
       stops_(options_.stop, options_.include_stop),
       state_(options_.starts_in_reasoning ? State::kReasoning : State::kContent) {
     const ToolMarkup& markup = tool_markup(options_.revision);
-    const std::string block_open = "<" + markup.block + ">";
     const std::string block_close = "</" + markup.block + ">";
     const std::string invoke_open = "<" + markup.invoke + " name=\"";
     const std::string invoke_close = "</" + markup.invoke + ">";
     text_marks_ = {"</think>", "<think>"};
-    if (options_.parse_tool_calls) text_marks_.insert(text_marks_.end(), {"\n\n" + block_open, block_open});
+    const std::string dsml(kDsml);
+    if (options_.parse_tool_calls)
+        text_marks_.insert(text_marks_.end(), {"\n\n<" + dsml, "</" + dsml, "<" + dsml, dsml});
+    block_tag_ = (markup.block + ">").substr(kDsml.size());
+    invoke_tag_ = (markup.invoke + " name=\"").substr(kDsml.size());
+    foreign_marks_ = {"</" + dsml + std::string(kForeignTag), "\n\n<" + markup.block + ">", "<" + markup.block + ">",
+                      text_marks_[kThinkEnd]};
     block_marks_ = {invoke_open, block_close};
     closer_marks_ = {invoke_close, invoke_open, block_close};
     argument_marks_ = {"<" + markup.parameter + " name=\"", invoke_close, invoke_open, block_close};
@@ -135,18 +147,54 @@ std::string OutputParser::take_until(const Found& found, const Marks& marks) {
 // Reasoning and content.
 
 bool OutputParser::step_text() {
+    if (is_foreign_) return step_foreign();
     const auto found = find(text_marks_);
     if (!found) {
         show(take_front(pending_.size() - unfinished_mark(text_marks_)));
         return false;
     }
+    if (found->mark != kThinkEnd && found->mark != kThinkStart) return step_tag(found->position, found->mark);
     show(take_until(*found, text_marks_));
+    if (!stops_.matched()) handle_think_mark(found->mark == kThinkEnd);
+    return !stops_.matched();
+}
+
+/// A DSML token in text: the block opens, or a call without its block; V3.2's block is text; every other tag is
+/// broken markup and comes out nowhere.
+bool OutputParser::step_tag(size_t position, size_t mark) {
+    show(take_front(position));
     if (stops_.matched()) return false;
-    if (found->mark == kThinkEnd || found->mark == kThinkStart)
-        handle_think_mark(found->mark == kThinkEnd);
-    else
+    const std::string& opener = text_marks_[mark];
+    const bool opens = opener.find("<｜") != std::string::npos;
+    const std::string_view tag = std::string_view(pending_).substr(opener.size(), kLongestTag);
+    const size_t end = tag.find_first_of("<>\n");
+    const bool is_invoke = opens && tag.starts_with(invoke_tag_);
+    if (end == std::string_view::npos && tag.size() < kLongestTag && !is_invoke) return false;
+    if (opens && tag.starts_with(block_tag_)) {
+        take_front(opener.size() + block_tag_.size());
         leave_section(State::kBlock);
+    } else if (is_invoke) {
+        take_front(opener.size() + invoke_tag_.size());
+        leave_section(State::kName);
+    } else if (opens && tag.starts_with(kForeignTag)) {
+        is_foreign_ = true;
+        show(take_front(opener.size() + kForeignTag.size()));
+    } else {
+        const size_t size = end == std::string_view::npos ? 0 : end + (tag[end] == '>' ? 1 : 0);
+        take_front(opener.size() + size);
+        if (mark == kBlankLineAndDsml) show("\n\n");
+    }
     return true;
+}
+
+/// V3.2's block, up to its end. Where it was left open, this model's own block and the end of reasoning count again.
+bool OutputParser::step_foreign() {
+    const auto found = find(foreign_marks_);
+    size_t shown = pending_.size() - unfinished_mark(foreign_marks_);
+    if (found) shown = found->position + (found->mark == kForeignEnd ? foreign_marks_[kForeignEnd].size() : 0);
+    show(take_front(shown));
+    is_foreign_ = !found;
+    return found && !stops_.matched();
 }
 
 /// Rule 3: an opening mark counts where nothing but white space precedes it. A closing one ends reasoning; in content
@@ -174,14 +222,28 @@ void OutputParser::show(const std::string& text) {
     if (!is_blank_) emit_text(std::exchange(blank_, ""));
 }
 
+/// Where a broken tag was taken out, what stood around it may read as a mark: it loses its last bar then.
+std::string OutputParser::without_joined_mark(std::string text) {
+    const std::string joined = shown_tail_ + text;
+    const size_t at = joined.find(kDsml);
+    if (at < shown_tail_.size() && options_.parse_tool_calls && !is_foreign_) {
+        const size_t end = at + kDsml.size() - shown_tail_.size(), bar = std::min(end, kBar.size());
+        text.erase(end - bar, bar);
+    }
+    shown_tail_ += text;
+    shown_tail_.erase(0, shown_tail_.size() - std::min(shown_tail_.size(), kDsml.size() - 1));
+    return text;
+}
+
 void OutputParser::emit_text(const std::string& text) {
-    std::string shown = stops_.feed(text);
+    std::string shown = stops_.feed(without_joined_mark(text));
     const auto kind = state_ == State::kReasoning ? OutputEvent::Kind::kReasoning : OutputEvent::Kind::kContent;
     if (!shown.empty()) events_.push_back({kind, std::move(shown)});
 }
 
 void OutputParser::leave_section(State next) {
     blank_.clear();
+    shown_tail_.clear();
     const auto kind = state_ == State::kReasoning ? OutputEvent::Kind::kReasoning : OutputEvent::Kind::kContent;
     if (std::string rest = stops_.flush(); !rest.empty()) events_.push_back({kind, std::move(rest)});
     state_ = next;
@@ -210,7 +272,10 @@ bool OutputParser::step_name() {
 }
 
 void OutputParser::begin_call(const std::string& name) {
-    is_muted_ = !options_.parallel_tool_calls && calls_begun_ > 0;
+    // A name over several lines or with markup in it: its tag was broken, and what follows is no call.
+    const bool is_broken =
+        name.empty() || name.find_first_of("\n<>") != std::string::npos || name.find(kDsml) != std::string::npos;
+    is_muted_ = is_broken || (!options_.parallel_tool_calls && calls_begun_ > 0);
     if (!is_muted_) ++calls_begun_;
     const auto tool = std::find_if(options_.tools.begin(), options_.tools.end(),
                                    [&name](const Tool& candidate) { return candidate.name == name; });
@@ -317,7 +382,7 @@ std::vector<OutputEvent> OutputParser::finish(Ending ending) {
     if (!stops_.matched()) {
         if (state_ == State::kReasoning || state_ == State::kContent) {
             // A held "<" is text; behind the DSML token there is no doubt that a tag had begun.
-            if (pending_.find(kDsml) == std::string::npos) show(pending_);
+            if (is_foreign_ || pending_.find(kDsml) == std::string::npos) show(pending_);
             if (calls_begun_ == 0 && !blank_.empty()) emit_text(std::exchange(blank_, ""));
             leave_section(state_);
         } else {

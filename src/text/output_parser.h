@@ -3,7 +3,7 @@
 // Feed it decoded text (special tokens kept, end-of-sentence removed by id or left at the very end, never half a
 // UTF-8 character) in pieces of any size: the events, joined, do not depend on where the pieces are cut. Markup
 // never comes out; text that could still turn out to be markup or a stop string is held back, at most one mark's
-// length (white space in front of content and JSON values are held until it is clear what they are).
+// length (white space in front of content, tags and JSON values are held until it is clear what they are).
 // One object per generated sequence, one thread. Never fails: bad markup is read by the tolerant rules.
 // Source: prompt-encoding.md section 7; stop strings: serving-api.md section 8.
 #pragma once
@@ -70,6 +70,8 @@ private:
     // Each step_* understands the front of pending_; false: it needs more text.
     bool step();
     bool step_text();
+    bool step_tag(size_t position, size_t mark);
+    bool step_foreign();
     bool step_block();
     bool step_name();
     bool step_arguments();
@@ -88,6 +90,7 @@ private:
 
     void handle_think_mark(bool closes);
     void show(const std::string& text);
+    std::string without_joined_mark(std::string text);
     void emit_text(const std::string& text);
     void leave_section(State next);
 
@@ -100,7 +103,8 @@ private:
 
     ParserOptions options_;
     StopMatcher stops_;
-    Marks text_marks_, block_marks_, argument_marks_, closer_marks_, value_marks_;
+    std::string block_tag_, invoke_tag_;  // what stands behind the DSML token of an opening tag
+    Marks text_marks_, foreign_marks_, block_marks_, argument_marks_, closer_marks_, value_marks_;
 
     State state_;
     std::string eos_tail_;  // end of the input that may be the end-of-sentence text
@@ -108,9 +112,11 @@ private:
     size_t scanned_ = 0;    // front of pending_ in which no mark begins
     std::vector<OutputEvent> events_;
 
-    std::string blank_;     // white space in front of content, until it is known what follows
-    bool is_blank_ = true;  // only white space in this section yet
+    std::string shown_tail_;  // end of the section's text so far, a little less than a mark
+    std::string blank_;       // white space in front of content, until it is known what follows
+    bool is_blank_ = true;    // only white space in this section yet
     bool reasoning_closed_ = false;
+    bool is_foreign_ = false;  // inside a block of V3.2's name, which is text
 
     int calls_begun_ = 0;
     int calls_complete_ = 0;

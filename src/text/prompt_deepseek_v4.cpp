@@ -1,11 +1,14 @@
 #include "src/text/prompt_deepseek_v4.h"
 
+#include "src/base/checksum.h"
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/text/python_json.h"
 
 #include <algorithm>
+#include <span>
 #include <unordered_map>
+#include <utility>
 
 namespace thermocline::text {
 
@@ -189,8 +192,12 @@ void sort_results(std::vector<Turn>& turns) {
 /// Writes one conversation; holds what every turn needs to know about the whole.
 class Writer {
 public:
-    Writer(std::vector<Turn> turns, const ChatOptions& options)
-        : turns_(std::move(turns)), options_(options), markup_(tool_markup(options.revision)) {
+    Writer(std::vector<Turn> turns, const ChatOptions& options, const WrittenHistory& history)
+        : turns_(std::move(turns)),
+          options_(options),
+          markup_(tool_markup(options.revision)),
+          history_(history),
+          context_(history.seed) {
         drop_ = options.drop_reasoning && std::none_of(turns_.begin(), turns_.end(),
                                                        [](const Turn& turn) { return !turn.message->tools.empty(); });
         if (options_.thinking && drop_) remove_old_developer_turns();
@@ -204,6 +211,7 @@ public:
             write_body(k);
             write_seam(k);
         }
+        if (!turns_.empty() && !turns_.back().message->is_prefix) prompt_.context = context();
         return std::move(prompt_);
     }
 
@@ -280,8 +288,31 @@ private:
         }
     }
 
+    /// A hash of the text so far. Asked at the beginning of every answer, the model's next one too, and nowhere else:
+    /// it depends on where it was asked before.
+    uint64_t context() {
+        const std::string_view more = std::string_view(prompt_.text).substr(hashed_);
+        hashed_ = prompt_.text.size();
+        return context_ = checksum_of(std::as_bytes(std::span(more)), context_);
+    }
+
+    /// False: no such turn is known.
+    bool write_as_written(size_t k, const Message& message) {
+        const uint64_t key = context();
+        if (history_.turns == nullptr || message.is_prefix) return false;
+        auto turn = history_.turns->find(key, message, keeps_reasoning(k));
+        if (!turn) return false;
+        const size_t begin = prompt_.text.size();
+        prompt_.text += turn->text;
+        prompt_.text += kEos;
+        prompt_.starts_in_reasoning = false;
+        prompt_.written.push_back({begin, std::move(turn)});
+        return true;
+    }
+
     void write_assistant(size_t k, const Message& message) {
         const bool follows_task = k > 0 && turns_[k - 1].task != Task::kNone;
+        if (write_as_written(k, message)) return;
         // A prefix with nothing but a thought is a thought that goes on.
         const bool thought_goes_on = message.is_prefix && message.content.empty() && message.tool_calls.empty();
         prompt_.starts_in_reasoning = false;
@@ -322,6 +353,9 @@ private:
     const ToolMarkup& markup_;
     bool drop_ = true;
     ptrdiff_t last_question_ = -1;
+    const WrittenHistory history_;
+    uint64_t context_;
+    size_t hashed_ = 0;  // bytes of the text that context_ covers
     Prompt prompt_;
 };
 
@@ -364,11 +398,12 @@ const ToolMarkup& tool_markup(PromptRevision revision) {
     return revision == PromptRevision::kV4_1 ? kSpaced : kPlain;
 }
 
-Prompt render_deepseek_v4(const std::vector<Message>& messages, const ChatOptions& options) {
+Prompt render_deepseek_v4(const std::vector<Message>& messages, const ChatOptions& options,
+                          const WrittenHistory& history) {
     const std::vector<Message> placed = with_options_placed(messages, options);
     std::vector<Turn> turns = merge(placed);
     sort_results(turns);
-    return Writer(std::move(turns), options).write();
+    return Writer(std::move(turns), options, history).write();
 }
 
 std::string_view revision_name(PromptRevision revision) {

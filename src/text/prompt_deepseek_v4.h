@@ -4,8 +4,11 @@
 #pragma once
 
 #include "src/text/chat.h"
+#include "src/text/written_turns.h"
 
+#include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,10 +28,19 @@ const ToolMarkup& tool_markup(PromptRevision revision);
 struct Prompt {
     std::string text;  // whole, with the begin-of-sentence token: tokenize with added tokens on, add nothing
     bool starts_in_reasoning = false;  // the model's first byte belongs to the reasoning
+
+    struct Written {
+        size_t begin;  // of its text in `text`
+        std::shared_ptr<const WrittenTurn> turn;
+    };
+    std::vector<Written> written;  // turns that stand in `text` as the model wrote them, in order
+    /// Of the turn that the model is to write (WrittenTurns); none: it is begun already.
+    std::optional<uint64_t> context;
 };
 
-/// Renders the conversation. Error if a developer message is empty.
-Prompt render_deepseek_v4(const std::vector<Message>& messages, const ChatOptions& options);
+/// Renders the conversation, turns that `history` knows as the model wrote them. Error if a developer message is empty.
+Prompt render_deepseek_v4(const std::vector<Message>& messages, const ChatOptions& options,
+                          const WrittenHistory& history = {});
 
 /// "v4", "v4-0731", "v4.1": the spelling of --chat-encoding, of the log and of /props.
 std::string_view revision_name(PromptRevision revision);

@@ -1,6 +1,7 @@
 // Routing for benchmarks: what is drawn, what a trace says, and which traces are refused.
 #include "src/app/routing.h"
 
+#include "scheduler/routing_trace.h"
 #include "src/base/error.h"
 #include "src/base/json.h"
 
@@ -118,10 +119,10 @@ protected:
         return record;
     }
     void record() const {
-        RoutingWriter writer(path_, "recorded", plan_of());
-        writer.add(pass(0, 5), false, 0);
-        writer.add(pass(5, 1), true, 0);
-        writer.add(pass(6, 1), true, 0);
+        scheduler::RoutingTraceWriter writer(path_, "recorded", scheduler::routed_layers(plan_of()));
+        writer.add(pass(0, 5), 0, 5, false);
+        writer.add(pass(5, 1), 0, 1, true);
+        writer.add(pass(6, 1), 0, 1, true);
         writer.close();
     }
 };
@@ -159,15 +160,17 @@ TEST_F(Trace, ThatIsDamagedIsRefusedByLine) {
     expect(head, "holds no routing");
     expect("[1]\n", "line 1: expected \"thermocline_routing\": 1");
     expect(R"({"thermocline_routing": 2})", "expected \"thermocline_routing\": 1");
-    expect(R"({"thermocline_routing": 1})", "recorded from a model (0 layers)");
-    expect(R"({"thermocline_routing": 1, "layers": 3, "model": 4})", "recorded from a model");
+    expect(R"({"thermocline_routing": 1})", "line 1: layers is no list");
+    expect(R"({"thermocline_routing": 1, "layers": 3, "model": 4})", "line 1: layers is no list");
     expect(head + "{", "line 2: not valid JSON");
-    expect(head + "[]", "phase");
+    expect(head + "[]", "line 2: is array");
+    expect(head + R"({"phase": "sleep"})", "phase");
     expect(head + R"({"phase": "decode"})", "ids is no list of 2 layers");
-    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, 4]], 3]})", "layer 1 has not 1 rows");
-    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, 4]], [[1, 2, 3]]]})", "a row of layer 1 has not 4 experts");
-    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, 32]], [[1, 2, 3, 4]]]})", "expert 32 of layer 0");
-    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, -1]], [[1, 2, 3, 4]]]})", "expert -1 of layer 0");
+    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, 4]], 3]})", "layer 1: has not 1 rows");
+    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, 4]], [[1, 2, 3]]]})", "layer 1: a row has not 4 experts");
+    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, 32]], [[1, 2, 3, 4]]]})",
+           "layer 0: expert 32, expected 0 to 31");
+    expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, -1]], [[1, 2, 3, 4]]]})", "layer 0: expert -1");
     expect(head + R"({"phase": "decode", "ids": [[[1, 2, 3, 1]], [[1, 2, 3, 4]]]})", "names expert 1 twice");
 }
 

@@ -1,6 +1,5 @@
 // Products of matrices of every format that cards take, on the emulated device, against sums in double of the same
 // numbers.
-#include "cuda/emulation/device.h"
 #include "cuda/run.h"
 #include "cuda/scratch.h"
 #include "cuda/weights.h"
@@ -8,6 +7,7 @@
 #include "src/quant/reference.h"
 #include "src/quant/strips.h"
 #include "tests/cpu/random_matrix.h"
+#include "tests/cuda/test_device.h"
 
 #include <algorithm>
 #include <cmath>
@@ -23,8 +23,11 @@ using quant::Format;
 /// A plan of one Linear step, played on an emulated device with the matrix packed if it can be.
 class Product {
 public:
-    Product(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding)
-        : matrix_(shape, 7), device_(emulation::open({})), stream_(device_->new_stream()) {
+    Product(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding, Variants variants)
+        : variants_(variants),
+          matrix_(shape, 7),
+          device_(variants == Variants() ? test_device() : emulation::open({})),
+          stream_(device_->new_stream()) {
         quant::Matrix view = quant::packed_form(matrix_.view());
         if (view.layout == quant::Layout::kStrips) {
             packed_.resize(static_cast<size_t>(view.rows / quant::kStripRows * view.strip_bytes));
@@ -50,7 +53,18 @@ public:
         Batch batch{};
         batch.rows = m;
         stream_->copy(in.data(), x.data(), bytes);
-        run(step_, Frame{plan_, on_device_, batch, slots, nullptr, nullptr, scratch.data(), *stream_});
+        run(step_, Frame{plan_,
+                         on_device_,
+                         batch,
+                         slots,
+                         nullptr,
+                         nullptr,
+                         scratch.data(),
+                         *stream_,
+                         nullptr,
+                         {},
+                         nullptr,
+                         variants_});
         std::vector<float> y(static_cast<size_t>(m * plan_.slots[1].cols));
         stream_->copy(y.data(), out.data(), out_bytes);
         stream_->wait(std::chrono::minutes(1));
@@ -60,6 +74,7 @@ public:
     std::vector<float> numbers() const { return quant::decode_matrix(matrix_.view()); }
 
 private:
+    Variants variants_;
     cpu::RandomMatrix matrix_;
     std::vector<std::byte> packed_;
     std::unique_ptr<Device> device_;
@@ -72,9 +87,10 @@ private:
 
 /// The error of an output relative to the sizes of what was added up: numbers rounded to e4m3 are exact in one bf16,
 /// of others two keep all but 2^-18.
-void expect_matches(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding, int64_t m) {
+void expect_matches(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding, int64_t m,
+                    Variants variants = {}) {
     SCOPED_TRACE(to_string(shape) + ", groups " + std::to_string(groups) + ", m " + std::to_string(m));
-    Product product(shape, groups, rounding);
+    Product product(shape, groups, rounding, variants);
     std::vector<float> x = cpu::random_floats(m * groups * shape.cols, 3);
     const std::vector<float> y = product(x, m), w = product.numbers();
     if (rounding == ops::InputRounding::kE4M3)
@@ -127,6 +143,16 @@ TEST(CudaLinear, GroupsHaveVectorsOfTheirOwn) {
     expect_matches({Format::kE4M3, 512, 128, Format::kE8M0, 128, 128}, 2, ops::InputRounding::kExact, 40);
     expect_matches({Format::kE4M3, 96, 128, Format::kE8M0, 128, 128}, 3, ops::InputRounding::kExact, 40);
     expect_matches({.format = Format::kBF16, .rows = 20, .cols = 24}, 2, ops::InputRounding::kExact, 5);
+}
+
+TEST(CudaLinear, VariantsOfTheSm120Family) {
+    constexpr Variants kAll = {.mx_products = true};
+    for (const int64_t m : {1, 8, 19, 33})
+        expect_matches({Format::kE2M1Pair, 48, 640, Format::kE8M0, 1, 32}, 1, ops::InputRounding::kE4M3, m, kAll);
+    expect_matches({Format::kE2M1Pair, 96, 128, Format::kE8M0, 1, 32}, 3, ops::InputRounding::kE4M3, 5, kAll);
+    // Inputs that are not rounded, and other scales, go to the portable kernels.
+    expect_matches({Format::kE2M1Pair, 48, 256, Format::kE8M0, 1, 32}, 1, ops::InputRounding::kExact, 3, kAll);
+    expect_matches({Format::kE2M1Pair, 48, 256, Format::kE4M3, 1, 16}, 1, ops::InputRounding::kE4M3, 3, kAll);
 }
 
 // As files hold them where nothing can be packed: odd shapes, zero points.

@@ -2,49 +2,15 @@
 
 #include "src/base/queue.h"
 #include "tests/engine/fake_model.h"
+#include "tests/engine/recorder.h"
 
 #include <cmath>
-#include <condition_variable>
 #include <gtest/gtest.h>
-#include <mutex>
 
 namespace thermocline::engine {
 namespace {
 
 using namespace thermocline::testing;
-
-class Recorder : public Listener {
-public:
-    void on_prefill(int64_t processed, int64_t) override { progress.push_back(processed); }
-    void on_prompt(std::span<const Token> scored) override {
-        prompt.insert(prompt.end(), scored.begin(), scored.end());
-    }
-    bool on_token(const Token& token) override {
-        tokens.push_back(token);
-        if (!token.ends) text += static_cast<char>(token.id - kFirstByte);
-        return stop_after == 0 || tokens.size() < stop_after;
-    }
-    void on_finish(const Result& finished) override {
-        const std::lock_guard lock(mutex);
-        result = finished;
-        ++finishes;
-        done.notify_all();
-    }
-    const Result& wait() {
-        std::unique_lock lock(mutex);
-        done.wait(lock, [&] { return finishes > 0; });
-        return result;
-    }
-
-    std::vector<int64_t> progress;
-    std::vector<Token> prompt, tokens;
-    std::string text;
-    size_t stop_after = 0;
-    std::mutex mutex;
-    std::condition_variable done;
-    Result result;
-    int finishes = 0;
-};
 
 class EngineTest : public ::testing::Test {
 protected:
@@ -200,19 +166,21 @@ TEST_F(EngineTest, PromptIsScored) {
     EXPECT_EQ(recorder->result.reason, FinishReason::kLength);
 }
 
-TEST_F(EngineTest, ContinuesFromTheLastConversation) {
+TEST_F(EngineTest, ContinuesFromEarlierConversations) {
     auto engine = make();
-    run(*engine, greedy("abcdef", 4));  // the caches hold abcdef + 3 of the 4 tokens drawn
+    run(*engine, greedy("abcdef", 4));  // the caches held abcdef + 3 of the 4 tokens drawn
     const int64_t before = script->rows;
     auto recorder = run(*engine, greedy("abcdefgijkX", 1));
     EXPECT_EQ(recorder->result.statistics.cached_tokens, 9);
     EXPECT_EQ(script->rows - before, 2);
     EXPECT_EQ(recorder->progress.front(), 9);
 
+    recorder = run(*engine, greedy("abcdeZ", 1));
+    EXPECT_EQ(recorder->result.statistics.cached_tokens, 5) << "where the first prompt ended, but one";
+    recorder = run(*engine, greedy("abcdeZ", 1));
+    EXPECT_EQ(recorder->result.statistics.cached_tokens, 5) << "the last token is always computed";
     recorder = run(*engine, greedy("abcdZ", 1));
-    EXPECT_EQ(recorder->result.statistics.cached_tokens, 4);
-    recorder = run(*engine, greedy("abcdZ", 1));
-    EXPECT_EQ(recorder->result.statistics.cached_tokens, 4) << "the last token is always computed";
+    EXPECT_EQ(recorder->result.statistics.cached_tokens, 0) << "no state was kept there";
     recorder = run(*engine, greedy("qqq", 1));
     EXPECT_EQ(recorder->result.statistics.cached_tokens, 0);
 
@@ -223,6 +191,10 @@ TEST_F(EngineTest, ContinuesFromTheLastConversation) {
     request.cache_salt = "another";
     EXPECT_EQ(run(*engine, request)->result.statistics.cached_tokens, 0);
     EXPECT_EQ(run(*engine, request)->result.statistics.cached_tokens, 3);
+    const Counters counters = engine->counters();
+    EXPECT_EQ(counters.prefix_hits, 9 + 5 + 5 + 3);
+    EXPECT_EQ(counters.prompt_tokens, 6 + 11 + 6 + 6 + 5 + 3 + 4 + 4 + 4);
+    EXPECT_GT(counters.prefix_bytes, 0);
 }
 
 TEST_F(EngineTest, CancelStopsWithinAStep) {

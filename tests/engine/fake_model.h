@@ -4,10 +4,12 @@
 // It spells: <think> -> "hm" -> </think> -> "a" -> "b" -> ... -> "z" -> end of sentence. After "!" it computes NaN.
 #pragma once
 
+#include "src/base/error.h"
 #include "src/engine/forward.h"
 #include "src/text/tokenizer.h"
 #include "src/text/unicode.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cmath>
@@ -67,17 +69,33 @@ public:
     struct Script {
         scheduler::ExecutorLimits limits{.max_rows = 4, .max_outputs = 4, .max_tokens = 64};
         std::atomic<int> step_milliseconds = 0;
-        std::atomic<int64_t> rows = 0;  // computed so far
+        std::atomic<int64_t> rows = 0;        // computed so far
+        std::atomic<int64_t> most_parts = 0;  // in one pass
+        std::atomic<int> failures = 0;        // so many passes fail from now on, as when a card is lost
+        int64_t bytes_per_token = 0;          // that the caches are said to take
+        memory::PageStore* pages = nullptr;   // of caches that keep an entry for every token; null: there are none
     };
     explicit FakeForward(std::shared_ptr<Script> script) : script_(std::move(script)) {}
 
     int64_t vocab() const override { return kVocab; }
     scheduler::ExecutorLimits limits() const override { return script_->limits; }
     std::unique_ptr<memory::SequenceCache> new_sequence() override {
-        return std::make_unique<memory::SequenceCache>(std::vector<ops::CacheSpec>{}, script_->limits.max_tokens);
+        if (script_->pages == nullptr)
+            return std::make_unique<memory::SequenceCache>(std::vector<ops::CacheSpec>{}, script_->limits.max_tokens);
+        // A page a token.
+        const ops::CacheSpec entries{
+            .name = "entries", .kind = ops::CacheSpec::Kind::kEntries, .format = quant::KvFormat::kF32, .width = 16384};
+        return std::make_unique<memory::SequenceCache>(std::vector{entries}, script_->limits.max_tokens,
+                                                       *script_->pages);
     }
+    int64_t sequence_bytes(int64_t tokens) const override { return script_->bytes_per_token * tokens; }
     void forward(std::span<const scheduler::Part> parts) override {
         std::this_thread::sleep_for(std::chrono::milliseconds(script_->step_milliseconds.load()));
+        if (script_->failures > 0) {
+            --script_->failures;
+            fail("the card is lost");
+        }
+        script_->most_parts = std::max<int64_t>(script_->most_parts, std::ssize(parts));
         logits_.clear();
         for (const scheduler::Part& part : parts) {
             const auto size = static_cast<int32_t>(part.tokens.size());

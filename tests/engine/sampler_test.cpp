@@ -18,7 +18,7 @@ int32_t sample_one(const std::vector<float>& logits, const SamplingParams& param
                    const std::vector<int32_t>& forbidden = {}) {
     Sampler sampler(static_cast<int64_t>(logits.size()), cpu::select_kernels("auto"));
     const TokenHistory history(static_cast<int64_t>(logits.size()));
-    return sampler.sample(logits, params, history, forbidden, step);
+    return sampler.sample(logits, params, history, {{}, forbidden}, step);
 }
 
 std::map<int32_t, int> histogram(const std::vector<float>& logits, const SamplingParams& params, int draws,

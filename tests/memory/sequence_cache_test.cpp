@@ -132,6 +132,29 @@ TEST(SequenceCache, SnapshotsRestoreAtEveryPosition) {
     }
 }
 
+TEST(SequenceCache, GoesOnFromPieces) {
+    for (int64_t position = 1; position <= 50; ++position) {
+        SequenceCache cache(specs(), 64), other(specs(), 64);
+        play(cache, position + 3);  // three tokens on: the state some tokens ago can be told
+        ASSERT_TRUE(cache.can_roll_back(position));
+        const auto first = cache.read_entries(0, 8 * (position / 8)),
+                   rest = cache.read_entries(8 * (position / 8), position);
+        const auto tail = cache.read_tail(position);
+        play(other, 20, 1000.0f);  // what was there before must not shine through
+        other.clear();
+        ASSERT_TRUE(other.reserve(position));
+        other.write_entries(0, 8 * (position / 8), first);
+        other.write_entries(8 * (position / 8), position, rest);
+        other.resume_at(position, tail);
+        EXPECT_EQ(other.position(), position);
+        expect_history(other);
+        EXPECT_THROW(other.write_entries(0, 0, std::span(tail).first(1)), Error);
+        EXPECT_THROW(other.resume_at(position, std::span(tail).first(tail.size() - 1)), Error);
+        play(other, 5);
+        expect_history(other);
+    }
+}
+
 TEST(SequenceCache, DamagedSnapshotsAreRefusedAndChangeNothing) {
     SequenceCache cache(specs(), 64);
     play(cache, 30);

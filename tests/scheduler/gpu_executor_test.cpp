@@ -2,15 +2,22 @@
 // the tokens come in; and what happens when the card fails.
 #include "scheduler/gpu_executor.h"
 
-#include "cuda/emulation/device.h"
+#include "memory/packed_weights.h"
 #include "scheduler/gpus.h"
+#include "scheduler/placement_file.h"
 #include "src/base/error.h"
+#include "src/base/file.h"
+#include "src/base/json.h"
+#include "tests/cuda/test_device.h"
 #include "tests/model/engine_fixture.h"
 #include "tests/model/tiny_model.h"
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <gtest/gtest.h>
+#include <optional>
+#include <random>
 #include <tuple>
 
 namespace thermocline {
@@ -21,14 +28,18 @@ using scheduler::ExecutorLimits;
 
 constexpr ExecutorLimits kLimits = {.max_rows = 64, .max_outputs = 64, .max_tokens = 512};
 
-/// The trunk of the tiny model on an emulated card.
+/// The trunk of a model on an emulated card.
 class OnCard {
 public:
     explicit OnCard(KvCacheDtype cache, const cuda::emulation::Config& config = {}, int64_t sequences = 2)
-        : model(tiny_model(cache)),
+        : OnCard(tiny_model(cache), config, sequences, {}) {}
+    OnCard(const model::Model& of, const cuda::emulation::Config& config, int64_t sequences,
+           std::span<const scheduler::ExpertName> resident,
+           const scheduler::ResidencyRules& rules = {.policy = scheduler::ResidencyRules::Policy::kStatic})
+        : model(of),
           workers(std::span<const int>()),
-          device(cuda::emulation::open(config)),
-          executor(model.trunk, *device, workers, cpu::select_kernels("auto"), kLimits, sequences) {
+          device(cuda::test_device(config)),
+          executor(model.trunk, *device, workers, cpu::select_kernels("auto"), kLimits, sequences, resident, rules) {
         executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));  // sanitizers and loaded machines
     }
 
@@ -158,6 +169,83 @@ TEST(GpuExecutor, RoutingIsRecordedAndStepsAreTimed) {
     EXPECT_LT(largest_difference(card.feed(*timed, tokens, 12), expected), 1e-4);
 }
 
+/// The demo model as it is packed: its experts are of a format that cards take. Without rounding of any kind, so that
+/// only the order of sums differs.
+struct Demo {
+    Demo() {
+        model::LoadOptions options;
+        options.kv_cache = KvCacheDtype::kF32;
+        options.activations = model::Activations::kBf16;
+        model = model::load_model(THERMOCLINE_SOURCE_DIR "/models/demo", options);
+        packed.emplace(std::vector<ops::Plan*>{&model->trunk}, nullptr, std::vector<memory::Slice>{{{}, {0}}});
+    }
+    std::unique_ptr<model::Model> model;
+    std::optional<memory::PackedWeights> packed;
+};
+
+TEST(GpuExecutor, AnyExpertsMayLieOnTheCard) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 60; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    Engine cpu(*demo.model, "auto", 1);
+    scheduler::RoutingRecord here;
+    cpu.trunk.record_routing(&here);
+    const auto alone = cpu.new_sequence();
+    const Logits expected = cpu.feed(*alone, tokens, 40);
+
+    std::vector<scheduler::ExpertName> all = scheduler::spread_experts(scheduler::expert_counts(plan), 1 << 20),
+                                       some = all, one_layer;
+    std::mt19937 random(3);
+    std::shuffle(some.begin(), some.end(), random);
+    some.resize(some.size() / 2);
+    std::ranges::copy_if(all, std::back_inserter(one_layer), [](const auto& name) { return name.set == 1; });
+    for (const auto& resident : {all, some, one_layer}) {
+        SCOPED_TRACE(std::to_string(resident.size()) + " experts on the card");
+        OnCard card(*demo.model, {}, 1, resident);
+        scheduler::RoutingRecord there;
+        card.executor.record_routing(&there);
+        const auto sequence = card.executor.new_sequence();
+        Logits found = card.feed(*sequence, std::span(tokens).first(40), 40);  // launched step by step
+        for (const auto& [first, count, chunk] : {std::tuple{40, 3, 1}, std::tuple{43, 17, 17}}) {  // recorded
+            const Logits more = card.feed(*sequence, std::span(tokens).subspan(first, count), chunk);
+            found.insert(found.end(), more.begin(), more.end());
+        }
+        EXPECT_LT(largest_difference(found, expected), 1e-3);
+        ASSERT_EQ(there.ids.size(), here.ids.size());
+        for (size_t i = 0; i < here.ids.size(); ++i)  // the last 17 rows; the CPU's last pass had 20
+            EXPECT_TRUE(
+                std::equal(there.ids[i].begin(), there.ids[i].end(), here.ids[i].end() - std::ssize(there.ids[i])));
+    }
+}
+
+TEST(GpuExecutor, ExpertsThatMoveChangeNothing) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 120; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    Engine cpu(*demo.model, "auto", 1);
+    const auto alone = cpu.new_sequence();
+    const Logits expected = cpu.feed(*alone, tokens, 60);
+    using Policy = scheduler::ResidencyRules::Policy;
+    for (const Policy policy : {Policy::kAdaptive, Policy::kLru}) {
+        // A slow link: experts come while passes are played.
+        OnCard card(*demo.model, {.link = {.gb_per_s = 0.5, .latency_us = 50}}, 1,
+                    scheduler::spread_experts(scheduler::expert_counts(plan), 14),
+                    {.policy = policy, .half_life = 16, .least_per_set = 1});
+        const auto sequence = card.executor.new_sequence();
+        Logits found = card.feed(*sequence, std::span(tokens).first(60), 60);
+        const Logits more = card.feed(*sequence, std::span(tokens).subspan(60), 2);
+        found.insert(found.end(), more.begin(), more.end());
+        EXPECT_LT(largest_difference(found, expected), 1e-3);
+        const scheduler::ResidencyCounters counters = card.executor.residency();
+        EXPECT_EQ(counters.choices, 120 * 4 * std::ssize(plan.experts));
+        EXPECT_GT(counters.changes, 5);
+        EXPECT_EQ(counters.bytes, counters.changes * scheduler::GpuExperts::slot_bytes(plan));
+        EXPECT_GT(counters.hits, counters.choices / 10);
+    }
+}
+
 // What a failed pass leaves behind: an error that says which card and why, sequences as they were, and, where the card
 // still works, passes that succeed afterwards.
 
@@ -185,6 +273,14 @@ TEST(GpuExecutorFaults, ALostFlagEndsThePassInTime) {
     EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 8), cpu.feed(*here, tokens, 8)), 1e-4);
 }
 
+TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
+    const std::vector<int32_t> tokens = tiny::tokens(40);
+    OnCard card(KvCacheDtype::kF32);
+    card.executor.set_patience(std::chrono::milliseconds(0), std::chrono::milliseconds(0));
+    const auto sequence = card.executor.new_sequence();
+    EXPECT_NE(failure(card, *sequence, tokens), "");
+}
+
 TEST(GpuExecutorFaults, ALostCardSaysSoEveryTime) {
     const std::vector<int32_t> tokens = tiny::tokens(8);
     OnCard card(KvCacheDtype::kF32, {.faults = {.lose_device = 40}});
@@ -210,15 +306,15 @@ TEST(GpuExecutorFaults, WithoutRoomItDoesNotStart) {
         return "";
     };
     EXPECT_NE(refused({.memory_bytes = 100'000}).find("no room for"), std::string::npos);
-    for (int64_t n = 1; n <= 5; ++n) EXPECT_NE(refused({.faults = {.refuse_memory = n}}), "") << n;
+    for (int64_t n = 1; n <= 4; ++n) EXPECT_NE(refused({.faults = {.refuse_memory = n}}), "") << n;
 
-    scheduler::Gpus gpus(cuda::emulation::open({.memory_bytes = 100'000}));
-    cpu::Workers workers{std::span<const int>()};
+    scheduler::Gpus gpus({}, cuda::emulation::open({.memory_bytes = 100'000}));
+    ExecutorLimits limits = kLimits;
     try {
-        gpus.new_executor(tiny_model(KvCacheDtype::kF32).trunk, workers, cpu::select_kernels("auto"), kLimits, 1);
+        gpus.reserve(tiny_model(KvCacheDtype::kF32).trunk, "tiny", limits, 1, true);
         FAIL();
     } catch (const Error& error) {
-        EXPECT_NE(std::string(error.what()).find("lower --max-model-len"), std::string::npos) << error.what();
+        EXPECT_NE(std::string(error.what()).find("use --gpu-memory 4MiB at least"), std::string::npos) << error.what();
     }
 }
 
@@ -230,9 +326,36 @@ TEST(GpuExecutorFaults, SequencesEndWhereTheirRoomEnds) {
     EXPECT_THROW(card.executor.new_sequence(), std::bad_alloc);
 }
 
+TEST(Gpus, PlacementIsForThisModelAndThisCard) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    const auto layers = scheduler::routed_layers(plan);
+    const std::string path = (std::filesystem::path(testing::TempDir()) / "gpus_placement.json").string();
+    const auto reserve = [&](const std::vector<scheduler::ExpertName>& resident, const std::string& offload,
+                             const std::string& model = "demo") -> std::string {
+        write_text(path, dump_json(scheduler::placement_json({.resident = resident}, model, layers)));
+        scheduler::Gpus gpus({.offload_experts = offload, .placement = path}, cuda::emulation::open({}));
+        ExecutorLimits limits = kLimits;
+        try {
+            gpus.reserve(plan, "demo", limits, 1, true);
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "";
+    };
+    const std::vector<scheduler::ExpertName> some = {{1, 5}, {0, 2}};
+    EXPECT_EQ(reserve(some, "auto"), "");
+    EXPECT_NE(reserve(some, "cpu").find("places 2 experts, but the card has room for 0"), std::string::npos);
+    EXPECT_NE(reserve(some, "auto", "another").find("is of another"), std::string::npos);
+    EXPECT_THROW(scheduler::Gpus({.placement = path}), Error);  // without a card
+}
+
 TEST(Gpus, UnknownChoicesAreRefused) {
-    for (const char* choice : {"2", "emulated:2", "all", ""}) EXPECT_THROW(scheduler::Gpus{choice}, Error) << choice;
-    EXPECT_FALSE(scheduler::Gpus("none").any());
+    for (const char* choice : {"2", "emulated:2", "all", ""})
+        EXPECT_THROW(scheduler::Gpus({.gpus = choice}), Error) << choice;
+    EXPECT_FALSE(scheduler::Gpus({}).any());
+    EXPECT_THROW(scheduler::Gpus({.offload_experts = "none"}), Error);
+    EXPECT_THROW(scheduler::Gpus({.offload_experts = "all"}), Error);
 }
 
 }  // namespace

@@ -115,7 +115,8 @@ TEST(GpuMemory, BudgetsOfTheTwoReferenceMachines) {
     EXPECT_NEAR(gb(bytes_of(w1, "safety")), 1.44, 1e-9);
     // 5.2 counts 190 KB of activations a token. Slots of a plan are float32 and live side by side: 508 KB, and scratch.
     const auto with_workspace = [](const GpuMemoryPlan& plan, double wanted) {
-        const int64_t ours = bytes_of(plan, "workspace: decode") + bytes_of(plan, "workspace: prefill");
+        const int64_t ours = bytes_of(plan, "workspace: decode") + bytes_of(plan, "workspace: prefill") +
+                             bytes_of(plan, "workspace: experts");
         return static_cast<double>(plan.expert_slots) +
                (static_cast<double>(ours) - wanted) / static_cast<double>(plan.slot_bytes);
     };
@@ -226,9 +227,9 @@ TEST(GpuMemory, WhatIsPlannedIsWhatIsTaken) {
     const int64_t before = device->free_bytes();
     cpu::Workers workers({});
     const ExecutorLimits limits{.max_rows = 64, .max_outputs = 8, .max_tokens = 256, .max_parts = 2};
-    const GpuExecutor executor(plan, *device, workers, cpu::select_kernels("scalar"), limits, 2);
-    EXPECT_EQ(before - device->free_bytes(), budget.fixed_bytes() - bytes_of(budget, "safety"))
-        << gpu_memory_text(budget);
+    const GpuExecutor executor(plan, *device, workers, cpu::select_kernels("scalar"), limits, 2,
+                               spread_experts(expert_counts(plan), budget.expert_slots));
+    EXPECT_EQ(before - device->free_bytes(), budget.executor_bytes()) << gpu_memory_text(budget);
 }
 
 TEST(GpuMemory, WishesAreChecked) {

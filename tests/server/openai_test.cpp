@@ -179,10 +179,7 @@ TEST(Chat, RefusesWhatIsOutOfRangeAndNamesTheField) {
 
 TEST(Chat, RefusesWhatIsNotBuilt) {
     const std::pair<const char*, const char*> cases[] = {
-        {R"("response_format": {"type": "json_object"})", "response_format"},
-        {R"("guided_json": {})", "guided_json"},
-        {R"("grammar": "root ::= x")", "grammar"},
-        {R"("tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "required")", "tool_choice"},
+        {R"("structured_outputs": {"structural_tag": {}})", "structured_outputs"},
         {R"("echo": true)", "echo"},
         {R"("thinking_token_budget": 5)", "thinking_token_budget"}};
     for (const auto& [fields, param] : cases)

@@ -173,7 +173,8 @@ TEST_F(StreamTest, CompletionChunksCarryTextAndOffsets) {
 }
 
 TEST_F(StreamTest, BrokenStreamsSayWhyAndEnd) {
-    const auto events = events_of(sse_error(RequestError(500, "it broke")));
+    ChatCall call;
+    const auto events = events_of(ChatStream(head(), call, Tally(1, 1), false, {}).failure({500, "it broke"}, "id"));
     ASSERT_EQ(events.size(), 2u);
     EXPECT_EQ(events[0]["error"]["type"], "server_error");
     EXPECT_EQ(events[1], "[DONE]");

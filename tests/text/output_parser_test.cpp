@@ -134,6 +134,18 @@ TEST(OutputParser, BodyThatIsOneObject) {
     EXPECT_EQ(parse(one_call("f", "{nonsense}\n")).tool_calls.at(0).arguments, "{\"arguments\": \"{nonsense}\\n\"}");
 }
 
+TEST(OutputParser, BlockOfV32LeftOpenHidesNothing) {
+    const std::string foreign = "So: <｜DSML｜function_calls>\n" + invoke("quoted");
+    const ParsedOutput called = parse(foreign + one_call("ping", ""));
+    EXPECT_EQ(called.content, foreign);
+    ASSERT_EQ(called.tool_calls.size(), 1u);
+    EXPECT_EQ(called.tool_calls[0].name, "ping");
+
+    const ParsedOutput thought = parse(foreign + "</think>Done.", thinking());
+    EXPECT_EQ(thought.reasoning, foreign);
+    EXPECT_EQ(thought.content, "Done.");
+}
+
 TEST(OutputParser, WrappedArgumentsFollowTheSchema) {
     ParserOptions options;
     options.tools = {{"f", parse_json(R"({"name":"f","parameters":{"properties":{"city":{}}}})", "tool")},

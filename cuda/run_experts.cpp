@@ -1,0 +1,143 @@
+// Routed experts (deepseek-v4.md 2.8) on a card: the job for the CPU, the experts that lie here, and the sum of both.
+#include "cuda/kernels/list.h"
+#include "cuda/packed.h"
+#include "cuda/run.h"
+#include "cuda/scratch.h"
+#include "cuda/weights.h"
+
+#include <algorithm>
+
+namespace thermocline::cuda {
+
+namespace {
+
+const ops::ExpertSet& set_of(const ops::Plan& plan, const ops::Experts& s) {
+    return plan.experts[static_cast<size_t>(s.experts)];
+}
+
+/// Null: none lies here.
+const ExpertSlots* slots_of(const ops::Experts& s, const Frame& f) {
+    if (f.expert_slots == nullptr) return nullptr;
+    const ExpertSlots& slots = f.expert_slots[static_cast<size_t>(s.experts)];
+    return slots.slot_of == nullptr ? nullptr : &slots;
+}
+
+const int32_t* ids_of(const ops::Experts& s, const Frame& f) { return reinterpret_cast<const int32_t*>(f.slot(s.ids)); }
+
+bool is_alike(const quant::Matrix& a, const quant::Matrix& b) {
+    return a.format == b.format && a.rows == b.rows && a.cols == b.cols && a.layout == b.layout &&
+           a.scale_format == b.scale_format && a.scale_rows == b.scale_rows && a.scale_cols == b.scale_cols &&
+           (a.scales == nullptr) == (b.scales == nullptr) && placed_bytes(a) == placed_bytes(b);
+}
+
+/// Experts of a set that so many rows may choose.
+int64_t most_chosen(const ops::Plan& plan, const ops::Experts& s, int64_t rows) {
+    return std::min<int64_t>(std::ssize(set_of(plan, s).w1), rows * s.top_k);
+}
+
+template <typename Codes, int kPieces>
+void multiply(const PairsProduct& product, int64_t pairs, int64_t experts, Stream& stream) {
+    const int64_t strips = product.matrices * product.w.rows / quant::kStripRows;
+    const int64_t chosen = std::min(pairs, experts), mean = pairs / experts;
+    const auto many = [&]<int kTiles>() {
+        using Kernel = ManyPairs<Codes, kPieces, kTiles>;
+        constexpr int64_t kStrips = Kernel::kWarps * Kernel::kStrips;
+        launch(stream,
+               {.x = (strips + kStrips - 1) / kStrips,
+                .y = chosen,
+                .threads = Kernel::kWarps * kWarp,
+                .shared_bytes = Kernel::shared_bytes()},
+               Kernel{product});
+    };
+    if (mean > 16) return many.template operator()<8>();
+    if (mean > 1) return many.template operator()<2>();
+    using Few = FewPairs<Codes, kPieces>;
+    const auto warps =
+        static_cast<int>(std::min<int64_t>(product.w.cols / quant::kStripBlock, int64_t{Few::kMostWarps}));
+    launch(stream, {.x = strips, .y = chosen, .threads = warps * kWarp, .shared_bytes = Few::shared_bytes(warps)},
+           Few{product});
+}
+
+}  // namespace
+
+std::string why_not(const ops::Plan& plan, const ops::Experts& s) {
+    const ops::ExpertSet& set = set_of(plan, s);
+    if (ListPairs::shared_bytes(std::ssize(set.w1)) > kMaxSharedBytes)
+        return std::to_string(set.w1.size()) + " experts, more than fit into shared memory";
+    for (size_t i = 0; i < set.w1.size(); ++i) {
+        for (const quant::Matrix* w : {&set.w1[i], &set.w2[i], &set.w3[i]})
+            if (!is_packed(*w))
+                return set.name + " are " + std::string(quant::traits(w->format).name) +
+                       " without a packed form that a GPU kernel takes";
+        if (!is_alike(set.w1[i], set.w1[0]) || !is_alike(set.w3[i], set.w1[0]) || !is_alike(set.w2[i], set.w2[0]))
+            return set.name + " are not all of one format";
+    }
+    return "";
+}
+
+PairsMemory pairs_memory(const ops::Plan& plan, int64_t max_rows, const std::function<std::byte*(int64_t)>& take) {
+    int64_t listed = 0, pairs = 0, x = 0, h = 0, sums = 0;
+    for (const ops::Step& step : plan.steps) {
+        const auto* s = std::get_if<ops::Experts>(&step);
+        if (s == nullptr || !why_not(plan, *s).empty()) continue;
+        const ops::ExpertSet& set = set_of(plan, *s);
+        const int64_t own = max_rows * s->top_k;
+        listed = std::max(listed, most_chosen(plan, *s, max_rows));
+        pairs = std::max(pairs, own);
+        x = std::max(x, max_rows * pieces_for(set.w1[0], s->rounding) * set.hidden);
+        h = std::max(h, own * pieces_for(set.w2[0], s->rounding) * set.intermediate);
+        sums = std::max(sums, own * std::max(2 * set.intermediate, set.hidden));
+    }
+    const auto numbers = [&](int64_t count) { return reinterpret_cast<int32_t*>(take(count * 4)); };
+    return {{numbers(listed), numbers(listed + 1), numbers(pairs), numbers(2)},
+            reinterpret_cast<uint16_t*>(take(x * 2)),
+            reinterpret_cast<uint16_t*>(take(h * 2)),
+            reinterpret_cast<float*>(take(sums * 4))};
+}
+
+void send_job(const ops::Experts& s, const Frame& f, const HostJob& job) {
+    const ExpertSlots* here = slots_of(s, f);
+    if (here != nullptr) {
+        const auto experts = static_cast<int32_t>(set_of(f.plan, s).w1.size());
+        launch(f.stream, {.threads = ListPairs::kThreads, .shared_bytes = ListPairs::shared_bytes(experts)},
+               ListPairs{ids_of(s, f), here->slot_of, f.pairs.lists, f.batch.rows * s.top_k, experts});
+    }
+    launch(f.stream, {.x = f.batch.rows},
+           SendJob{f.slot(s.x), ids_of(s, f), f.slot(s.weights), here == nullptr ? nullptr : here->slot_of, job.x,
+                   job.ids, job.weights, job.chosen, f.cols(s.x), s.top_k});
+    launch(f.stream, {.threads = kWarp},
+           RaiseJob{job.job, job.done, here == nullptr ? nullptr : f.pairs.lists.count + 1});
+}
+
+void run(const ops::Experts& s, const Frame& f) {
+    const ExpertSlots* here = slots_of(s, f);
+    if (here == nullptr) return;
+    const ops::ExpertSet& set = set_of(f.plan, s);
+    const int64_t pairs = f.batch.rows * s.top_k, experts = std::ssize(set.w1);
+    const bool rounded = s.rounding == ops::InputRounding::kE4M3;
+    const int x_pieces = pieces_for(here->w1, s.rounding), h_pieces = pieces_for(here->w2, s.rounding);
+    launch(f.stream, {.x = f.batch.rows, .y = column_groups(set.hidden), .threads = kWarp},
+           PrepareVectors{f.slot(s.x), f.pairs.x, nullptr, set.hidden, x_pieces, rounded});
+    const auto multiply_all = [&](const PairsProduct& product, int pieces) {
+        with_codes(product.w, pieces,
+                   [&]<typename Codes, int kPieces>() { multiply<Codes, kPieces>(product, pairs, experts, f.stream); });
+    };
+    multiply_all({here->w1, here->slot_bytes, 2, here->w3.data - here->w1.data, here->multipliers, f.pairs.lists,
+                  f.pairs.x, f.pairs.sums, s.top_k},
+                 x_pieces);
+    launch(f.stream, {.x = pairs, .y = column_groups(set.intermediate), .threads = kWarp},
+           SwiGluPairs{f.pairs.sums, f.slot(s.weights), ids_of(s, f), here->slot_of, f.pairs.h, set.intermediate,
+                       h_pieces, s.limit, rounded});
+    multiply_all({here->w2, here->slot_bytes, 1, 0, here->multipliers + 2, f.pairs.lists, f.pairs.h, f.pairs.sums, 1},
+                 h_pieces);
+}
+
+void sum_experts(const ops::Experts& s, const Frame& f, const float* host, ops::Slot shared, ops::Slot out) {
+    const ExpertSlots* here = slots_of(s, f);
+    launch(f.stream, {.x = f.batch.rows},
+           SumExperts{host, here == nullptr ? nullptr : f.pairs.lists.count + 1,
+                      here == nullptr ? nullptr : f.pairs.sums, ids_of(s, f), here == nullptr ? nullptr : here->slot_of,
+                      shared == ops::kNone ? nullptr : f.slot(shared), f.slot(out), f.cols(out), s.top_k});
+}
+
+}  // namespace thermocline::cuda

@@ -1,0 +1,161 @@
+#include "scheduler/gpu_experts.h"
+
+#include "scheduler/stretch.h"
+#include "scheduler/upload.h"
+#include "src/base/check.h"
+
+#include <algorithm>
+
+namespace thermocline::scheduler {
+
+namespace {
+
+int64_t set_bytes(const ops::ExpertSet& set) {
+    return cuda::placed_bytes(set.w1[0]) + cuda::placed_bytes(set.w3[0]) + cuda::placed_bytes(set.w2[0]);
+}
+
+constexpr double kShareOfLink = 0.3;  // of the time of a pass that transfers may take (R5)
+constexpr int64_t kMostAtOnce = 64;   // transfers between two passes
+
+/// The tables, on the card and in the memory of the host.
+struct Tables {
+    float* multipliers;             // [count, cuda::kMultipliers]
+    std::vector<int32_t*> slot_of;  // of each set, [experts]
+    int64_t bytes;
+
+    Tables(const ops::Plan& plan, int64_t count, std::byte* at) {
+        Stretch stretch(at);
+        multipliers = stretch.take<float>(count * cuda::kMultipliers);
+        for (const ops::ExpertSet& set : plan.experts) slot_of.push_back(stretch.take<int32_t>(std::ssize(set.w1)));
+        bytes = stretch.bytes();
+    }
+};
+
+}  // namespace
+
+std::string GpuExperts::why_not(const ops::Plan& plan) {
+    for (const ops::Step& step : plan.steps) {
+        if (!std::holds_alternative<ops::Experts>(step)) continue;
+        const std::string why = cuda::why_not(plan, step);
+        if (!why.empty()) return why;
+    }
+    return "";
+}
+
+int64_t GpuExperts::slot_bytes(const ops::Plan& plan) {
+    int64_t most = 0;
+    for (const ops::ExpertSet& set : plan.experts) most = std::max(most, set_bytes(set));
+    return most;
+}
+
+int64_t GpuExperts::bytes_of(const ops::Plan& plan, int64_t count) {
+    return count == 0 ? 0 : count * slot_bytes(plan) + Tables(plan, count, nullptr).bytes;
+}
+
+int64_t GpuExperts::slots_in(const ops::Plan& plan, int64_t bytes) {
+    int64_t fits = 0, most = 0;
+    for (const ops::ExpertSet& set : plan.experts) most += std::ssize(set.w1);
+    while (fits < most) {
+        const int64_t middle = fits + (most - fits + 1) / 2;
+        if (bytes_of(plan, middle) <= bytes)
+            fits = middle;
+        else
+            most = middle - 1;
+    }
+    return fits;
+}
+
+GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream,
+                       std::span<const ExpertName> experts, std::byte* at, const ResidencyRules& rules)
+    : plan_(plan), at_(at), slot_count_(std::ssize(experts)), slot_bytes_(slot_bytes(plan)) {
+    if (experts.empty()) return;
+    tables_ = cuda::PinnedMemory(device, Tables(plan, slot_count_, nullptr).bytes);
+    const Tables host(plan, slot_count_, tables_.data()), card(plan, slot_count_, at + slot_count_ * slot_bytes_);
+    host_multipliers_ = host.multipliers;
+    host_slot_of_ = host.slot_of;
+    std::vector<int64_t> sizes;
+    for (size_t i = 0; i < plan.experts.size(); ++i) {
+        const ops::ExpertSet& set = plan.experts[i];
+        sizes.push_back(std::ssize(set.w1));
+        std::fill_n(host.slot_of[i], sizes.back(), -1);
+        std::vector<cuda::Copy> unused;
+        std::byte *w3 = at + cuda::placed_bytes(set.w1[0]), *w2 = w3 + cuda::placed_bytes(set.w3[0]);
+        slots_.push_back({cuda::place(set.w1[0], at, unused), cuda::place(set.w3[0], w3, unused),
+                          cuda::place(set.w2[0], w2, unused), slot_bytes_, card.slot_of[i], card.multipliers});
+    }
+    std::vector<cuda::Copy> copies;
+    for (int32_t slot = 0; slot < slot_count_; ++slot) {
+        const ExpertName name = experts[static_cast<size_t>(slot)];
+        CHECK(host_slot_of(name) < 0);
+        host_slot_of(name) = slot;
+        put(name, slot, copies);
+    }
+    copies.push_back({tables_.data(), at + slot_count_ * slot_bytes_, host.bytes});
+    upload(copies, device, stream);
+    if (rules.policy == ResidencyRules::Policy::kStatic) return;
+    residency_.emplace(sizes, experts, rules);
+    fill_ = device.new_stream();
+}
+
+void GpuExperts::put(ExpertName name, int32_t slot, std::vector<cuda::Copy>& copies) {
+    const ops::ExpertSet& set = plan_.experts[static_cast<size_t>(name.set)];
+    const auto expert = static_cast<size_t>(name.expert);
+    std::byte* to = at_ + slot * slot_bytes_;
+    float* multiplier = host_multipliers_ + int64_t{slot} * cuda::kMultipliers;
+    for (const quant::Matrix* matrix : {&set.w1[expert], &set.w3[expert], &set.w2[expert]}) {
+        cuda::place(*matrix, to, copies);
+        to += cuda::placed_bytes(*matrix);
+        *multiplier++ = matrix->multiplier;
+    }
+}
+
+void GpuExperts::begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt) {
+    if (!residency_) return;
+    if (!coming_.empty() && fill_->finished()) {
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - fill_began_;
+        seconds_per_expert_ = took.count() / static_cast<double>(coming_.size());
+        for (const Residency::Change& change : coming_) {
+            residency_->arrived(change.slot);
+            host_slot_of(change.in) = change.slot;
+        }
+        counters_.changes += std::ssize(coming_);
+        counters_.bytes += std::ssize(coming_) * slot_bytes_;
+        coming_.clear();
+        tables_changed_ = true;
+    }
+    if (tables_changed_) stream.copy(at_ + slot_count_ * slot_bytes_, tables_.data(), tables_.bytes());
+    tables_changed_ = false;
+    residency_->begin_pass(rows, is_prompt);
+}
+
+void GpuExperts::note(ops::ExpertsId set, std::span<const int32_t> ids) {
+    counters_.choices += std::ssize(ids);
+    if (slots_.empty()) return;
+    for (const int32_t id : ids) counters_.hits += host_slot_of({set, id}) >= 0;
+    if (residency_) residency_->note(set, ids);
+}
+
+void GpuExperts::end_pass(std::chrono::duration<double> took) {
+    if (!residency_ || !coming_.empty()) return;
+    const int64_t most =
+        seconds_per_expert_ == 0 ? 1 : static_cast<int64_t>(kShareOfLink * took.count() / seconds_per_expert_);
+    coming_ = residency_->choose(std::clamp<int64_t>(most, 1, kMostAtOnce));
+    std::vector<cuda::Copy> copies;
+    for (const Residency::Change& change : coming_) {
+        host_slot_of(change.out) = -1;
+        put(change.in, change.slot, copies);
+        tables_changed_ = true;
+    }
+    fill_began_ = std::chrono::steady_clock::now();
+    for (const cuda::Copy& copy : copies) fill_->copy(copy.to, copy.from, copy.bytes);
+}
+
+std::vector<ExpertName> GpuExperts::resident() const {
+    std::vector<ExpertName> names;
+    for (size_t set = 0; set < host_slot_of_.size(); ++set)
+        for (int32_t expert = 0; expert < std::ssize(plan_.experts[set].w1); ++expert)
+            if (host_slot_of_[set][expert] >= 0) names.push_back({static_cast<ops::ExpertsId>(set), expert});
+    return names;
+}
+
+}  // namespace thermocline::scheduler

@@ -1,0 +1,80 @@
+// Routed experts in the memory of a card: slots of one size, each with w1, w3 and w2 of an expert, and the tables by
+// which kernels find them. The experts of all layers share the slots. Between passes slots may get other experts
+// (residency.h): an expert is forgotten before its slot is written, and known only when all of it is there, so that
+// what a pass computes never depends on a transfer. Used by the engine thread.
+#pragma once
+
+#include "cuda/device.h"
+#include "cuda/run.h"
+#include "cuda/weights.h"
+#include "scheduler/placement.h"
+#include "scheduler/residency.h"
+#include "src/ops/plan.h"
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace thermocline::scheduler {
+
+class GpuExperts {
+public:
+    /// Copies `experts` to `at` of the card, bytes_of() bytes. With rules other than static they change; the weights
+    /// that `plan` shows should be pinned then. Throws Error if the card fails. CHECKs that they may lie there
+    /// (why_not()) and that none is named twice.
+    GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::span<const ExpertName> experts,
+               std::byte* at, const ResidencyRules& rules);
+
+    /// Host array of [plan.experts]; null: no expert is on the card. The same for life.
+    const cuda::ExpertSlots* on_card() const { return slots_.empty() ? nullptr : slots_.data(); }
+
+    /// Before a pass: experts that have come are known from here on in `stream`.
+    void begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt);
+    /// What one set's rows chose: [rows * top_k].
+    void note(ops::ExpertsId set, std::span<const int32_t> ids);
+    /// After a pass that took so long: brings experts to the card, as many as its link carries in a part of that time.
+    void end_pass(std::chrono::duration<double> took);
+
+    const ResidencyCounters& counters() const { return counters_; }
+    /// Known to be on the card.
+    std::vector<ExpertName> resident() const;
+
+    /// Why the experts of `plan` cannot lie on a card, in a clause; empty: they can.
+    static std::string why_not(const ops::Plan& plan);
+    /// Of one expert of any layer; 0: the plan has none.
+    static int64_t slot_bytes(const ops::Plan& plan);
+    /// Of `count` slots and the tables; 0 for none.
+    static int64_t bytes_of(const ops::Plan& plan, int64_t count);
+    /// The most slots that `bytes` have room for, at most as many as there are experts.
+    static int64_t slots_in(const ops::Plan& plan, int64_t bytes);
+
+private:
+    /// Writes an expert into a slot, but for its entry in the table.
+    void put(ExpertName name, int32_t slot, std::vector<cuda::Copy>& copies);
+    int32_t& host_slot_of(ExpertName name) { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
+
+    const ops::Plan& plan_;
+    std::byte* at_;  // the slots, then the tables
+    int64_t slot_count_, slot_bytes_;
+    std::vector<cuda::ExpertSlots> slots_;
+
+    // Tables as they are to be on the card, in pinned memory.
+    cuda::PinnedMemory tables_;
+    float* host_multipliers_ = nullptr;   // [slots, cuda::kMultipliers]
+    std::vector<int32_t*> host_slot_of_;  // of each set, [experts]
+    bool tables_changed_ = false;
+
+    std::optional<Residency> residency_;  // nothing: the experts stay
+    std::unique_ptr<cuda::Stream> fill_;
+    std::vector<Residency::Change> coming_;
+    std::chrono::steady_clock::time_point fill_began_;
+    double seconds_per_expert_ = 0;  // of a transfer; 0: not known yet
+    ResidencyCounters counters_;
+};
+
+}  // namespace thermocline::scheduler

@@ -1,0 +1,51 @@
+#include "scheduler/placement_file.h"
+
+#include "scheduler/routing_profile.h"
+#include "src/base/error.h"
+#include "src/base/file.h"
+
+#include <set>
+
+namespace thermocline::scheduler {
+
+namespace {
+
+constexpr int64_t kVersion = 1;
+
+}  // namespace
+
+Json placement_json(const Placement& placement, const std::string& model, const std::vector<RoutedLayer>& layers) {
+    std::vector<std::vector<int32_t>> resident(layers.size());
+    for (const ExpertName& name : placement.resident) resident[static_cast<size_t>(name.set)].push_back(name.expert);
+    return {{"thermocline_placement", kVersion},  {"model", model},
+            {"layers", layers_json(layers)},      {"resident", std::move(resident)},
+            {"expected_hit_rate", placement.hit}, {"expected_expert_seconds", placement.seconds}};
+}
+
+std::vector<ExpertName> read_placement(const std::string& path, const std::string& model,
+                                       const std::vector<RoutedLayer>& layers) {
+    const std::string file = printable(path);
+    const Json json = parse_json(read_text(path), file);
+    if (!json.is_object() || json.value("thermocline_placement", Json()) != kVersion)
+        fail(file, ": expected \"thermocline_placement\": ", kVersion, ", as `thermocline place` writes it");
+    const Json name = json.value("model", Json());
+    check_model(path, name.is_string() ? name.get<std::string>() : "", layers_of(json.value("layers", Json()), file),
+                model, layers);
+    const Json resident = json.value("resident", Json());
+    if (!resident.is_array() || resident.size() != layers.size())
+        fail(file, ": resident is no list of ", layers.size(), " layers");
+    std::vector<ExpertName> names;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        std::set<int32_t> seen;
+        if (!resident[i].is_array()) fail(file, ": resident[", i, "] is no list of experts");
+        for (const Json& id : resident[i]) {
+            if (!id.is_number_integer() || id < 0 || id >= layers[i].experts || !seen.insert(id.get<int32_t>()).second)
+                fail(file, ": resident[", i, "] holds ", printable(dump_json(id), 40), ", expected ids from 0 to ",
+                     layers[i].experts - 1, ", each once");
+            names.push_back({static_cast<ops::ExpertsId>(i), id.get<int32_t>()});
+        }
+    }
+    return names;
+}
+
+}  // namespace thermocline::scheduler

@@ -1,0 +1,134 @@
+#include "scheduler/residency.h"
+
+#include "src/base/check.h"
+#include "src/base/error.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace thermocline::scheduler {
+
+namespace {
+
+constexpr double kTooLarge = 1e100;  // of the inflation: then all scores are divided
+
+}  // namespace
+
+ResidencyRules::Policy residency_policy(const std::string& name) {
+    using Policy = ResidencyRules::Policy;
+    if (name == "adaptive") return Policy::kAdaptive;
+    if (name == "static") return Policy::kStatic;
+    if (name == "lru") return Policy::kLru;
+    fail("--residency is ", printable(name), ", expected adaptive, static or lru");
+}
+
+Residency::Residency(std::span<const int64_t> sizes, std::span<const ExpertName> resident, const ResidencyRules& rules)
+    : rules_(rules), slots_of_set_(sizes.size(), 0), victims_(sizes.size()) {
+    int64_t largest = 0;
+    for (const int64_t size : sizes) {
+        sets_.emplace_back(static_cast<size_t>(size));
+        largest = std::max(largest, size);
+    }
+    counted_.resize(static_cast<size_t>(largest));
+    for (const ExpertName& name : resident) {
+        at(name).slot = static_cast<int32_t>(slots_.size());
+        at(name).arrived = true;
+        ++slots_of_set_[static_cast<size_t>(name.set)];
+        slots_.push_back({name});
+    }
+}
+
+void Residency::begin_pass(int64_t rows, bool is_prompt) {
+    ++pass_;
+    missed_.clear();
+    weight_ = is_prompt ? rules_.prompt_weight : 1.0;
+    inflation_ *= std::exp2(static_cast<double>(rows) * weight_ / rules_.half_life);
+    if (inflation_ < kTooLarge) return;
+    for (std::vector<Expert>& set : sets_)
+        for (Expert& expert : set) expert.score /= inflation_;
+    inflation_ = 1;
+}
+
+void Residency::note(ops::ExpertsId set, std::span<const int32_t> ids) {
+    std::vector<Expert>& experts = sets_[static_cast<size_t>(set)];
+    std::fill(counted_.begin(), counted_.end(), 0.0);
+    for (const int32_t id : ids) {
+        Expert& expert = experts[static_cast<size_t>(id)];
+        ++choices_;
+        hits_ += expert.arrived;
+        double& counted = counted_[static_cast<size_t>(id)];
+        if (counted < rules_.most_per_prompt) expert.score += inflation_ * weight_;
+        counted += weight_;
+        if (expert.last_pass == pass_) continue;
+        if (rules_.policy == ResidencyRules::Policy::kLru) expert.score = static_cast<double>(pass_);
+        expert.twice = expert.last_pass >= 0;
+        expert.last_pass = pass_;
+        if (expert.slot < 0) missed_.push_back({set, id});
+    }
+}
+
+/// Puts the slots that may be taken in order, set by set, the least score (of equals the lowest slot) last. Experts of
+/// the last two passes stay.
+void Residency::collect_victims() {
+    for (std::vector<int32_t>& victims : victims_) victims.clear();
+    for (size_t slot = 0; slot < slots_.size(); ++slot) {
+        const ExpertName name = slots_[slot].name;
+        if (slots_[slot].busy || at(name).last_pass > pass_ - 2) continue;
+        victims_[static_cast<size_t>(name.set)].push_back(static_cast<int32_t>(slot));
+    }
+    for (std::vector<int32_t>& victims : victims_)
+        std::sort(victims.begin(), victims.end(),
+                  [&](int32_t a, int32_t b) { return score_in(a) != score_in(b) ? score_in(a) > score_in(b) : a > b; });
+}
+
+/// The slot whose expert is worth least, if that is clearly less than the newcomer; -1: none.
+int32_t Residency::take_victim(ExpertName newcomer) {
+    double least = at(newcomer).score;
+    if (rules_.policy == ResidencyRules::Policy::kAdaptive) least /= 1 + rules_.margin;
+    size_t from = victims_.size();
+    for (size_t set = 0; set < victims_.size(); ++set) {
+        if (victims_[set].empty() || score_in(victims_[set].back()) >= least) continue;
+        if (set != static_cast<size_t>(newcomer.set) && slots_of_set_[set] <= rules_.least_per_set) continue;
+        least = score_in(victims_[set].back());
+        from = set;
+    }
+    if (from == victims_.size()) return -1;
+    const int32_t slot = victims_[from].back();
+    victims_[from].pop_back();
+    return slot;
+}
+
+std::vector<Residency::Change> Residency::choose(int64_t most) {
+    std::vector<Change> changes;
+    if (rules_.policy == ResidencyRules::Policy::kStatic) return changes;
+    if (rules_.policy == ResidencyRules::Policy::kAdaptive)
+        std::erase_if(missed_, [&](ExpertName name) { return !at(name).twice; });
+    std::stable_sort(missed_.begin(), missed_.end(),
+                     [&](ExpertName a, ExpertName b) { return at(a).score > at(b).score; });
+    if (!missed_.empty()) collect_victims();
+    for (const ExpertName& in : missed_) {
+        if (std::ssize(changes) >= most) break;
+        const int32_t slot = take_victim(in);
+        if (slot < 0) continue;
+        Slot& taken = slots_[static_cast<size_t>(slot)];
+        changes.push_back({slot, in, taken.name});
+        Expert& out = at(taken.name);
+        out.slot = -1;
+        out.arrived = out.twice = false;
+        --slots_of_set_[static_cast<size_t>(taken.name.set)];
+        ++slots_of_set_[static_cast<size_t>(in.set)];
+        at(in).slot = slot;
+        taken = {in, true};
+    }
+    missed_.clear();
+    return changes;
+}
+
+void Residency::arrived(int32_t slot) {
+    Slot& taken = slots_[static_cast<size_t>(slot)];
+    CHECK(taken.busy);
+    taken.busy = false;
+    at(taken.name).arrived = true;
+}
+
+}  // namespace thermocline::scheduler

@@ -1,0 +1,27 @@
+// What the routers of a model are and what they chose in a pass. Pure data.
+#pragma once
+
+#include "src/ops/plan.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace thermocline::scheduler {
+
+/// The experts that one pass chose: of each Route step of the plan, in order, [rows, top_k].
+struct RoutingRecord {
+    std::vector<std::vector<int32_t>> ids;
+};
+
+/// A layer with a router.
+struct RoutedLayer {
+    int64_t experts, top_k;
+    bool operator==(const RoutedLayer&) const = default;
+};
+/// One a Route step, in order, as in RoutingRecord.
+std::vector<RoutedLayer> routed_layers(const ops::Plan& plan);
+/// "2 layers, 256 experts, top 6"
+std::string shape_text(const std::vector<RoutedLayer>& layers);
+
+}  // namespace thermocline::scheduler

@@ -1,0 +1,228 @@
+#include "scheduler/routing_profile.h"
+
+#include "scheduler/residency_replay.h"
+#include "src/base/error.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+#include <utility>
+
+namespace thermocline::scheduler {
+
+namespace {
+
+void keep_most_frequent(std::vector<RoutingCounts::Pair>& pairs) {
+    std::stable_sort(pairs.begin(), pairs.end(), [](const auto& x, const auto& y) { return x.rows > y.rows; });
+    if (pairs.size() > RoutingCounts::kMostPairs) pairs.resize(RoutingCounts::kMostPairs);
+}
+
+/// Counts the rows of one phase; pairs whole, until the most frequent are kept.
+class Counting {
+public:
+    explicit Counting(const std::vector<RoutedLayer>& layers) : layers_(layers) {
+        for (const RoutedLayer& layer : layers) {
+            counts_.chosen.emplace_back(static_cast<size_t>(layer.experts));
+            together_.emplace_back(static_cast<size_t>(layer.experts * layer.experts));
+        }
+    }
+
+    void add(const RoutedPass& pass) {
+        counts_.rows += pass.rows;
+        for (size_t i = 0; i < layers_.size(); ++i)
+            for (auto row = pass.ids[i].begin(); row != pass.ids[i].end(); row += layers_[i].top_k)
+                add_row(i, {row, row + layers_[i].top_k});
+    }
+
+    RoutingCounts result() {
+        for (size_t i = 0; i < layers_.size(); ++i) counts_.pairs.push_back(most_frequent(i));
+        return std::move(counts_);
+    }
+
+private:
+    void add_row(size_t layer, std::span<const int32_t> ids) {
+        for (const int32_t a : ids) {
+            ++counts_.chosen[layer][static_cast<size_t>(a)];
+            for (const int32_t b : ids)
+                if (a < b) ++together_[layer][static_cast<size_t>(a * layers_[layer].experts + b)];
+        }
+    }
+
+    std::vector<RoutingCounts::Pair> most_frequent(size_t layer) const {
+        const auto experts = static_cast<size_t>(layers_[layer].experts);
+        std::vector<RoutingCounts::Pair> pairs;
+        for (size_t at = 0; at < together_[layer].size(); ++at)
+            if (together_[layer][at] > 0)
+                pairs.push_back(
+                    {static_cast<int32_t>(at / experts), static_cast<int32_t>(at % experts), together_[layer][at]});
+        keep_most_frequent(pairs);
+        return pairs;
+    }
+
+    const std::vector<RoutedLayer>& layers_;
+    RoutingCounts counts_;
+    std::vector<std::vector<uint32_t>> together_;  // [layers][experts * experts]
+};
+
+/// Foretells a layer's experts from those of the layer before, by how often they went together so far.
+class Foretelling {
+public:
+    Foretelling(const RoutedLayer& before, const RoutedLayer& layer)
+        : layer_(layer), together_(static_cast<size_t>(before.experts * layer.experts)) {}
+
+    void add(std::span<const int32_t> before, std::span<const int32_t> chosen) {
+        std::vector<double> score(static_cast<size_t>(layer_.experts));
+        for (const int32_t from : before) {
+            const uint32_t* row = together_.data() + from * layer_.experts;
+            const double all = std::accumulate(row, row + layer_.experts, 1.0);
+            for (size_t e = 0; e < score.size(); ++e) score[e] += row[e] / all;
+        }
+        std::vector<int32_t> order(score.size());
+        std::iota(order.begin(), order.end(), 0);
+        std::partial_sort(order.begin(), order.begin() + layer_.top_k, order.end(), [&](int32_t a, int32_t b) {
+            const double x = score[static_cast<size_t>(a)], y = score[static_cast<size_t>(b)];
+            return x != y ? x > y : a < b;
+        });
+        for (const int32_t expert : chosen) {
+            foretold_ += std::find(order.begin(), order.begin() + layer_.top_k, expert) != order.begin() + layer_.top_k;
+            ++choices_;
+            for (const int32_t from : before) ++together_[static_cast<size_t>(from * layer_.experts + expert)];
+        }
+    }
+    double precision() const {
+        return choices_ > 0 ? static_cast<double>(foretold_) / static_cast<double>(choices_) : 0;
+    }
+
+private:
+    RoutedLayer layer_;
+    std::vector<uint32_t> together_;  // [experts before][experts]
+    int64_t foretold_ = 0, choices_ = 0;
+};
+
+std::vector<double> next_layer_precision(const RoutingTrace& trace) {
+    std::vector<double> precision(trace.layers.size(), 0.0);
+    for (size_t i = 1; i < trace.layers.size(); ++i) {
+        Foretelling foretelling(trace.layers[i - 1], trace.layers[i]);
+        const auto before_k = static_cast<size_t>(trace.layers[i - 1].top_k),
+                   k = static_cast<size_t>(trace.layers[i].top_k);
+        for (const RoutedPass& pass : trace.passes)
+            for (size_t row = 0; row < static_cast<size_t>(pass.rows); ++row)
+                foretelling.add(std::span(pass.ids[i - 1]).subspan(row * before_k, before_k),
+                                std::span(pass.ids[i]).subspan(row * k, k));
+        precision[i] = foretelling.precision();
+    }
+    return precision;
+}
+
+/// Of the passes that decode.
+WorkingSet working_set_of(const RoutingTrace& trace) {
+    RoutingTrace decode{trace.model, trace.layers, {}};
+    for (const RoutedPass& pass : trace.passes)
+        if (pass.decode) decode.passes.push_back(pass);
+    WorkingSet set;
+    const size_t half = decode.passes.size() / 2;
+    if (half == 0) return set;
+    const std::vector<int64_t> sizes = expert_counts(trace.layers);
+    const auto experts = static_cast<double>(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}));
+    using Policy = ResidencyRules::Policy;
+    for (size_t i = 0; i < kCurveFractions.size(); ++i) {
+        const auto slots = static_cast<int64_t>(std::lround(kCurveFractions[i] * experts));
+        const std::vector<ExpertName> start = spread_experts(sizes, slots);
+        const Replayed adaptive = replay(decode, start, {.policy = Policy::kAdaptive}, half);
+        set.choices = adaptive.choices;
+        set.at[i] = {adaptive.hit_rate(), replay(decode, start, {.policy = Policy::kLru}, half).hit_rate(),
+                     replay(decode, most_chosen(decode, half, slots), {.policy = Policy::kStatic}, half).hit_rate(),
+                     replay_optimum(decode, start, half).hit_rate()};
+    }
+    return set;
+}
+
+RoutingClass class_of(const RoutingTrace& trace, std::string name) {
+    Counting prefill(trace.layers), decode(trace.layers);
+    for (const RoutedPass& pass : trace.passes) (pass.decode ? decode : prefill).add(pass);
+    return {std::move(name), prefill.result(), decode.result(), next_layer_precision(trace), working_set_of(trace)};
+}
+
+void merge(RoutingCounts& into, const RoutingCounts& other) {
+    into.rows += other.rows;
+    for (size_t layer = 0; layer < into.chosen.size(); ++layer) {
+        for (size_t e = 0; e < into.chosen[layer].size(); ++e) into.chosen[layer][e] += other.chosen[layer][e];
+        std::map<std::pair<int32_t, int32_t>, int64_t> rows;
+        for (const RoutingCounts* counts : {&std::as_const(into), &other})
+            for (const RoutingCounts::Pair& pair : counts->pairs[layer]) rows[{pair.a, pair.b}] += pair.rows;
+        std::vector<RoutingCounts::Pair>& pairs = into.pairs[layer];
+        pairs.clear();
+        for (const auto& [names, count] : rows) pairs.push_back({names.first, names.second, count});
+        keep_most_frequent(pairs);
+    }
+}
+
+void merge(RoutingClass& into, const RoutingClass& other) {
+    const auto average = [](double& a, double b, int64_t of_a, int64_t of_b) {
+        if (of_b > 0)
+            a = (a * static_cast<double>(of_a) + b * static_cast<double>(of_b)) / static_cast<double>(of_a + of_b);
+    };
+    const int64_t rows = into.prefill.rows + into.decode.rows, other_rows = other.prefill.rows + other.decode.rows;
+    for (size_t i = 0; i < into.next_layer.size(); ++i)
+        average(into.next_layer[i], other.next_layer[i], rows, other_rows);
+    WorkingSet& a = into.working_set;
+    const WorkingSet& b = other.working_set;
+    for (size_t i = 0; i < a.at.size(); ++i)
+        for (double WorkingSet::Rates::*rate : {&WorkingSet::Rates::adaptive, &WorkingSet::Rates::lru,
+                                                &WorkingSet::Rates::fixed, &WorkingSet::Rates::optimum})
+            average(a.at[i].*rate, b.at[i].*rate, a.choices, b.choices);
+    a.choices += b.choices;
+    merge(into.prefill, other.prefill);
+    merge(into.decode, other.decode);
+}
+
+}  // namespace
+
+std::vector<std::vector<int64_t>> RoutingProfile::chosen() const {
+    std::vector<std::vector<int64_t>> sum;
+    for (const RoutedLayer& layer : layers) sum.emplace_back(static_cast<size_t>(layer.experts));
+    for (const RoutingClass& one : classes)
+        for (const RoutingCounts* counts : {&one.prefill, &one.decode})
+            for (size_t i = 0; i < sum.size(); ++i)
+                for (size_t e = 0; e < sum[i].size(); ++e) sum[i][e] += counts->chosen[i][e];
+    return sum;
+}
+
+int64_t RoutingProfile::rows() const {
+    int64_t rows = 0;
+    for (const RoutingClass& one : classes) rows += one.prefill.rows + one.decode.rows;
+    return rows;
+}
+
+RoutingProfile profile_of(const RoutingTrace& trace) {
+    RoutingProfile profile{trace.model, trace.layers, {}};
+    std::map<std::string, RoutingTrace> kinds;
+    for (const RoutedPass& pass : trace.passes) {
+        RoutingTrace& kind = kinds.try_emplace(pass.kind, RoutingTrace{trace.model, trace.layers, {}}).first->second;
+        kind.passes.push_back(pass);
+    }
+    for (const auto& [name, kind] : kinds) profile.classes.push_back(class_of(kind, name));
+    return profile;
+}
+
+void merge(RoutingProfile& into, const RoutingProfile& other) {
+    check_model("the profile to be merged", other.model, other.layers, into.model, into.layers);
+    for (const RoutingClass& one : other.classes) {
+        const auto same = std::find_if(into.classes.begin(), into.classes.end(),
+                                       [&](const RoutingClass& there) { return there.name == one.name; });
+        if (same == into.classes.end())
+            into.classes.push_back(one);
+        else
+            merge(*same, one);
+    }
+}
+
+void check_model(const std::string& path, const std::string& found_model, const std::vector<RoutedLayer>& found,
+                 const std::string& model, const std::vector<RoutedLayer>& layers) {
+    if (found_model == model && found == layers) return;
+    fail(printable(path), ": is of ", found_model.empty() ? "a model without name" : printable(found_model), " (",
+         shape_text(found), "), but this is ", printable(model), " (", shape_text(layers), ")");
+}
+
+}  // namespace thermocline::scheduler

@@ -1,0 +1,144 @@
+#include "scheduler/routing_trace.h"
+
+#include "src/base/error.h"
+#include "src/base/file.h"
+
+#include <algorithm>
+#include <string_view>
+
+namespace thermocline::scheduler {
+
+namespace {
+
+constexpr int64_t kVersion = 1;
+constexpr int64_t kMostExperts = 1024, kMostLayers = 512;  // published models have up to 512 and 94
+constexpr size_t kMostBytes = size_t{4} << 30;             // a trace of V4-Flash takes about 1 KB a token
+
+int64_t integer(const Json& object, const char* key) {
+    const auto found = object.find(key);
+    return found != object.end() && found->is_number_integer() ? found->get<int64_t>() : -1;
+}
+
+std::string text(const Json& object, const char* key) {
+    const auto found = object.find(key);
+    return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+}
+
+void read_row(const Json& row, const RoutedLayer& layer, const std::string& where, std::vector<int32_t>& out) {
+    if (!row.is_array() || std::ssize(row) != layer.top_k) fail(where, ": a row has not ", layer.top_k, " experts");
+    const size_t begin = out.size();
+    for (const Json& id : row) {
+        if (!id.is_number_integer() || id < 0 || id >= layer.experts)
+            fail(where, ": expert ", printable(dump_json(id), 40), ", expected 0 to ", layer.experts - 1);
+        const auto expert = id.get<int32_t>();
+        if (std::find(out.begin() + static_cast<long>(begin), out.end(), expert) != out.end())
+            fail(where, ": a row names expert ", expert, " twice");
+        out.push_back(expert);
+    }
+}
+
+RoutedPass read_pass(const Json& json, const std::vector<RoutedLayer>& layers, const std::string& where) {
+    if (!json.is_object()) fail(where, ": is ", json.type_name(), ", expected an object");
+    const std::string phase = text(json, "phase");
+    if (phase != "prefill" && phase != "decode") fail(where, ": phase is no \"prefill\" or \"decode\"");
+    RoutedPass pass{.decode = phase == "decode", .kind = text(json, "class"), .ids = {}};
+    const Json ids = json.value("ids", Json());
+    if (!ids.is_array() || ids.empty() || ids.size() != layers.size() || !ids[0].is_array())
+        fail(where, ": ids is no list of ", layers.size(), " layers");
+    pass.rows = std::ssize(ids[0]);
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const std::string at = where + ", layer " + std::to_string(i);
+        if (!ids[i].is_array() || std::ssize(ids[i]) != pass.rows) fail(at, ": has not ", pass.rows, " rows");
+        std::vector<int32_t>& out = pass.ids.emplace_back();
+        for (const Json& row : ids[i]) read_row(row, layers[i], at, out);
+    }
+    return pass;
+}
+
+}  // namespace
+
+Json layers_json(const std::vector<RoutedLayer>& layers) {
+    Json list = Json::array();
+    for (const RoutedLayer& layer : layers) list.push_back({{"experts", layer.experts}, {"top_k", layer.top_k}});
+    return list;
+}
+
+std::vector<RoutedLayer> layers_of(const Json& json, const std::string& where) {
+    if (!json.is_array() || json.empty() || std::ssize(json) > kMostLayers)
+        fail(where, ": layers is no list of 1 to ", kMostLayers, " layers with routers");
+    std::vector<RoutedLayer> layers;
+    for (const Json& item : json) {
+        if (!item.is_object()) fail(where, ": layer ", layers.size(), " is ", item.type_name(), ", expected an object");
+        const RoutedLayer layer{integer(item, "experts"), integer(item, "top_k")};
+        if (layer.experts < 1 || layer.experts > kMostExperts || layer.top_k < 1 || layer.top_k > layer.experts)
+            fail(where, ": layer ", layers.size(), " has ", layer.experts, " experts and chooses ", layer.top_k,
+                 ", expected 1 to ", kMostExperts, " experts and at most as many choices");
+        layers.push_back(layer);
+    }
+    return layers;
+}
+
+int64_t RoutingTrace::rows() const {
+    int64_t rows = 0;
+    for (const RoutedPass& pass : passes) rows += pass.rows;
+    return rows;
+}
+
+RoutingTrace read_routing_trace(const std::string& path) {
+    const std::string content = read_text(path, kMostBytes), name = printable(path);
+    RoutingTrace trace;
+    size_t line = 1;
+    for (size_t at = 0; at < content.size(); ++line) {
+        const size_t end = std::min(content.find('\n', at), content.size());
+        const std::string where = name + ", line " + std::to_string(line);
+        const Json json = parse_json(std::string_view(content).substr(at, end - at), where);
+        at = end + 1;
+        if (line > 1) {
+            trace.passes.push_back(read_pass(json, trace.layers, where));
+            continue;
+        }
+        if (!json.is_object() || integer(json, "thermocline_routing") != kVersion)
+            fail(where, ": expected \"thermocline_routing\": ", kVersion, ", as `score --record-routing` writes it");
+        trace.model = text(json, "model");
+        trace.layers = layers_of(json.value("layers", Json()), where);
+    }
+    if (trace.rows() == 0) fail(name, ": holds no routing, expected a trace of `score --record-routing`");
+    return trace;
+}
+
+RoutedPass part_of(const RoutingRecord& record, const std::vector<RoutedLayer>& layers, int64_t first, int64_t rows,
+                   bool decode, const std::string& kind) {
+    RoutedPass pass{.decode = decode, .kind = kind, .ids = {}, .rows = rows};
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const auto begin = record.ids[i].begin() + first * layers[i].top_k;
+        pass.ids.emplace_back(begin, begin + rows * layers[i].top_k);
+    }
+    return pass;
+}
+
+RoutingTraceWriter::RoutingTraceWriter(const std::string& path, const std::string& model,
+                                       const std::vector<RoutedLayer>& layers)
+    : path_(path), out_(path, std::ios::binary), layers_(layers) {
+    out_ << dump_json({{"thermocline_routing", kVersion}, {"model", model}, {"layers", layers_json(layers)}}) << '\n';
+}
+
+void RoutingTraceWriter::add(const RoutingRecord& record, int64_t first, int64_t rows, bool decode,
+                             const std::string& kind) {
+    const RoutedPass pass = part_of(record, layers_, first, rows, decode, kind);
+    Json layers = Json::array();
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        Json& list = layers.emplace_back(Json::array());
+        for (auto row = pass.ids[i].begin(); row != pass.ids[i].end(); row += layers_[i].top_k)
+            list.push_back(std::vector<int32_t>(row, row + layers_[i].top_k));
+    }
+    Json line = {{"phase", decode ? "decode" : "prefill"}, {"ids", std::move(layers)}};
+    if (!kind.empty()) line["class"] = kind;
+    out_ << dump_json(line) << '\n';
+}
+
+void RoutingTraceWriter::close() {
+    out_.close();
+    if (!out_) fail(printable(path_), ": cannot write");
+}
+
+}  // namespace thermocline::scheduler

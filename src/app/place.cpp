@@ -1,0 +1,117 @@
+// `place`: which experts should lie on the card, from a routing profile, for a machine and a budget.
+#include "scheduler/placement_file.h"
+#include "scheduler/printed.h"
+#include "scheduler/routing_profile.h"
+#include "src/app/commands.h"
+#include "src/app/planning.h"
+#include "src/base/error.h"
+#include "src/base/file.h"
+#include "src/base/json.h"
+
+#include <charconv>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace thermocline::app {
+
+namespace {
+
+using scheduler::printed;
+
+struct PlaceFlags {
+    PlanningFlags planning;
+    std::string profile, out;
+    std::vector<std::string> pins;
+    bool json = false;
+};
+
+/// "3:17": expert 17 of layer 3.
+scheduler::ExpertName pin_of(const std::string& text) {
+    scheduler::ExpertName pin{-1, -1};
+    const char* end = text.data() + text.size();
+    const auto [colon, bad_layer] = std::from_chars(text.data(), end, pin.set);
+    if (bad_layer == std::errc() && colon != end && *colon == ':') {
+        const auto [rest, bad_expert] = std::from_chars(colon + 1, end, pin.expert);
+        if (bad_expert == std::errc() && rest == end) return pin;
+    }
+    fail("--pin is ", printable(text), ", expected LAYER:EXPERT, such as 3:17");
+}
+
+scheduler::RoutingProfile profile_for(const PlaceFlags& flags, const Planned& planned) {
+    scheduler::RoutingProfile profile = scheduler::read_routing_profile(flags.profile);
+    const auto layers = scheduler::routed_layers(planned.model->trunk);
+    const bool same_shape = planned.is_config && profile.layers == layers;  // a config is the shape of many models
+    scheduler::check_model(flags.profile, profile.model, profile.layers,
+                           same_shape ? profile.model : planned.model_name, layers);
+    return profile;
+}
+
+std::string table(const scheduler::Placement& placement, const scheduler::Placement& nothing,
+                  const scheduler::RoutingProfile& profile) {
+    std::string text =
+        printed("%6s %9s %9s %10s %12s %12s\n", "layer", "experts", "resident", "hit rate", "experts us", "without us");
+    for (size_t i = 0; i < placement.layers.size(); ++i) {
+        const scheduler::Placement::Layer& layer = placement.layers[i];
+        text += printed("%6zu %9lld %9lld %10.3f %12.1f %12.1f\n", i, static_cast<long long>(profile.layers[i].experts),
+                        static_cast<long long>(layer.slots), layer.hit, layer.seconds * 1e6,
+                        nothing.layers[i].seconds * 1e6);
+    }
+    return text + printed("%6s %9s %9zu %10.3f %12.1f %12.1f\n", "all", "", placement.resident.size(), placement.hit,
+                          placement.seconds * 1e6, nothing.seconds * 1e6);
+}
+
+void place(const PlaceFlags& flags) {
+    std::vector<scheduler::ExpertName> pins;
+    for (const std::string& text : flags.pins) pins.push_back(pin_of(text));
+    const Planned planned = plan_ahead(flags.planning);
+    if (!planned.forecast.gpu) fail(printable(planned.machine_name), " has no card to place experts on");
+    if (!planned.forecast.gpu->refusal.empty()) fail(planned.forecast.gpu->refusal);
+    const scheduler::RoutingProfile profile = profile_for(flags, planned);
+    const scheduler::TokenWork work = scheduler::token_work(planned.model->trunk, flags.planning.context - 1);
+    const scheduler::Rates rates =
+        scheduler::rates_of(planned.machine, &planned.machine.gpus.front(), scheduler::Outlook::kTarget);
+    const std::vector<double> seconds = scheduler::layer_seconds(work, rates, true);
+    const auto counts = profile.chosen();
+    const auto solve = [&](int64_t slots) {
+        return scheduler::place_experts({profile.layers, counts, seconds, slots, slots > 0 ? pins : decltype(pins)()});
+    };
+    const int64_t slots = planned.forecast.gpu->expert_slots;
+    const scheduler::Placement placement = solve(slots), nothing = solve(0);
+    Json json = scheduler::placement_json(placement, profile.model, profile.layers);
+    json["machine"] = planned.machine_name;
+    json["slots"] = slots;
+    if (!flags.out.empty()) write_text(flags.out, dump_json(json) + "\n");
+    if (flags.json) {
+        std::printf("%s\n", dump_json(json).c_str());
+        return;
+    }
+    std::printf("%s on %s: room for %lld of %lld experts, routing of %lld tokens\n\n%s",
+                printable(profile.model).c_str(), printable(planned.machine_name).c_str(),
+                static_cast<long long>(slots), static_cast<long long>(planned.forecast.gpu->experts),
+                static_cast<long long>(profile.rows()), table(placement, nothing, profile).c_str());
+    std::printf(
+        "\nExpected time of the experts of a token, computed, not measured, if routing stays as it was recorded; an "
+        "adaptive\nresidency starts from these experts and follows what is chosen.\n");
+    if (std::ssize(placement.resident) < slots)
+        std::printf("%lld slots gain nothing more and are left to any experts.\n",
+                    static_cast<long long>(slots - std::ssize(placement.resident)));
+}
+
+}  // namespace
+
+void add_place(CLI::App& root) {
+    auto flags = std::make_shared<PlaceFlags>();
+    CLI::App& command = *root.add_subcommand(
+        "place", "which experts should lie on the card, from a routing profile, for any machine file and budget");
+    flags->planning.declare(command);
+    command.add_option("--profile", flags->profile, "file that `profile` wrote")->required();
+    command.add_option("--pin", flags->pins, "LAYER:EXPERT to keep on the card whatever it gains")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+    command.add_option("-o,--output", flags->out, "write the placement here, for --placement of run and serve");
+    command.add_flag("--json", flags->json, "print the placement as one JSON document");
+    command.callback([flags] { place(*flags); });
+}
+
+}  // namespace thermocline::app

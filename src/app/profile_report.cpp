@@ -1,0 +1,203 @@
+#include "src/app/profile_report.h"
+
+#include "scheduler/printed.h"
+#include "src/base/error.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace thermocline::app {
+
+namespace {
+
+using scheduler::kCurveFractions;
+using scheduler::printed;
+using scheduler::RoutingClass;
+using scheduler::RoutingCounts;
+using scheduler::WorkingSet;
+
+constexpr int kWidth = 1100, kMargin = 60, kCurveHeight = 260;
+
+struct Policy {
+    const char *name, *colour;
+    double WorkingSet::Rates::*rate;
+};
+constexpr Policy kPolicies[] = {{"adaptive", "#0b6e99", &WorkingSet::Rates::adaptive},
+                                {"lru", "#b8602a", &WorkingSet::Rates::lru},
+                                {"static", "#6b7280", &WorkingSet::Rates::fixed},
+                                {"optimum", "#15803d", &WorkingSet::Rates::optimum}};
+
+std::string escaped(const std::string& text) {
+    std::string out;
+    for (const char c : text) {
+        if (c == '<')
+            out += "&lt;";
+        else if (c == '&')
+            out += "&amp;";
+        else
+            out += c;
+    }
+    return out;
+}
+
+std::string title_of(const RoutingClass& one) { return one.name.empty() ? "all text" : one.name; }
+
+double mean_next_layer(const RoutingClass& one) {
+    double sum = 0.0;
+    for (const double precision : one.next_layer) sum += precision;
+    return one.next_layer.size() > 1 ? sum / static_cast<double>(one.next_layer.size() - 1) : 0.0;
+}
+
+/// Share of all choices that the most chosen tenth of every layer's experts get.
+double top_tenth(const RoutingCounts& counts) {
+    double top = 0.0, all = 0.0;
+    for (std::vector<int64_t> layer : counts.chosen) {
+        std::sort(layer.begin(), layer.end(), std::greater<>());
+        for (size_t e = 0; e < layer.size(); ++e) {
+            all += static_cast<double>(layer[e]);
+            if (e < (layer.size() + 9) / 10) top += static_cast<double>(layer[e]);
+        }
+    }
+    return all > 0.0 ? top / all : 0.0;
+}
+
+/// From pale (never) over the mean to dark (four times the mean and more).
+std::string colour_of(double times_mean) {
+    const double at = std::min(1.0, std::sqrt(times_mean / 4.0));
+    const auto mix = [&](int from, int to) { return static_cast<int>(std::lround(from + at * (to - from))); };
+    return printed("#%02x%02x%02x", mix(247, 8), mix(250, 48), mix(252, 107));
+}
+
+class Drawing {
+public:
+    explicit Drawing(const scheduler::RoutingProfile& profile) : profile_(profile) {
+        text(kMargin, 30, 20, printable(profile.model) + ": routing of " + std::to_string(profile.rows()) + " tokens");
+        text(kMargin, 52, 13, shape_text(profile.layers));
+        y_ = 80;
+        for (const RoutingClass& one : profile.classes) {
+            text(kMargin, y_ + 16, 16, printable(title_of(one)));
+            y_ += 30;
+            heat_map(one.prefill, "prefill");
+            heat_map(one.decode, "decode");
+            if (one.working_set.choices > 0) curves(one.working_set);
+        }
+    }
+
+    std::string svg() const {
+        return printed(
+                   "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" height=\"%d\" "
+                   "font-family=\"sans-serif\"><rect width=\"%d\" height=\"%d\" fill=\"#fff\"/>\n",
+                   kWidth, y_, kWidth, y_, kWidth, y_) +
+               body_ + "</svg>\n";
+    }
+
+private:
+    void text(int x, int y, int size, const std::string& words, const char* more = "") {
+        body_ += printed("<text x=\"%d\" y=\"%d\" font-size=\"%d\" fill=\"#111\" %s>", x, y, size, more) +
+                 escaped(words) + "</text>\n";
+    }
+
+    void heat_map(const RoutingCounts& counts, const char* phase) {
+        if (counts.rows == 0) return;
+        const auto layers = static_cast<int>(counts.chosen.size());
+        int64_t experts = 1;
+        for (const scheduler::RoutedLayer& layer : profile_.layers) experts = std::max(experts, layer.experts);
+        const double width = static_cast<double>(kWidth - 2 * kMargin) / static_cast<double>(experts);
+        const double height = std::clamp(400.0 / layers, 4.0, 16.0);
+        text(kMargin, y_ + 12, 13,
+             printed("%s: %lld tokens; the most chosen tenth of the experts gets %.0f %% of the choices", phase,
+                     static_cast<long long>(counts.rows), 100.0 * top_tenth(counts)));
+        y_ += 20;
+        for (int i = 0; i < layers; ++i) layer_row(counts, i, y_ + i * height, width, height);
+        text(kMargin - 8, y_ + 10, 11, "0", "text-anchor=\"end\"");
+        text(kMargin - 8, y_ + static_cast<int>(layers * height), 11, std::to_string(layers - 1),
+             "text-anchor=\"end\"");
+        y_ += static_cast<int>(layers * height) + 16;
+        text(kMargin, y_, 11, "layers down, experts across; pale: never chosen, dark: four times the mean and more");
+        y_ += 22;
+    }
+
+    void layer_row(const RoutingCounts& counts, int layer, double y, double width, double height) {
+        const auto at = static_cast<size_t>(layer);
+        const double mean = static_cast<double>(counts.rows * profile_.layers[at].top_k) /
+                            static_cast<double>(profile_.layers[at].experts);
+        for (size_t e = 0; e < counts.chosen[at].size(); ++e)
+            body_ += printed("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.2f\" height=\"%.1f\" fill=\"%s\"/>",
+                             kMargin + static_cast<double>(e) * width, y, width, height,
+                             colour_of(static_cast<double>(counts.chosen[at][e]) / mean).c_str());
+        body_ += "\n";
+    }
+
+    void curves(const WorkingSet& set) {
+        const int left = kMargin, right = kWidth / 2, top = y_ + 24, bottom = top + kCurveHeight;
+        text(left, y_ + 12, 13, "share of the chosen experts that are resident, by the resident share of all experts");
+        const auto x_of = [&](double share) { return left + share * (right - left); };
+        const auto y_of = [&](double share) { return bottom - share * (bottom - top); };
+        for (int tick = 0; tick <= 4; ++tick) {
+            const double share = tick / 4.0;
+            body_ += printed("<path d=\"M%d %.1fH%d\" stroke=\"#ddd\"/><path d=\"M%.1f %dV%d\" stroke=\"#ddd\"/>\n",
+                             left, y_of(share), right, x_of(share), top, bottom);
+            const std::string label = printed("%.2f", share);
+            text(left - 6, static_cast<int>(y_of(share)) + 4, 11, label, "text-anchor=\"end\"");
+            text(static_cast<int>(x_of(share)), bottom + 16, 11, label, "text-anchor=\"middle\"");
+        }
+        int legend = top + 12;
+        for (const Policy& policy : kPolicies) {
+            body_ += printed("<polyline fill=\"none\" stroke=\"%s\" stroke-width=\"2\" points=\"", policy.colour);
+            for (size_t i = 0; i < kCurveFractions.size(); ++i)
+                body_ += printed("%.1f,%.1f ", x_of(kCurveFractions[i]), y_of(set.at[i].*policy.rate));
+            body_ += "\"/>\n" + printed("<rect x=\"%d\" y=\"%d\" width=\"14\" height=\"4\" fill=\"%s\"/>\n", right + 30,
+                                        legend - 5, policy.colour);
+            text(right + 52, legend, 13, policy.name);
+            legend += 22;
+        }
+        y_ = bottom + 44;
+    }
+
+    const scheduler::RoutingProfile& profile_;
+    std::string body_;
+    int y_ = 0;
+};
+
+}  // namespace
+
+std::string profile_text(const scheduler::RoutingProfile& profile) {
+    std::string text = printed("%s: %s; %lld tokens\n", printable(profile.model).c_str(),
+                               shape_text(profile.layers).c_str(), static_cast<long long>(profile.rows()));
+    for (const RoutingClass& one : profile.classes) {
+        text += printed("\n%s: %lld tokens of prompts, %lld generated\n", printable(title_of(one)).c_str(),
+                        static_cast<long long>(one.prefill.rows), static_cast<long long>(one.decode.rows));
+        text += printed(
+            "  the most chosen tenth of the experts gets %.0f %% of the choices of prompts, %.0f %% of "
+            "generated tokens\n",
+            100.0 * top_tenth(one.prefill), 100.0 * top_tenth(one.decode));
+        text += printed("  a layer's experts foretell %.0f %% of the next layer's\n", 100.0 * mean_next_layer(one));
+        if (one.working_set.choices == 0) continue;
+        text += "  resident share of all experts";
+        for (const double fraction : kCurveFractions) text += printed("%7.3f", fraction);
+        for (const Policy& policy : kPolicies) {
+            text += printed("\n  hit rate, %-19s", policy.name);
+            for (const WorkingSet::Rates& rates : one.working_set.at) text += printed("%7.3f", rates.*policy.rate);
+        }
+        text += "\n";
+    }
+    return text;
+}
+
+void check_report_path(const std::string& path) {
+    if (!path.empty() && !path.ends_with(".html") && !path.ends_with(".svg"))
+        fail("--report is ", printable(path), ", expected a file that ends with .html or .svg");
+}
+
+std::string report(const scheduler::RoutingProfile& profile, const std::string& path) {
+    const std::string svg = Drawing(profile).svg();
+    if (path.ends_with(".svg")) return svg;
+    return "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Routing of " +
+           escaped(printable(profile.model)) +
+           "</title><style>body{margin:2rem;font-family:sans-serif}svg{max-width:100%;height:auto}pre{overflow-x:auto}"
+           "</style>\n" +
+           svg + "<pre>" + escaped(profile_text(profile)) + "</pre></html>\n";
+}
+
+}  // namespace thermocline::app

@@ -1,0 +1,95 @@
+// From prompts to a placement: `profile`, `place` and `run --placement`, as a person would.
+#include "src/base/file.h"
+#include "src/base/json.h"
+#include "tests/app/command.h"
+
+#include <filesystem>
+#include <gtest/gtest.h>
+#include <string>
+
+namespace thermocline::app {
+namespace {
+
+const std::string kFolder = (std::filesystem::path(testing::TempDir()) / "thermocline_placement").string();
+
+std::string file(const std::string& name) {
+    std::filesystem::create_directories(kFolder);
+    return kFolder + "/" + name;
+}
+
+void expect_error(const Ran& ran, const std::string& part) {
+    EXPECT_EQ(ran.status, 1);
+    EXPECT_NE(ran.err.find(part), std::string::npos) << ran.err;
+}
+
+TEST(Placement, FromPromptsToResidentExperts) {
+    write_text(file("prompts.jsonl"), R"("And it came to pass")"
+                                      "\n"
+                                      R"({"prompt": "int main() {", "class": "code"})"
+                                      "\n\n"
+                                      R"({"messages": [{"role": "user", "content": "Who was Noah?"}]})"
+                                      "\n");
+    const Ran profiled =
+        run_command({"profile", "-f", file("prompts.jsonl"), "--max-tokens", "12", "-o", file("profile.json"),
+                     "--record-routing", file("trace.jsonl"), "--report", file("report.html"), "--log-level", "off"});
+    ASSERT_EQ(profiled.status, 0) << profiled.err;
+    EXPECT_NE(profiled.out.find("code: "), std::string::npos) << profiled.out;
+    const Json profile = parse_json(read_text(file("profile.json")), "profile");
+    ASSERT_EQ(profile["classes"].size(), 2u);
+    EXPECT_EQ(profile["classes"][1]["name"], "code");
+    EXPECT_EQ(profile["classes"][1]["decode"]["rows"], 11);  // the first of twelve comes from the prompt's last row
+    EXPECT_NE(read_text(file("report.html")).find("</svg>"), std::string::npos);
+
+    // The trace says the same as the profile, and adds to it.
+    const Ran again = run_command({"profile", "--from-trace", file("trace.jsonl"), "--json"});
+    ASSERT_EQ(again.status, 0) << again.err;
+    EXPECT_EQ(parse_json(again.out, "stdout"), profile);
+    const Ran twice =
+        run_command({"profile", "--merge", file("profile.json"), "--merge", file("profile.json"), "--json"});
+    EXPECT_EQ(parse_json(twice.out, "stdout")["classes"][1]["decode"]["rows"], 22);
+
+    const Ran placed = run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch",
+                                    "--gpu-memory", "1038MB", "--pin", "2:7", "-o", file("placement.json")});
+    ASSERT_EQ(placed.status, 0) << placed.err;
+    const Json placement = parse_json(read_text(file("placement.json")), "placement");
+    EXPECT_GT(placement["slots"], 7);
+    EXPECT_LT(placement["slots"], 64);
+    EXPECT_EQ(placement["resident"][2][0], 7);
+    const Ran ran = run_command({"run", "-p", "And it came to pass", "--max-tokens", "4", "--temperature", "0",
+                                 "--gpus", "emulated", "--placement", file("placement.json"), "--log-level", "off"});
+    EXPECT_EQ(ran.status, 0) << ran.err;
+    EXPECT_EQ(ran.out, run_command({"run", "-p", "And it came to pass", "--max-tokens", "4", "--temperature", "0",
+                                    "--log-level", "off"})
+                           .out);
+
+    expect_error(
+        run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch", "--pin", "4:0"}),
+        "expert 4:0 cannot be pinned: the model has 4 layers");
+    expect_error(
+        run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch", "--pin", "x"}),
+        "expected LAYER:EXPERT");
+    expect_error(
+        run_command({"place", "deepseek-v4-flash", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch"}),
+        "is of demo (4 layers, 16 experts, top 4), but this is deepseek-v4-flash (43 layers");
+    expect_error(run_command({"place", "--profile", file("profile.json"), "--machine", "zen3-vm-2core"}),
+                 "has no card");
+    expect_error(run_command({"place", "--profile", file("placement.json"), "--machine", "rtx5090-am5-2ch"}),
+                 "expected \"thermocline_profile\": 1");
+    expect_error(run_command({"run", "-p", "x", "--placement", file("placement.json")}), "--gpus is none");
+}
+
+TEST(Profile, WhatCannotBeProfiledIsSaid) {
+    expect_error(run_command({"profile"}), "nothing to profile");
+    expect_error(run_command({"profile", "-f", "/no/such/file"}), "/no/such/file");
+    expect_error(run_command({"profile", "-f", "x", "--report", "x.png"}), "ends with .html or .svg");
+    write_text(file("bad.jsonl"), "3\n");
+    expect_error(run_command({"profile", "-f", file("bad.jsonl")}), "bad.jsonl, line 1: is number");
+    write_text(file("bad.jsonl"), R"({"class": "x"})");
+    expect_error(run_command({"profile", "-f", file("bad.jsonl")}), "has no \"messages\"");
+    write_text(file("empty.jsonl"), "");
+    expect_error(run_command({"profile", "-f", file("empty.jsonl")}), "holds no prompt");
+    expect_error(run_command({"profile", "--from-trace", file("bad.jsonl")}), "expected \"thermocline_routing\": 1");
+}
+
+}  // namespace
+}  // namespace thermocline::app

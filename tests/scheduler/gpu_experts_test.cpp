@@ -1,0 +1,256 @@
+// Routed experts that lie on a card, on the emulated device: jobs, products and sums of every format against sums in
+// double of the same numbers.
+#include "scheduler/gpu_experts.h"
+
+#include "cuda/emulation/device.h"
+#include "cuda/kernels/experts.h"
+#include "cuda/kernels/handoff.h"
+#include "src/quant/activation.h"
+#include "src/quant/reference.h"
+#include "src/quant/strips.h"
+#include "tests/cpu/random_matrix.h"
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <gtest/gtest.h>
+#include <numeric>
+#include <random>
+
+namespace thermocline::scheduler {
+namespace {
+
+using cpu::MatrixShape;
+using ops::InputRounding;
+using quant::Format;
+
+constexpr int64_t kHidden = 256, kIntermediate = 128;
+constexpr int32_t kExperts = 9, kTopK = 3;
+constexpr float kLimit = 2.0f;
+enum Slots : ops::Slot { kX, kIds, kWeights, kOut, kShared };
+
+class Experts {
+public:
+    Experts(MatrixShape shape, InputRounding rounding, std::vector<int32_t> resident)
+        : resident_(std::move(resident)), device_(cuda::emulation::open({})), stream_(device_->new_stream()) {
+        ops::ExpertSet set{"experts", kHidden, kIntermediate, {}, {}, {}};
+        for (int32_t e = 0; e < kExperts; ++e)
+            for (auto* matrices : {&set.w1, &set.w3, &set.w2}) {
+                shape.rows = matrices == &set.w2 ? kHidden : kIntermediate;
+                shape.cols = matrices == &set.w2 ? kIntermediate : kHidden;
+                matrices->push_back(packed(shape));
+            }
+        plan_.experts = {set, set};  // the second is not on the card
+        const auto slot = [](const char* name, int64_t cols) { return ops::SlotSpec{name, cols, ops::Rows::kTokens}; };
+        plan_.slots = {slot("x", kHidden), slot("ids", kTopK), slot("weights", kTopK), slot("out", kHidden),
+                       slot("shared", kHidden)};
+        step_ = {kX, kIds, kWeights, 0, kOut, kTopK, kLimit, rounding};
+        plan_.steps = {step_};
+        std::vector<ExpertName> names;
+        for (const int32_t e : resident_) names.push_back({0, e});
+        const int64_t bytes = GpuExperts::bytes_of(plan_, std::ssize(names));
+        memory_ = cuda::DeviceMemory(*device_, bytes);
+        on_card_ = std::make_unique<GpuExperts>(plan_, *device_, *stream_, names, memory_.data(),
+                                                ResidencyRules{.policy = ResidencyRules::Policy::kStatic});
+    }
+
+    const ops::Plan& plan() const { return plan_; }
+
+    /// Plays the step for `rows` rows with random choices and compares all that it leaves behind.
+    void check(int64_t rows, double tolerance) {
+        SCOPED_TRACE(std::to_string(rows) + " rows");
+        std::vector<float> x = cpu::random_floats(rows * kHidden, 3);
+        for (float& one : x) one *= 0.2f;
+        const std::vector<float> weights = cpu::random_floats(rows * kTopK, 4),
+                                 shared = cpu::random_floats(rows * kHidden, 5),
+                                 host = cpu::random_floats(rows * kHidden, 6);
+        std::vector<int32_t> ids;
+        for (int64_t t = 0; t < rows; ++t) {
+            std::vector<int32_t> all(kExperts);
+            std::iota(all.begin(), all.end(), 0);
+            std::shuffle(all.begin(), all.end(), random_);
+            ids.insert(ids.end(), all.begin(), all.begin() + kTopK);
+        }
+        play(x, ids, weights, shared, host, rows);
+
+        int64_t left = 0;
+        double error = 0, size = 0;
+        for (int64_t t = 0; t < rows; ++t) {
+            std::vector<double> sum = made_by_card(x.data() + t * kHidden, &ids[static_cast<size_t>(t * kTopK)],
+                                                   &weights[static_cast<size_t>(t * kTopK)]);
+            bool any_left = false;
+            for (int32_t k = 0; k < kTopK; ++k) {
+                const auto pair = static_cast<size_t>(t * kTopK + k);
+                const bool here = is_here(ids[pair]);
+                EXPECT_EQ(job_ids_[pair], here ? -1 : ids[pair]);
+                EXPECT_EQ(chosen_[pair], ids[pair]);
+                EXPECT_EQ(job_weights_[pair], weights[pair]);
+                any_left |= !here;
+                left += !here;
+            }
+            for (int64_t i = 0; i < kHidden; ++i) {
+                const auto at = static_cast<size_t>(t * kHidden + i);
+                EXPECT_EQ(job_x_[at], any_left ? x[at] : 0.0f);
+                const double expected = sum[static_cast<size_t>(i)] + shared[at] + host[at];
+                error += (out_[at] - expected) * (out_[at] - expected);
+                size += expected * expected;
+            }
+        }
+        EXPECT_EQ(flag_, left > 0 ? cuda::kJob : cuda::kNothingToDo);
+        EXPECT_EQ(done_, left > 0 ? 0u : 1u);
+        EXPECT_LT(std::sqrt(error / size), tolerance);
+    }
+
+private:
+    bool is_here(int32_t expert) const { return std::ranges::find(resident_, expert) != resident_.end(); }
+
+    quant::Matrix packed(const MatrixShape& shape) {
+        matrices_.emplace_back(shape, 11 + static_cast<uint32_t>(matrices_.size()));
+        quant::Matrix view = quant::packed_form(matrices_.back().view());
+        if (view.layout != quant::Layout::kStrips) return view;
+        packed_.emplace_back(static_cast<size_t>(view.rows / quant::kStripRows * view.strip_bytes));
+        quant::pack_strips(matrices_.back().view(), 0, view.rows / quant::kStripRows, packed_.back().data());
+        view.data = packed_.back().data();
+        numbers_.push_back(quant::decode_matrix(matrices_.back().view()));
+        return view;
+    }
+
+    void play(const std::vector<float>& x, const std::vector<int32_t>& ids, const std::vector<float>& weights,
+              const std::vector<float>& shared, const std::vector<float>& host, int64_t rows) {
+        std::vector<cuda::DeviceMemory> memory;
+        const auto on_device = [&](const void* from, int64_t bytes) {
+            memory.emplace_back(*device_, bytes);
+            if (from != nullptr) stream_->copy(memory.back().data(), from, bytes);
+            return memory.back().as<float>();
+        };
+        const int64_t wide = rows * kHidden * 4, narrow = rows * kTopK * 4;
+        float* slots[] = {on_device(x.data(), wide), on_device(ids.data(), narrow), on_device(weights.data(), narrow),
+                          on_device(nullptr, wide), on_device(shared.data(), wide)};
+        cuda::Batch batch{};
+        batch.rows = rows;
+        const cuda::Weights none;
+        const auto pairs = cuda::pairs_memory(plan_, rows, [&](int64_t bytes) {
+            memory.emplace_back(*device_, bytes);
+            return memory.back().data();
+        });
+        const cuda::Frame frame{plan_, none, batch, slots, nullptr, nullptr, nullptr, *stream_, on_card_->on_card(),
+                                pairs};
+        job_x_.assign(x.size(), 0.0f);
+        job_ids_.assign(ids.size(), -7);
+        chosen_ = job_ids_;
+        job_weights_.assign(weights.size(), 0.0f);
+        out_.resize(x.size());
+        cuda::Flag job{}, done{};
+        cuda::send_job(step_, frame,
+                       {job_x_.data(), job_ids_.data(), job_weights_.data(), chosen_.data(), &job, &done});
+        cuda::run(step_, frame);
+        cuda::sum_experts(step_, frame, host.data(), kShared, kOut);
+        stream_->copy(out_.data(), slots[kOut], wide);
+        stream_->wait(std::chrono::minutes(1));
+        flag_ = job.value;
+        done_ = done.value;
+        if (flag_ == cuda::kNothingToDo)  // the CPU's numbers must not have been looked at
+            for (size_t i = 0; i < out_.size(); ++i) out_[i] += host[i];
+    }
+
+    /// w2 (weight * swiglu(w1 x, w3 x)) of the experts of a row that are on the card.
+    std::vector<double> made_by_card(const float* row, const int32_t* ids, const float* weights) const {
+        std::vector<float> x(row, row + kHidden);
+        if (step_.rounding == InputRounding::kE4M3) quant::round_e4m3_blocks128(x.data(), kHidden);
+        std::vector<double> sum(kHidden, 0.0);
+        for (int32_t k = 0; k < kTopK; ++k) {
+            if (!is_here(ids[k])) continue;
+            const auto* w = &numbers_[static_cast<size_t>(ids[k] * 3)];  // w1, w3, w2
+            const auto times = [](const std::vector<float>& matrix, const std::vector<float>& in, int64_t n) {
+                double total = 0;
+                for (size_t i = 0; i < in.size(); ++i)
+                    total += double{matrix[static_cast<size_t>(n) * in.size() + i]} * in[i];
+                return total;
+            };
+            std::vector<float> h(kIntermediate);
+            for (int64_t n = 0; n < kIntermediate; ++n) {
+                const double gate = std::min(times(w[0], x, n), double{kLimit}),
+                             up = std::clamp(times(w[1], x, n), -double{kLimit}, double{kLimit});
+                h[static_cast<size_t>(n)] = static_cast<float>(weights[k] * gate / (1 + std::exp(-gate)) * up);
+            }
+            if (step_.rounding == InputRounding::kE4M3) quant::round_e4m3_blocks128(h.data(), kIntermediate);
+            for (int64_t n = 0; n < kHidden; ++n) sum[static_cast<size_t>(n)] += times(w[2], h, n);
+        }
+        return sum;
+    }
+
+    std::vector<int32_t> resident_;
+    std::mt19937 random_{5};
+    std::deque<cpu::RandomMatrix> matrices_;
+    std::deque<std::vector<std::byte>> packed_;
+    std::vector<std::vector<float>> numbers_;
+    ops::Plan plan_;
+    ops::Experts step_;
+    std::unique_ptr<cuda::Device> device_;
+    std::unique_ptr<cuda::Stream> stream_;
+    cuda::DeviceMemory memory_;
+    std::unique_ptr<GpuExperts> on_card_;
+    std::vector<float> job_x_, job_weights_, out_;
+    std::vector<int32_t> job_ids_, chosen_;
+    uint64_t flag_ = 0, done_ = 0;
+};
+
+const MatrixShape kFormats[] = {{Format::kBF16, 0, 0},
+                                {Format::kQ8_0, 0, 0},
+                                {Format::kE4M3, 0, 0, Format::kF32, 128, 128},
+                                {Format::kE2M1Pair, 0, 0, Format::kE8M0, 1, 32},
+                                {Format::kE2M1Pair, 0, 0, Format::kE4M3, 1, 16, false, 1.7e-4f},
+                                {Format::kInt4Pair, 0, 0, Format::kBF16, 1, 128},
+                                {Format::kInt4Pair, 0, 0, Format::kBF16, 1, 32}};
+
+TEST(GpuExperts, EveryFormat) {
+    for (const MatrixShape& format : kFormats) {
+        SCOPED_TRACE(std::string(quant::traits(format.format).name));
+        Experts experts(format, InputRounding::kExact, {7, 0, 3, 4});
+        for (const int64_t rows : {1, 2, 14, 70}) experts.check(rows, 1e-5);  // few pairs an expert, some, many
+    }
+}
+
+TEST(GpuExperts, VectorsAreRoundedAsTheModelWasTrained) {
+    for (const MatrixShape& format : {kFormats[2], kFormats[3], kFormats[0]}) {
+        Experts experts(format, InputRounding::kE4M3, {1, 2, 5, 8});
+        // A number of h between two codes may become either.
+        for (const int64_t rows : {1, 20}) experts.check(rows, 5e-3);
+    }
+}
+
+TEST(GpuExperts, AllOfThemOrOne) {
+    const MatrixShape& mxfp4 = kFormats[3];
+    Experts all(mxfp4, InputRounding::kExact, {8, 7, 6, 5, 4, 3, 2, 1, 0}), one(mxfp4, InputRounding::kExact, {6});
+    for (const int64_t rows : {1, 5, 60}) {
+        all.check(rows, 1e-5);
+        one.check(rows, 1e-5);
+    }
+}
+
+TEST(GpuExperts, LongListsOfPairs) {
+    Experts experts(kFormats[0], InputRounding::kExact, {2, 3});
+    experts.check(cuda::ListPairs::kPiece / kTopK + 5, 1e-5);
+}
+
+TEST(GpuExperts, WhatCannotLieOnACardIsNamed) {
+    const Experts f32({Format::kF32, 0, 0}, InputRounding::kExact, {});
+    EXPECT_EQ(GpuExperts::why_not(f32.plan()), "experts are F32 without a packed form that a GPU kernel takes");
+    const Experts bf16(kFormats[0], InputRounding::kExact, {});
+    EXPECT_EQ(GpuExperts::why_not(bf16.plan()), "");
+    ops::Plan mixed = bf16.plan();
+    mixed.experts[0].w2[4] = mixed.experts[0].w1[4];
+    EXPECT_EQ(GpuExperts::why_not(mixed), "experts are not all of one format");
+}
+
+TEST(Placement, ExpertsAreSpreadOverTheLayers) {
+    const Experts two_layers(kFormats[0], InputRounding::kExact, {});
+    const auto names = spread_experts(expert_counts(two_layers.plan()), 5);
+    ASSERT_EQ(names.size(), 5u);
+    EXPECT_EQ(std::ranges::count_if(names, [](const ExpertName& one) { return one.set == 0; }), 3);
+    EXPECT_EQ(spread_experts(expert_counts(two_layers.plan()), 1000).size(), 2u * kExperts);
+    EXPECT_TRUE(spread_experts(expert_counts(two_layers.plan()), 0).empty());
+}
+
+}  // namespace
+}  // namespace thermocline::scheduler

@@ -1,0 +1,167 @@
+// Which experts take the slots of a card, on made-up traces.
+#include "scheduler/residency.h"
+
+#include "src/base/error.h"
+
+#include <algorithm>
+#include <gtest/gtest.h>
+#include <numeric>
+#include <random>
+#include <set>
+
+namespace thermocline::scheduler {
+namespace {
+
+using Policy = ResidencyRules::Policy;
+
+const int64_t kSizes[] = {32, 32};
+
+/// The first `count` experts of either set, in turn.
+std::vector<ExpertName> first_ones(int32_t count) {
+    std::vector<ExpertName> names;
+    for (int32_t e = 0; e < count; ++e)
+        for (const ops::ExpertsId set : {0, 1}) names.push_back({set, e});
+    return names;
+}
+
+/// Passes of one token of which each chooses `ids` in both sets; what comes is there after the pass.
+class Played {
+public:
+    explicit Played(const ResidencyRules& rules, int32_t each = 4) : residency(kSizes, first_ones(each), rules) {
+        for (const ExpertName& name : first_ones(each)) here.insert({name.set, name.expert});
+    }
+    std::vector<Residency::Change> pass(const std::vector<int32_t>& ids, int64_t rows = 1, bool is_prompt = false,
+                                        int64_t most = 8) {
+        residency.begin_pass(rows, is_prompt);
+        for (const ops::ExpertsId set : {0, 1}) residency.note(set, ids);
+        const auto changes = residency.choose(most);
+        for (const Residency::Change& change : changes) {
+            EXPECT_EQ(here.erase({change.out.set, change.out.expert}), 1u);
+            EXPECT_TRUE(here.insert({change.in.set, change.in.expert}).second);
+            residency.arrived(change.slot);
+        }
+        return changes;
+    }
+    double hit_rate() const { return static_cast<double>(residency.hits()) / static_cast<double>(residency.choices()); }
+
+    Residency residency;
+    std::set<std::pair<ops::ExpertsId, int32_t>> here;
+};
+
+TEST(Residency, WhatIsChosenAgainComes) {
+    Played played({.least_per_set = 0});
+    EXPECT_TRUE(played.pass({9}).empty());  // once may be chance
+    const auto changes = played.pass({9});
+    ASSERT_EQ(changes.size(), 2u);
+    for (const Residency::Change& change : changes) {
+        EXPECT_EQ(change.in.expert, 9);
+        EXPECT_LT(change.out.expert, 4);
+    }
+    EXPECT_EQ(played.residency.hits(), 0);
+    played.pass({9});
+    EXPECT_EQ(played.residency.hits(), 2);
+}
+
+TEST(Residency, WhoIsInUseStays) {
+    Played played({.least_per_set = 0});
+    for (int i = 0; i < 4; ++i) played.pass({0, 1, 2, 3});
+    EXPECT_TRUE(played.pass({0, 1, 2, 3, 20}).empty());
+    EXPECT_TRUE(played.pass({0, 1, 2, 3, 20}).empty());  // all others were chosen in the last pass
+    // Long after their last use those that are worth less than the newcomer go.
+    for (int i = 0; i < 3; ++i) played.pass({});
+    for (int i = 0; i < 9; ++i) played.pass({20, 21});
+    EXPECT_TRUE(played.here.contains({0, 20}));
+}
+
+TEST(Residency, OldScoresFade) {
+    Played played({.half_life = 4, .least_per_set = 0});
+    for (int i = 0; i < 100; ++i) played.pass({0, 1, 2, 3});
+    for (int i = 0; i < 30; ++i) played.pass({10, 11, 12, 13});
+    for (const int32_t e : {10, 11, 12, 13}) EXPECT_TRUE(played.here.contains({0, e})) << e;
+    Played slow({.half_life = 100'000, .least_per_set = 0});
+    for (int i = 0; i < 100; ++i) slow.pass({0, 1, 2, 3});
+    for (int i = 0; i < 30; ++i) slow.pass({10, 11, 12, 13});
+    for (const int32_t e : {0, 1, 2, 3}) EXPECT_TRUE(slow.here.contains({0, e})) << e;
+}
+
+TEST(Residency, ALayerKeepsItsLeast) {
+    Played played({.least_per_set = 3});
+    for (int i = 0; i < 50; ++i) {
+        played.residency.begin_pass(1, false);
+        played.residency.note(1, std::vector<int32_t>{i % 20 + 4, i % 7 + 8, i % 3 + 12});
+        for (const Residency::Change& change : played.residency.choose(4)) {
+            played.here.erase({change.out.set, change.out.expert});
+            played.here.insert({change.in.set, change.in.expert});
+            played.residency.arrived(change.slot);
+        }
+    }
+    EXPECT_EQ(std::ranges::count_if(played.here, [](const auto& one) { return one.first == 0; }), 3);
+    EXPECT_EQ(played.here.size(), 8u);
+}
+
+TEST(Residency, StaticStays) {
+    Played played({.policy = Policy::kStatic});
+    for (int i = 0; i < 20; ++i) EXPECT_TRUE(played.pass({20, 21, 22}).empty());
+    EXPECT_EQ(played.residency.hits(), 0);
+}
+
+TEST(Residency, LruTakesWhatCameLast) {
+    Played played({.policy = Policy::kLru, .least_per_set = 0}, 2);
+    played.pass({0, 1});
+    played.pass({});
+    played.pass({});
+    EXPECT_EQ(played.pass({5, 6}).size(), 4u);  // at once, without a second look
+    EXPECT_TRUE(played.here.contains({0, 5}) && played.here.contains({1, 6}));
+}
+
+TEST(Residency, NoMoreThanAskedFor) {
+    Played played({.least_per_set = 0});
+    std::vector<int32_t> many(20);
+    std::iota(many.begin(), many.end(), 8);
+    played.pass(many);
+    EXPECT_EQ(played.pass(many, 1, false, 3).size(), 3u);
+    EXPECT_TRUE(played.residency.choose(100).empty());  // the next pass tells anew
+}
+
+TEST(Residency, APromptCountsLess) {
+    Played played({.half_life = 512, .prompt_weight = 0.25, .most_per_prompt = 2, .least_per_set = 0});
+    for (int i = 0; i < 6; ++i) played.pass({0, 1, 2, 3});
+    for (int i = 0; i < 3; ++i) played.pass({});
+    const std::vector<int32_t> prompt(64, 30);  // 64 tokens count as two, twice: less than six
+    played.pass(prompt, 64, true);
+    EXPECT_TRUE(played.pass(prompt, 64, true).empty());
+    for (int i = 0; i < 6; ++i) played.pass({30});
+    EXPECT_TRUE(played.here.contains({0, 30}));
+}
+
+/// Recency in a made-up text: topics of a dozen experts that last for a while, and noise.
+TEST(Residency, TopicsAreFollowed) {
+    const auto rate_of = [](Policy policy) {
+        Played played({.policy = policy, .half_life = 64, .least_per_set = 2}, 8);
+        std::mt19937 random(7);
+        std::vector<int32_t> topic(10);
+        for (int token = 0; token < 3000; ++token) {
+            if (token % 300 == 0)
+                for (int32_t& e : topic) e = static_cast<int32_t>(random() % 32);
+            std::set<int32_t> ids;
+            while (ids.size() < 4)
+                ids.insert(random() % 5 == 0 ? static_cast<int32_t>(random() % 32) : topic[random() % topic.size()]);
+            played.pass({ids.begin(), ids.end()}, 1, false, 2);
+        }
+        return played.hit_rate();
+    };
+    const double fixed = rate_of(Policy::kStatic), adaptive = rate_of(Policy::kAdaptive), lru = rate_of(Policy::kLru);
+    EXPECT_LT(fixed, 0.35);  // a quarter is there
+    EXPECT_GT(adaptive, fixed + 0.2);
+    EXPECT_GT(adaptive, 0.95 * lru);
+}
+
+TEST(Residency, NamesOfPolicies) {
+    EXPECT_EQ(residency_policy("lru"), Policy::kLru);
+    EXPECT_EQ(residency_policy("static"), Policy::kStatic);
+    EXPECT_EQ(residency_policy("adaptive"), Policy::kAdaptive);
+    EXPECT_THROW(residency_policy("mru"), Error);
+}
+
+}  // namespace
+}  // namespace thermocline::scheduler

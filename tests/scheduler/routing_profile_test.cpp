@@ -1,0 +1,220 @@
+// Statistics of routing on traces whose answers are known: counts, pairs, foretelling, working sets, merging, the file.
+#include "scheduler/routing_profile.h"
+
+#include "scheduler/residency_replay.h"
+#include "scheduler/routing_watch.h"
+#include "src/base/error.h"
+
+#include <algorithm>
+#include <bit>
+#include <filesystem>
+#include <fstream>
+#include <gtest/gtest.h>
+#include <random>
+
+namespace thermocline::scheduler {
+namespace {
+
+constexpr int64_t kExperts = 16, kTopK = 2;
+
+/// Two layers; the second chooses what the first did, one further on.
+RoutingTrace trace_of(const std::vector<std::vector<int32_t>>& rows, const std::string& kind = "") {
+    RoutingTrace trace{"m", {{kExperts, kTopK}, {kExperts, kTopK}}, {}};
+    for (const std::vector<int32_t>& row : rows) {
+        std::vector<int32_t> next = row;
+        for (int32_t& id : next) id = (id + 1) % kExperts;
+        trace.passes.push_back({.decode = true, .kind = kind, .ids = {row, next}, .rows = 1});
+    }
+    return trace;
+}
+
+std::vector<std::vector<int32_t>> random_rows(size_t count, int32_t experts = kExperts) {
+    std::mt19937 random(5);
+    std::vector<std::vector<int32_t>> rows;
+    for (size_t i = 0; i < count; ++i) {
+        const auto a = static_cast<int32_t>(random() % static_cast<uint32_t>(experts));
+        rows.push_back({a, static_cast<int32_t>((a + 1 + random() % static_cast<uint32_t>(experts - 1)) %
+                                                static_cast<uint32_t>(experts))});
+    }
+    return rows;
+}
+
+TEST(RoutingProfile, CountsRowsExpertsAndPairs) {
+    RoutingTrace trace = trace_of({{0, 1}, {1, 0}, {5, 2}});
+    trace.passes.push_back({.decode = false, .kind = "", .ids = {{7, 8, 8, 9}, {0, 1, 2, 3}}, .rows = 2});
+    const RoutingProfile profile = profile_of(trace);
+    ASSERT_EQ(profile.classes.size(), 1u);
+    const RoutingCounts &decode = profile.classes[0].decode, &prefill = profile.classes[0].prefill;
+    EXPECT_EQ(decode.rows, 3);
+    EXPECT_EQ(prefill.rows, 2);
+    EXPECT_EQ(decode.chosen[0][0], 2);
+    EXPECT_EQ(decode.chosen[0][5], 1);
+    EXPECT_EQ(decode.chosen[1][6], 1);
+    EXPECT_EQ(prefill.chosen[0][8], 2);
+    ASSERT_EQ(decode.pairs[0].size(), 2u);
+    EXPECT_EQ(decode.pairs[0][0].a, 0);
+    EXPECT_EQ(decode.pairs[0][0].b, 1);
+    EXPECT_EQ(decode.pairs[0][0].rows, 2);
+    EXPECT_EQ(profile.rows(), 5);
+    EXPECT_EQ(profile.chosen()[0][8], 2);
+}
+
+TEST(RoutingProfile, ForetellsWhatFollowsAndNotWhatDoesNot) {
+    const RoutingProfile follows = profile_of(trace_of(random_rows(400)));
+    EXPECT_EQ(follows.classes[0].next_layer[0], 0.0);
+    EXPECT_GT(follows.classes[0].next_layer[1], 0.85);
+    RoutingTrace chance = trace_of(random_rows(400));
+    std::mt19937 random(6);
+    for (RoutedPass& pass : chance.passes) {
+        const auto a = static_cast<int32_t>(random() % kExperts);
+        pass.ids[1] = {a, static_cast<int32_t>((a + 3) % kExperts)};
+    }
+    EXPECT_LT(profile_of(chance).classes[0].next_layer[1], 0.4);
+}
+
+/// With every policy, what is always chosen is found, and foresight is never beaten.
+TEST(RoutingProfile, WorkingSetsKnowRecencyAndForesight) {
+    std::vector<std::vector<int32_t>> rows;
+    for (int32_t i = 0; i < 400; ++i) rows.push_back({i / 50 % 8 * 2, i / 50 % 8 * 2 + 1});  // fifty times the same
+    const WorkingSet slow = profile_of(trace_of(rows)).classes[0].working_set;
+    EXPECT_EQ(slow.choices, 200 * 2 * kTopK);
+    const size_t quarter = 3;
+    ASSERT_EQ(kCurveFractions[quarter], 0.25);
+    EXPECT_GT(slow.at[quarter].adaptive, 0.7);  // 8 slots for 4 experts that are chosen now
+    EXPECT_GT(slow.at[quarter].lru, 0.9);
+    EXPECT_LT(slow.at[quarter].fixed, 0.5);  // learned on the first half, which chose others
+    const WorkingSet chance = profile_of(trace_of(random_rows(400))).classes[0].working_set;
+    for (const WorkingSet* set : {&slow, &chance})
+        for (const WorkingSet::Rates& rates : set->at)
+            for (const double rate : {rates.adaptive, rates.lru, rates.fixed}) EXPECT_LE(rate, rates.optimum);
+}
+
+/// The optimum against every way to fill two slots, on short traces.
+TEST(ResidencyReplay, OptimumIsTheBestThatCanBe) {
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+        std::mt19937 random(seed);
+        RoutingTrace trace{"m", {{4, 1}}, {}};
+        for (int i = 0; i < 12; ++i)
+            trace.passes.push_back(
+                {.decode = true, .kind = "", .ids = {{static_cast<int32_t>(random() % 4)}}, .rows = 1});
+        // best[set]: most hits so far with these experts in the slots; after a pass its expert may take any slot.
+        std::vector<int64_t> best(16, -1);
+        best[0b0011] = 0;
+        for (const RoutedPass& pass : trace.passes) {
+            const uint32_t chosen = 1u << pass.ids[0][0];
+            std::vector<int64_t> next(16, -1);
+            for (uint32_t set = 0; set < 16; ++set) {
+                if (best[set] < 0) continue;
+                const int64_t hits = best[set] + ((set & chosen) != 0);
+                for (uint32_t then = 0; then < 16; ++then)
+                    if (std::popcount(then) <= 2 && (then & ~(set | chosen)) == 0)
+                        next[then] = std::max(next[then], hits);
+            }
+            best = next;
+        }
+        const ExpertName start[] = {{0, 0}, {0, 1}};
+        EXPECT_EQ(replay_optimum(trace, start).hits, *std::max_element(best.begin(), best.end())) << seed;
+    }
+}
+
+class ProfileFile : public testing::Test {
+protected:
+    std::string path_ = (std::filesystem::path(testing::TempDir()) / "profile.json").string();
+    void write(const std::string& text) const { std::ofstream(path_) << text; }
+    std::string error() const {
+        try {
+            read_routing_profile(path_);
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "(no error)";
+    }
+};
+
+TEST_F(ProfileFile, IsReadAsItWasWritten) {
+    RoutingTrace trace = trace_of(random_rows(100), "code");
+    for (const RoutedPass& pass : trace_of(random_rows(30), "").passes) trace.passes.push_back(pass);
+    const Json json = to_json(profile_of(trace));
+    ASSERT_EQ(json["classes"].size(), 2u);
+    write(dump_json(json));
+    EXPECT_EQ(to_json(read_routing_profile(path_)), json);
+}
+
+TEST_F(ProfileFile, WhatIsWrongIsNamed) {
+    const Json good = to_json(profile_of(trace_of(random_rows(20))));
+    const auto expect = [&](const char* pointer, const Json& value, const std::string& part) {
+        Json json = good;
+        json[Json::json_pointer(pointer)] = value;
+        write(dump_json(json));
+        EXPECT_NE(error().find(part), std::string::npos) << pointer << ": " << error();
+    };
+    expect("/thermocline_profile", 2, "expected \"thermocline_profile\": 1");
+    expect("/layers/0/experts", 0, "layer 0 has 0 experts");
+    expect("/layers/0/experts", 100000, "layer 0 has 100000 experts");
+    expect("/layers/0/top_k", 17, "chooses 17");
+    expect("/classes", Json::array(), "classes is no list, or empty");
+    expect("/classes/0/decode/counts/1", Json::array(), "classes[0].decode.counts[1] is []");
+    expect("/classes/0/decode/counts/1/3", -1, "expected a count");
+    expect("/classes/0/decode/counts/1/3", 9999, "does not add up to 20 rows of 2 experts");
+    expect("/classes/0/decode/rows", 1e300, "expected a count");
+    expect("/classes/0/decode/pairs/0", {{1, 1, 5}}, "two experts, the lower first");
+    expect("/classes/0/decode/pairs/0", {{1, 99, 5}}, "two experts, the lower first");
+    expect("/classes/0/next_layer", {0.5}, "a list of 2");
+    expect("/classes/0/curves/lru/0", 1.5, "expected 0 to 1");
+    Json json = good;
+    json["classes"][0].erase("prefill");
+    write(dump_json(json));
+    EXPECT_NE(error().find("classes[0].prefill is missing"), std::string::npos) << error();
+    write(dump_json(good).substr(0, 500));
+    EXPECT_NE(error().find("not valid JSON"), std::string::npos) << error();
+}
+
+TEST_F(ProfileFile, ProfilesOfOneModelAreMerged) {
+    const auto rows = random_rows(60);
+    const std::vector first(rows.begin(), rows.begin() + 20), second(rows.begin() + 20, rows.end());
+    RoutingProfile merged = profile_of(trace_of(first));
+    merge(merged, profile_of(trace_of(second)));
+    merge(merged, profile_of(trace_of(second, "code")));
+    const RoutingProfile whole = profile_of(trace_of(rows));
+    ASSERT_EQ(merged.classes.size(), 2u);
+    EXPECT_EQ(merged.classes[0].decode.rows, 60);
+    EXPECT_EQ(merged.classes[0].decode.chosen, whole.classes[0].decode.chosen);
+    EXPECT_EQ(merged.classes[1].name, "code");
+    const double a = profile_of(trace_of(first)).classes[0].working_set.at[3].lru,
+                 b = profile_of(trace_of(second)).classes[0].working_set.at[3].lru;
+    EXPECT_NEAR(merged.classes[0].working_set.at[3].lru, (a * 10 + b * 20) / 30, 1e-12);
+
+    RoutingProfile other = whole;
+    other.model = "another";
+    EXPECT_THROW(merge(merged, other), Error);
+    other = whole;
+    other.layers[1].experts = 8;
+    EXPECT_THROW(merge(merged, other), Error);
+}
+
+TEST(RoutingWatch, CountsAndKeepsWhatPassesChose) {
+    RoutingWatch watch("m", {{4, 2}});
+    watch.keep();
+    watch.record()->ids = {{0, 1, 1, 2, 3, 0}};
+    const std::vector<int32_t> prompt = {1, 2}, token = {3};
+    const Part parts[] = {{nullptr, prompt, 1}, {nullptr, token, 1}};
+    watch.set_kind("code");
+    watch.passed(parts, {.choices = 6, .hits = 2});
+    const RoutingWatch::Counts counts = watch.counts();
+    EXPECT_EQ(counts.rows, 3);
+    EXPECT_EQ(counts.residency.hits, 2);
+    EXPECT_EQ(counts.chosen[0], (std::vector<int64_t>{2, 2, 1, 1}));
+    const RoutingTrace& trace = watch.trace();
+    ASSERT_EQ(trace.passes.size(), 2u);
+    EXPECT_FALSE(trace.passes[0].decode);
+    EXPECT_EQ(trace.passes[0].ids[0], (std::vector<int32_t>{0, 1, 1, 2}));
+    EXPECT_TRUE(trace.passes[1].decode);
+    EXPECT_EQ(trace.passes[1].ids[0], (std::vector<int32_t>{3, 0}));
+    EXPECT_EQ(trace.passes[1].kind, "code");
+    RoutingWatch none("dense", {});
+    EXPECT_THROW(none.keep(), Error);
+    EXPECT_THROW(watch.write_to("/no/such/folder/trace"), Error);
+}
+
+}  // namespace
+}  // namespace thermocline::scheduler
