@@ -4,9 +4,11 @@
 #include "src/base/checksum.h"
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <ctime>
 #include <fcntl.h>
 #include <memory>
 #include <random>
@@ -144,6 +146,14 @@ struct Taker {
     }
 };
 
+/// For the next start, by the fine clock: the kernel's own stamps are a timer tick apart, too coarse to compare by.
+void stamp_last_use(const fs::path& path) {
+    std::array<timespec, 2> now{};
+    ::clock_gettime(CLOCK_REALTIME, &now[0]);
+    now[1] = now[0];
+    ::utimensat(AT_FDCWD, path.c_str(), now.data(), 0);
+}
+
 }  // namespace
 
 std::string prefix_file_name(const PrefixKey& key) {
@@ -223,6 +233,7 @@ int write_prefix_file(const fs::path& path, std::span<const std::byte> bytes) {
     if (descriptor < 0) return errno;
     ::flock(descriptor, LOCK_EX | LOCK_NB);  // says that its writer lives; a disk without locks does without
     int error = write_all(descriptor, bytes);
+    stamp_last_use(unfinished);
     if (error == 0 && ::rename(unfinished.c_str(), path.c_str()) != 0) error = errno;
     if (error != 0) ::unlink(unfinished.c_str());
     ::close(descriptor);
@@ -256,7 +267,7 @@ bool read_prefix_file(const fs::path& path, uint64_t model, const PrefixKey& key
     if (taker.left.size() != header.tail_bytes) return false;
     state.tail = taker.take_shared(header.tail_bytes);
     state.position = head.position;
-    ::utimensat(AT_FDCWD, path.c_str(), nullptr, 0);  // its last use, for the next start
+    stamp_last_use(path);
     return true;
 }
 
