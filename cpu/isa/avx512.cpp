@@ -12,6 +12,9 @@ namespace {
 constexpr int kBf16Operations = 0;
 inline F multiply_bf16(F sum) { return sum; }
 
+#include "cpu/kernels/e4m3.inl"
+using E4M3Columns = PlainE4M3Columns;
+
 #include "cpu/kernels/kernels.inl"
 
 }  // namespace

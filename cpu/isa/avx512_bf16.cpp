@@ -75,6 +75,23 @@ struct E4M3Table {
     return (F)_mm512_mask_mov_epi8(_mm512_srli_epi16(split.low, 8), 0xaaaaaaaaaaaaaaaa, split.high);
 }
 
+#include "cpu/kernels/e4m3.inl"
+
+struct E4M3Columns {
+    struct Pairs {
+        F even, odd;
+    };
+    E4M3Table table = make_e4m3_table();
+    [[gnu::always_inline]] Pairs prepare(U words) const {
+        const SplitBF16 split = look_up_e4m3(table, words);
+        return {even_bytes(split), odd_bytes(split)};
+    }
+    [[gnu::always_inline]] F column(const Pairs& pairs, int j) const {
+        const U pair = (U)(j % 2 ? pairs.odd : pairs.even);
+        return (F)(j < 2 ? pair << 16 : pair & 0xffff0000);
+    }
+};
+
 #include "cpu/kernels/kernels.inl"
 #include "cpu/kernels/strips_bf16.inl"
 

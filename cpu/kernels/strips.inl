@@ -69,19 +69,12 @@ struct StripF16 : WholeWords {
     }
 };
 
-/// Byte j of every word as e4m3, times 2^-120: the fields stand where those of a float do. So that products stay far
-/// from the subnormal floats, x comes multiplied by 2^60 (quant::strip_input_factor); the scales bring the other 2^60.
-[[gnu::always_inline]] inline F e4m3_column(U words, int j) {
-    const I top = (I)(j == 3 ? words : words << (24 - 8 * j));
-    return as_float((top >> 4) & static_cast<int32_t>(0x87f00000));
-}
-
-constexpr float kE4M3Unit = 0x1p60f;
-
-struct StripE4M3 : WholeWords {
+/// e4m3 codes, four to a word, as the ISA unit takes them apart.
+struct StripE4M3 : OneRun {
     static constexpr int kColumns = 4, kUnit = 64;
-    static constexpr float kNumberUnit = kE4M3Unit;
-    [[gnu::always_inline]] F column(U words, int j) const { return e4m3_column(words, j); }
+    E4M3Columns columns;
+    [[gnu::always_inline]] auto prepare(U words, int) const { return columns.prepare(words); }
+    [[gnu::always_inline]] F column(const auto& prepared, int j) const { return columns.column(prepared, j); }
 };
 
 struct StripQ8 : WholeWords {
@@ -91,13 +84,16 @@ struct StripQ8 : WholeWords {
     }
 };
 
-/// Nibbles that a table of 16 bytes turns into one-byte numbers, four columns at a time.
+/// Nibbles that a table of 16 bytes turns into e4m3, four columns at a time; none of them is subnormal. Their fields
+/// are moved to where a float has its own, so a number comes out times 2^-120. So that products stay far from the
+/// subnormal floats, x comes multiplied by 2^60 (quant::strip_input_factor); the scales bring the other 2^60.
+constexpr float kE2M1Unit = 0x1p60f;
 template <int unit>
 struct StripE2M1 : OneRun {
     static constexpr int kColumns = 8, kUnit = unit;
-    static constexpr float kNumberUnit = kE4M3Unit;
+    static constexpr float kNumberUnit = kE2M1Unit;
     ByteTable table = make_byte_table(kE2M1AsE4M3);
-    [[gnu::always_inline]] F column(U bytes, int j) const { return e4m3_column(bytes, j % 4); }
+    [[gnu::always_inline]] F column(U bytes, int j) const { return e4m3_fields(bytes, j % 4); }
     /// Half 0: columns 0..3, half 1: columns 4..7.
     [[gnu::always_inline]] U prepare(U words, int half) const {
         return look_up_bytes(table, (half ? words >> 4 : words) & 0x0f0f0f0f);
@@ -137,7 +133,7 @@ struct E4M3Scales {
     float unit;
     [[gnu::always_inline]] F of(const uint8_t* p, int u, int v) const {
         const I codes = load_u8(p + u * kStripRows + v * kLanes);
-        return e4m3_column((U)codes, 0) * broadcast(0x1p120f) * broadcast(unit);
+        return e4m3_column((U)codes, 0) * broadcast(unit);
     }
 };
 
@@ -409,13 +405,13 @@ template <typename Body>
     using quant::Format;
     switch (w.format) {
         case Format::kE2M1Pair:
-            if (w.scale_format == Format::kE8M0) return body(StripKernel<StripE2M1<32>, E8M0Scales>{{}, {kE4M3Unit}});
-            return body(StripKernel<StripE2M1<16>, E4M3Scales>{{}, {kE4M3Unit}});
+            if (w.scale_format == Format::kE8M0) return body(StripKernel<StripE2M1<32>, E8M0Scales>{{}, {kE2M1Unit}});
+            return body(StripKernel<StripE2M1<16>, E4M3Scales>{{}, {kE2M1Unit}});
         case Format::kInt4Pair:
             if (w.scale_cols == 32) return body(StripKernel<StripInt4<32>, BF16Scales>{});
             return body(StripKernel<StripInt4<64>, Grouped<BF16Scales, 2>>{});
         case Format::kE4M3:
-            if (w.scale_in_strip) return body(StripKernel<StripE4M3, Grouped<E8M0Scales, 2>>{{}, {{kE4M3Unit}}});
+            if (w.scale_in_strip) return body(StripKernel<StripE4M3, Grouped<E8M0Scales, 2>>{{}, {{1.0f}}});
             return body(StripKernel<StripE4M3, NoScales>{});
         case Format::kQ8_0:
             return body(StripKernel<StripQ8, F16Scales>{});

@@ -302,7 +302,9 @@ void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* 
     }
 }
 
-float strip_input_factor(const Matrix& m) { return has_bf16_codes(m) ? 0x1p60f : 1.0f; }
+float strip_input_factor(const Matrix& m) {
+    return m.layout == Layout::kStrips && m.format == Format::kE2M1Pair ? 0x1p60f : 1.0f;
+}
 
 bool has_integer_codes(const Matrix& m) {
     return m.layout == Layout::kStrips && (m.format == Format::kE2M1Pair || m.format == Format::kInt4Pair ||

@@ -65,8 +65,8 @@ const std::byte* strip_at(const Matrix& packed, int64_t strip);
 /// A slice as a matrix of its own, which kernels take; layout kRows: the matrix.
 Matrix strip_slice(const Matrix& matrix, int64_t slice);
 
-/// A power of two that kernels want the vectors multiplied with that meet this matrix: one-byte floats are taken apart
-/// into tiny numbers, and the product must stay clear of the subnormals. 1 for layout kRows.
+/// A power of two that kernels want the vectors multiplied with that meet this matrix: FP4 codes are taken apart into
+/// tiny numbers, and the product must stay clear of the subnormals. 1 for layout kRows.
 float strip_input_factor(const Matrix& matrix);
 
 inline constexpr int kInt8Columns = 32;
