@@ -1,14 +1,17 @@
 // Speed of the matmul kernels on one core: GB/s of weights for one vector (decode), GFLOP/s for 64 (prefill), for every
-// format as it lies in files (rows), packed (strips) and packed with int8 vectors (int8). Beside each: the share of
-// what this core reads from memory at most, or of what it multiplies at most, measured in the same run just before.
-// Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags].
+// format as it lies in files (rows), packed (strips), and packed with vectors rounded to e4m3 (e4m3) and int8. Beside
+// each: the share of what this core reads from memory at most, or of what it multiplies at most, measured in the same
+// run just before. Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags].
 #include "cpu/inputs.h"
 #include "scheduler/bandwidth.h"
 #include "scheduler/machine_speed.h"
+#include "src/base/pages.h"
 #include "tests/cpu/random_matrix.h"
 
 #include <benchmark/benchmark.h>
 #include <cstring>
+#include <optional>
+#include <span>
 
 namespace thermocline::cpu {
 namespace {
@@ -18,21 +21,25 @@ constexpr int64_t kBytes = int64_t{96} << 20;
 constexpr int64_t kCols = 4096;
 
 /// How a matrix lies and what its vectors are.
-enum class Form { kRows, kStrips, kInt8 };
-constexpr const char* kFormNames[] = {"/rows", "/strips", "/int8"};
+enum class Form { kRows, kStrips, kE4M3, kInt8 };
+constexpr const char* kFormNames[] = {"/rows", "/strips", "/e4m3", "/int8"};
+constexpr ops::InputRounding kRoundings[] = {ops::InputRounding::kExact, ops::InputRounding::kExact,
+                                             ops::InputRounding::kE4M3, ops::InputRounding::kInt8};
 
 bool exists(Form form, MatrixShape shape) {
     shape.rows = 128;
     const quant::Matrix packed = quant::packed_form(RandomMatrix(shape, 1).view());
-    return form == Form::kRows || (form == Form::kStrips && packed.layout == quant::Layout::kStrips) ||
-           quant::has_integer_codes(packed);
+    if (form == Form::kRows) return true;
+    if (form == Form::kStrips) return packed.layout == quant::Layout::kStrips;
+    return form == Form::kE4M3 ? quant::has_bf16_codes(packed) : quant::has_integer_codes(packed);
 }
 
 /// The best that the kernels could do at this moment: shared machines change.
 double limit(const KernelTable& kernels, int64_t m, Form form) {
     Workers one({});
     if (m == 1) return scheduler::measure_read_bandwidth(one);
-    return scheduler::measure_peak(one, kernels, form == Form::kInt8 ? Unit::kI8 : Unit::kF32);
+    const bool bf16 = form == Form::kE4M3 && kernels.matmul_bf16 != nullptr;
+    return scheduler::measure_peak(one, kernels, form == Form::kInt8 ? Unit::kI8 : bf16 ? Unit::kBF16 : Unit::kF32);
 }
 
 void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape shape, int64_t m, Form kind) {
@@ -45,7 +52,8 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
     few.rows = std::min<int64_t>(128, shape.rows);
     const RandomMatrix random(few, 1);
     quant::Matrix w = random.view();
-    std::vector<std::byte> codes(static_cast<size_t>(shape.rows * row_bytes));
+    const Pages code_pages(static_cast<size_t>(shape.rows * row_bytes));
+    const std::span<std::byte> codes = code_pages.bytes();
     for (int64_t n = 0; n < shape.rows; ++n) {
         std::memcpy(codes.data() + n * row_bytes, w.data + n % few.rows * w.row_bytes, static_cast<size_t>(row_bytes));
     }
@@ -62,15 +70,15 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
         }
         w.scales = scales.data();
     }
-    std::vector<std::byte> strips;
+    std::optional<Pages> strips;
     if (kind != Form::kRows) {
         const quant::Matrix rows = w;
         w = quant::packed_form(rows);
-        strips.resize(static_cast<size_t>(w.rows / quant::kStripRows * w.strip_bytes));
-        w.data = strips.data();
-        quant::pack_strips(rows, 0, w.rows / quant::kStripRows, strips.data());
+        strips.emplace(static_cast<size_t>(w.rows / quant::kStripRows * w.strip_bytes));
+        w.data = strips->bytes().data();
+        quant::pack_strips(rows, 0, w.rows / quant::kStripRows, strips->bytes().data());
     }
-    const InputForm form(w, kind == Form::kInt8 ? ops::InputRounding::kInt8 : ops::InputRounding::kExact, kernels);
+    const InputForm form(w, kRoundings[static_cast<int>(kind)], kernels);
     const std::vector<float> numbers = random_floats(m * w.cols, 2);
     std::vector<float> x(numbers.size() + kPanelSlack);
     for (int64_t i = 0; i < m; ++i) form.prepare(numbers.data() + i * w.cols, w.cols, x.data(), i, m);
@@ -106,7 +114,7 @@ int main(int argc, char** argv) {
             const std::string name = std::string(kernels.name) + "/m" + std::to_string(m) + "/" +
                                      std::string(thermocline::quant::traits(shape.format).name) +
                                      (shape.multiplier != 1.0f ? "_NV" : "");
-            for (const Form form : {Form::kRows, Form::kStrips, Form::kInt8}) {
+            for (const Form form : {Form::kRows, Form::kStrips, Form::kE4M3, Form::kInt8}) {
                 if (!exists(form, shape)) continue;
                 benchmark::RegisterBenchmark(
                     (name + kFormNames[static_cast<int>(form)]).c_str(),

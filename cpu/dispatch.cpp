@@ -8,6 +8,8 @@
 #include <iterator>
 #include <string>
 #include <string_view>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace thermocline::cpu {
 namespace {
@@ -32,6 +34,15 @@ bool has_avx512_bf16() {
     return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
 }
 
+/// Tiles are large: Linux saves them for processes that asked once.
+bool has_amx() {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTile) &&
+           ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 struct Tier {
     const KernelTable* table;
     bool (*runs_here)();
@@ -39,10 +50,9 @@ struct Tier {
 
 // Best last.
 constexpr Tier kTiers[] = {
-    {&kScalarKernels, always},
-    {&kAvx2Kernels, has_avx2},
-    {&kAvx512Kernels, has_avx512},
-    {&kAvx512Bf16Kernels, has_avx512_bf16},
+    {&kScalarKernels, always},     {&kAvx2Kernels, has_avx2},
+    {&kAvx512Kernels, has_avx512}, {&kAvx512Bf16Kernels, has_avx512_bf16},
+    {&kAmxKernels, has_amx},
 };
 
 }  // namespace

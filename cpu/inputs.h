@@ -5,6 +5,7 @@
 #include "cpu/run.h"
 
 #include <bit>
+#include <cstring>
 
 namespace thermocline::cpu {
 
@@ -37,6 +38,17 @@ struct InputForm {
             for (int64_t k = 0; k < width; k += quant::kStripBlock)
                 kernels.round_int8(in + k, reinterpret_cast<quant::Int8Group*>(out + k * m) + i * kGroups,
                                    quant::kStripBlock);
+            return;
+        }
+        if (bf16 && kernels.bf16_tiles && m == 1) return convert(in, out, width);
+        if (bf16 && kernels.bf16_tiles) {
+            for (int64_t k = 0; k < width; k += quant::kStripBlock) {
+                float numbers[quant::kStripBlock];
+                convert(in + k, numbers, quant::kStripBlock);
+                make_pairs(numbers);
+                for (int64_t step = 0; step < 4; ++step)
+                    std::memcpy(out + ((k / 32 + step) * m + i) * 16, numbers + 16 * step, 16 * sizeof(float));
+            }
             return;
         }
         const PanelGroups groups(m, kernels.panel_tokens);

@@ -30,7 +30,7 @@ inline constexpr int64_t kPanelSlack = 16;     // numbers behind a panel that ke
 inline constexpr int64_t kMostHeadBlock = 32;  // heads are padded to a multiple of it where any tier may write
 
 struct KernelTable {
-    const char* name;  ///< "scalar", "avx2", "avx512", "avx512_bf16"
+    const char* name;  ///< "scalar", "avx2", "avx512", "avx512_bf16", "amx"
 
     /// y[m, n - first] = sum_k W[n, k] * x[m, k] for rows n in [first, first + count), every weight format, decoded
     /// on the fly. Accumulates in float32 in an order that depends on k alone. Layout kStrips: `first` and `count` are
@@ -45,9 +45,11 @@ struct KernelTable {
                         int64_t m, float* y, int64_t y_stride) noexcept;
     /// The same for packed FP8 and FP4 matrices and vectors rounded to e4m3 (quant::has_bf16_codes), as matmul but that
     /// x is not multiplied and a number of the panel is a pair of bf16 columns: of every four 0 and 2, then 1 and 3.
-    /// Null where the tier has no instruction for it.
+    /// With bf16_tiles the panel is [K / 32][m][16] of them, and one vector lies as it is. Null where the tier has no
+    /// instruction for it.
     void (*matmul_bf16)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
                         int64_t m, float* y, int64_t y_stride) noexcept;
+    bool bf16_tiles;
     int panel_tokens;  ///< most vectors of a group of a panel
     /// Row n of W (layout kRows) as float32: out [W.cols].
     void (*decode_row)(const quant::Matrix& w, int64_t row, float* out) noexcept;

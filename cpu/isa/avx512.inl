@@ -85,6 +85,11 @@ using Table = F;
 
 [[gnu::always_inline]] inline Table make_table(const float* values) { return load(values); }
 
+/// Every word by its low four bits.
+[[gnu::always_inline]] inline F look_up_words(const Table& table, U words) {
+    return (F)_mm512_permutexvar_ps((__m512i)words, (__m512)table);
+}
+
 struct Codes {
     __m512i first, second;  // elements 0..15 and 16..31; only the low four bits of a lane count
 };

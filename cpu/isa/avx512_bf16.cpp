@@ -1,5 +1,5 @@
-// The kernels for processors that have AVX-512 BF16 and VBMI besides (Zen 4, Sapphire Rapids and later). Nothing but
-// kAvx512Bf16Kernels leaves this unit (tests/cpu/isa_symbols_test.cpp).
+// The kernels for processors that have AVX-512 BF16 and VBMI besides (Zen 4 and later). Nothing but kAvx512Bf16Kernels
+// leaves this unit (tests/cpu/isa_symbols_test.cpp).
 #include "cpu/isa/tables.h"
 
 #include <immintrin.h>
@@ -7,92 +7,9 @@
 namespace thermocline::cpu {
 namespace {
 
-#include "cpu/isa/avx512.inl"
+constexpr int kFetchAhead = 4096;  // bytes
 
-constexpr int kBf16Operations = 64;
-[[gnu::always_inline]] inline F multiply_bf16(F sum) {
-    const __m512i ones = _mm512_set1_epi16(0x3f80);
-    __m512bh x;
-    __builtin_memcpy(&x, &ones, sizeof x);
-    return (F)_mm512_dpbf16_ps((__m512)sum, x, x);
-}
-
-// ---- pairs of bf16 numbers (cpu/kernels/strips_bf16.inl) -----------------------------------------------------------
-
-[[gnu::always_inline]] inline F broadcast_bits(const float* p) {
-    return (F)_mm512_set1_epi32(static_cast<int32_t>(read_u32(p)));
-}
-
-[[gnu::always_inline]] inline F add_products_of_pairs(F a, F b, F sum) {
-    __m512bh x, y;
-    __builtin_memcpy(&x, &a, sizeof x);
-    __builtin_memcpy(&y, &b, sizeof y);
-    return (F)_mm512_dpbf16_ps((__m512)sum, x, y);
-}
-
-using HalfTable = __m512i;
-[[gnu::always_inline]] inline HalfTable make_half_table(const uint16_t values[16]) {
-    return _mm512_broadcast_i64x4(load_32_bytes(values));
-}
-/// Every half of a word by its low four bits: the permutation takes five, and both halves of the table are the same.
-[[gnu::always_inline]] inline F look_up_halves(const HalfTable& table, U words) {
-    return (F)_mm512_permutexvar_epi16((__m512i)words, table);
-}
-
-/// The bytes of bf16 numbers, each in the place of the code that it comes from.
-struct SplitBF16 {
-    __m512i low, high;
-};
-
-/// bf16 of the 128 magnitudes, the first and the last 64. The NaN code reads as 480.
-struct E4M3Table {
-    SplitBF16 first, last;
-};
-
-[[gnu::always_inline]] inline E4M3Table make_e4m3_table() {
-    alignas(64) uint8_t low[128], high[128];
-    for (int i = 0; i < 128; ++i) {
-        const uint32_t bits = bits_as<uint32_t>(e4m3_number(static_cast<uint8_t>(i)));
-        low[i] = static_cast<uint8_t>(bits >> 16);
-        high[i] = static_cast<uint8_t>(bits >> 24);
-    }
-    return {{_mm512_load_si512(low), _mm512_load_si512(high)},
-            {_mm512_load_si512(low + 64), _mm512_load_si512(high + 64)}};
-}
-
-[[gnu::always_inline]] inline SplitBF16 look_up_e4m3(const E4M3Table& table, U codes) {
-    const __m512i index = (__m512i)codes;  // its low seven bits count
-    const __m512i high = _mm512_permutex2var_epi8(table.first.high, index, table.last.high);
-    return {_mm512_permutex2var_epi8(table.first.low, index, table.last.low),
-            (__m512i)((U)high | (codes & 0x80808080))};
-}
-
-/// The numbers of bytes 0 and 2 of every word, and of bytes 1 and 3.
-[[gnu::always_inline]] inline F even_bytes(const SplitBF16& split) {
-    return (F)_mm512_mask_mov_epi8(_mm512_slli_epi16(split.high, 8), 0x5555555555555555, split.low);
-}
-[[gnu::always_inline]] inline F odd_bytes(const SplitBF16& split) {
-    return (F)_mm512_mask_mov_epi8(_mm512_srli_epi16(split.low, 8), 0xaaaaaaaaaaaaaaaa, split.high);
-}
-
-#include "cpu/kernels/e4m3.inl"
-
-struct E4M3Columns {
-    struct Pairs {
-        F even, odd;
-    };
-    E4M3Table table = make_e4m3_table();
-    [[gnu::always_inline]] Pairs prepare(U words) const {
-        const SplitBF16 split = look_up_e4m3(table, words);
-        return {even_bytes(split), odd_bytes(split)};
-    }
-    [[gnu::always_inline]] F column(const Pairs& pairs, int j) const {
-        const U pair = (U)(j % 2 ? pairs.odd : pairs.even);
-        return (F)(j < 2 ? pair << 16 : pair & 0xffff0000);
-    }
-};
-
-#include "cpu/kernels/kernels.inl"
+#include "cpu/isa/avx512_bf16.inl"
 #include "cpu/kernels/strips_bf16.inl"
 
 constexpr KernelTable make_bf16_kernels() {

@@ -185,6 +185,7 @@ constexpr int kBf16Operations = 0, kByteOperations = 0;
 inline F multiply_bf16(F sum) { return sum; }
 inline I multiply_bytes(I sum) { return sum; }
 
+constexpr int kFetchAhead = 4096;  // bytes
 #include "cpu/kernels/e4m3.inl"
 using E4M3Columns = PlainE4M3Columns;
 

@@ -12,9 +12,11 @@
 
 constexpr int kStripRows = quant::kStripRows, kBlock = quant::kStripBlock, kLine = quant::kLineBytes;
 constexpr int kParts = kStripRows / kLanes;
-constexpr int kAhead = 4096;                                          // bytes that the stream is fetched ahead
 constexpr int kStripTokens = kParts == 1 ? 12 : kParts == 2 ? 6 : 2;  // accumulators that fit into the registers
 constexpr int kTileGroups = 96 / kStripTokens;                        // whose sums stay in L1 beside the tile
+
+/// The stream kFetchAhead bytes on. Line by line, as it is used: many at once would hold up the loads behind them.
+[[gnu::always_inline]] inline void fetch_ahead(const uint8_t* line) { __builtin_prefetch(line + kFetchAhead, 0, 3); }
 
 [[gnu::always_inline]] inline U load_line(const uint8_t* p) {
     U words;
@@ -310,13 +312,14 @@ struct StripKernel {
         F total[kParts] = {};
         const uint8_t* p = strip.data;
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
-            for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
+            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
             const float shared = strip.shared_scale(b);
             for (int u = 0; u < kUnits; u += kTogether) {
                 F sum[kTogether][kParts] = {};
                 for (int l = 0; l < kLines; ++l) {
                     unrolled<kTogether>([&](int i) __attribute__((always_inline)) {
                         const int line = (u + i) * kLines + l;
+                        fetch_ahead(p + line * kLine);
                         const float* part = x + ((u + i) * Codes::kUnit + l * Codes::kColumns) / Products::kStep;
                         unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                             for_vectors_of(
@@ -348,7 +351,7 @@ struct StripKernel {
         alignas(64) float tile[kBlockVectors * kStripRows], sums[kTileGroups][kStripTokens * kStripRows] = {};
         const uint8_t* p = strip.data;
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
-            for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
+            for (int64_t i = 0; i < block_bytes; i += kLine) fetch_ahead(p + i);
             for (int l = 0; l < kBlock / Codes::kColumns; ++l) {
                 for (int v = 0; v < kParts; ++v) {
                     for_vectors_of(

@@ -88,8 +88,9 @@ struct Int8Kernel {
              float* y) const {
         F total[kParts] = {};
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
-            for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
+            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
             for (int u = 0; u < kUnits; ++u) {
+                for (int l = 0; l < kLines; ++l) fetch_ahead(p + (u * kLines + l) * kLine);
                 unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                     U codes[kQuads];
                     decode(p, u, v, codes);
@@ -109,7 +110,7 @@ struct Int8Kernel {
         for (int64_t b = 0; b < blocks; ++b, data += block_bytes, x += x_stride) {
             for (int64_t s = 0; s < strips; ++s) {
                 const uint8_t* p = data + s * strip_bytes;
-                for (int64_t i = 0; i < block_bytes; i += kLine) __builtin_prefetch(p + kAhead + i, 0, 3);
+                for (int64_t i = 0; i < block_bytes; i += kLine) fetch_ahead(p + i);
                 for (int u = 0; u < kUnits; ++u) {
                     for (int v = 0; v < kParts; ++v) {
                         U codes[kQuads];

@@ -106,7 +106,7 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group)
         ->capture_default_str();
     command.add_option("--isa", isa, "CPU kernels")
-        ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16"}))
+        ->check(CLI::IsMember({"auto", "scalar", "avx2", "avx512", "avx512_bf16", "amx"}))
         ->group(group)
         ->capture_default_str();
     command

@@ -41,6 +41,7 @@ TEST(IsaSymbols, NothingButTheTableLeavesAnIsaUnit) {
         {"avx2.cpp.o", "kAvx2Kernels"},
         {"avx512.cpp.o", "kAvx512Kernels"},
         {"avx512_bf16.cpp.o", "kAvx512Bf16Kernels"},
+        {"amx.cpp.o", "kAmxKernels"},
     };
     const auto symbols = exported_symbols(CPU_LIBRARY);
     for (const auto& [object, table] : tables) {

@@ -685,7 +685,7 @@ TEST(Dispatch, FindsTheTiersOfThisProcessor) {
 TEST(Dispatch, AutoTakesTheBest) {
     unsetenv("THERMOCLINE_ISA");
     const KernelTable* best = nullptr;
-    for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"}) {
+    for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16", "amx"}) {
         if (const KernelTable* kernels = find_kernels(name)) best = kernels;
     }
     EXPECT_EQ(&select_kernels("auto"), best);
@@ -709,7 +709,7 @@ TEST(Dispatch, NamesUnknownAndUnsupportedTiers) {
         EXPECT_NE(std::string(error.what()).find("sse9"), std::string::npos);
         EXPECT_NE(std::string(error.what()).find("avx2"), std::string::npos);
     }
-    for (const char* name : {"avx512", "avx512_bf16"}) {
+    for (const char* name : {"avx512", "avx512_bf16", "amx"}) {
         if (find_kernels(name)) continue;
         EXPECT_THROW(select_kernels(name), Error);
     }

@@ -59,7 +59,7 @@ Engine& tiny_engine(model::KvCacheDtype kv_cache) {
 
 std::vector<std::string> available_tiers() {
     std::vector<std::string> tiers;
-    for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16"})
+    for (const char* name : {"scalar", "avx2", "avx512", "avx512_bf16", "amx"})
         if (cpu::find_kernels(name) != nullptr) tiers.emplace_back(name);
     return tiers;
 }

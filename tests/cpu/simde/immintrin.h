@@ -78,3 +78,56 @@ static inline __m512 _mm512_cvtph_ps(__m256i x) {
     }
     return simde__m512_from_private(to);
 }
+
+// AMX, from Intel's definitions: tiles of `rows` lines. Products of bf16 pairs are summed in two chains of
+// multiply-adds, which are then added; subnormal numbers count as zero.
+
+struct EmulatedTile {
+    int rows, column_bytes;
+    unsigned char lines[16][64];
+};
+inline thread_local EmulatedTile emulated_tiles[8];
+
+static inline void _tile_loadconfig(const void* config) {
+    const unsigned char* bytes = static_cast<const unsigned char*>(config);
+    for (int i = 0; i < 8; ++i) emulated_tiles[i] = {bytes[48 + i], bytes[16 + 2 * i] | bytes[17 + 2 * i] << 8, {}};
+}
+static inline void _tile_release() {
+    for (EmulatedTile& tile : emulated_tiles) tile = {};
+}
+static inline void _tile_zero(int tile) { __builtin_memset(emulated_tiles[tile].lines, 0, 16 * 64); }
+static inline void _tile_loadd(int tile, const void* from, long stride) {
+    EmulatedTile& to = emulated_tiles[tile];
+    for (int i = 0; i < to.rows; ++i)
+        __builtin_memcpy(to.lines[i], static_cast<const char*>(from) + i * stride,
+                         static_cast<unsigned>(to.column_bytes));
+}
+static inline void _tile_stored(int tile, void* to, long stride) {
+    const EmulatedTile& from = emulated_tiles[tile];
+    for (int i = 0; i < from.rows; ++i)
+        __builtin_memcpy(static_cast<char*>(to) + i * stride, from.lines[i], static_cast<unsigned>(from.column_bytes));
+}
+
+static inline float emulated_bf16(const unsigned char* p) {
+    const unsigned bits = static_cast<unsigned>(p[0] | p[1] << 8) << 16;
+    float number;
+    __builtin_memcpy(&number, &bits, 4);
+    return (bits & 0x7f800000) == 0 ? 0.0f : number;
+}
+static inline float emulated_flush(float x) { return __builtin_fabsf(x) < 1.17549435e-38f ? 0.0f : x; }
+
+static inline void _tile_dpbf16ps(int sums, int left, int right) {
+    EmulatedTile &c = emulated_tiles[sums], &a = emulated_tiles[left], &b = emulated_tiles[right];
+    for (int m = 0; m < c.rows; ++m) {
+        for (int n = 0; n < c.column_bytes / 4; ++n) {
+            float chains[2] = {}, sum;
+            for (int k = 0; k < a.column_bytes / 4; ++k)
+                for (int i = 0; i < 2; ++i)
+                    chains[i] = emulated_flush(__builtin_fmaf(emulated_bf16(&a.lines[m][4 * k + 2 * i]),
+                                                              emulated_bf16(&b.lines[k][4 * n + 2 * i]), chains[i]));
+            __builtin_memcpy(&sum, &c.lines[m][4 * n], 4);
+            sum = emulated_flush(emulated_flush(sum) + emulated_flush(chains[0] + chains[1]));
+            __builtin_memcpy(&c.lines[m][4 * n], &sum, 4);
+        }
+    }
+}
