@@ -18,6 +18,7 @@ TEST_F(ServerTest, LoadingIsSaidUntilTheModelIsThere) {
     EXPECT_EQ(get_json("/v1/models/other", 404)["error"]["type"], "not_found_error");
     EXPECT_EQ(get_json("/version")["version"], "test");
     EXPECT_EQ(get_json("/props")["chat_encoding"], "v4");
+    EXPECT_EQ(get_json("/props")["total_slots"], engine->max_sequences());
 }
 
 TEST_F(ServerTest, ChatSplitsReasoningAndContent) {
