@@ -3,7 +3,7 @@
 #include "src/base/error.h"
 
 #include <algorithm>
-#include <unordered_set>
+#include <set>
 
 namespace thermocline::text {
 
@@ -174,13 +174,20 @@ std::span<const uint64_t> TokenMasks::mask(int32_t config) {
 
 void TokenMasks::prepare() {
     const int64_t end = work() + kPreparingWork;
+    // One of all that differ in nothing but what lies around them, or in how often something may still be repeated.
+    std::set<std::vector<int32_t>> met;
+    const auto is_new = [&](int32_t config) {
+        std::vector<int32_t> sets;
+        for (const GrammarMachine::Item& item : machine_.items(config))
+            sets.push_back(machine_.like(item.set, trie_->longest()));
+        return met.insert(std::move(sets)).second;
+    };
     std::vector<int32_t> configs = {machine_.start()};
-    std::unordered_set<int32_t> met = {configs[0]};
     for (size_t i = 0; i < configs.size() && work() < end && whole_.size() < kMostWhole / 2; ++i) {
         mask(configs[i]);
         for (int byte = 0; byte < 256; ++byte) {
             const int32_t next = machine_.step(configs[i], static_cast<uint8_t>(byte));
-            if (next != GrammarMachine::kDead && met.insert(next).second) configs.push_back(next);
+            if (next != GrammarMachine::kDead && is_new(next)) configs.push_back(next);
         }
     }
     work_allowed_ = std::max(work_allowed_, work() + kWorkAtOnce);
