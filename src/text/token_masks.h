@@ -31,7 +31,7 @@ class TokenMasks {
 public:
     static constexpr size_t kKeptBytes = size_t{32} << 20;
     /// In units of GrammarMachine::work(), a few nanoseconds each.
-    static constexpr int64_t kWorkAtOnce = 100'000'000, kWorkPerMask = 1'000'000, kPreparingWork = 2'000'000;
+    static constexpr int64_t kWorkAtOnce = 100'000'000, kWorkPerMask = 1'000'000, kPreparingWork = 6'000'000;
 
     /// Throws Error if the vocabulary lacks a token that the grammar names.
     TokenMasks(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const TokenTrie> trie,
