@@ -189,6 +189,7 @@ async function send() {
   element(addTurn('user'), 'div', 'text', text);
   messages.push({role: 'user', content: text});
   const answer = new Answer();
+  at('log').scrollTop = at('log').scrollHeight;
   abort = new AbortController();
   at('send').disabled = true;
   at('stop').disabled = false;
