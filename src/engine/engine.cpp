@@ -42,6 +42,27 @@ BatchLimits batch_limits(const Forward& model, int64_t max_sequences, int64_t kv
     return {max_sequences, limits.max_rows, limits.max_outputs, kv_bytes};
 }
 
+/// Begins what the log says about a sequence.
+std::string label(const Sequence& sequence) {
+    return sequence.request.id.empty() ? "" : "[" + sequence.request.id + "] ";
+}
+
+const char* word_of(FinishReason reason) {
+    switch (reason) {
+        case FinishReason::kStop:
+            return "finished";
+        case FinishReason::kLength:
+            return "reached its length";
+        case FinishReason::kCancelled:
+            return "was cancelled";
+        case FinishReason::kRefused:
+            return "was refused, the engine shuts down";
+        case FinishReason::kError:
+            break;
+    }
+    return "failed";
+}
+
 }  // namespace
 
 ContextOverflow::ContextOverflow(int64_t prompt_tokens, int64_t max_model_len)
@@ -114,7 +135,7 @@ std::shared_ptr<Ticket> Engine::submit(Request request, std::shared_ptr<Listener
         if (draining_ || stopping_ || (limits_.max_queue > 0 && queued >= limits_.max_queue)) return nullptr;
         sequence->id = next_id_++;
         batcher_.add(sequence->id, sequence->request.priority, std::ssize(sequence->tokens),
-                     sequence->request.prompt_logprobs);
+                     sequence->request.prompt_logprobs >= 0);
         waiting_.emplace(sequence->id, std::move(sequence));
     }
     wake_.notify_one();
@@ -237,7 +258,7 @@ void Engine::to_queue(SequenceId id) {
 void Engine::begin(Sequence& sequence) {
     sequence.cache = model_->new_sequence();
     const Request& request = sequence.request;
-    const bool reuses = request.reuse_prefix && !request.prompt_logprobs;
+    const bool reuses = request.reuse_prefix && request.prompt_logprobs < 0;
     const int64_t on_disk =
         reuses ? prefixes_.worth_loading(request.cache_salt, sequence.tokens, std::ssize(sequence.tokens) - 1) : 0;
     if (on_disk > 0)
@@ -298,7 +319,7 @@ void Engine::go_on(Sequence& sequence, int64_t loaded) {
     const Request& request = sequence.request;
     int64_t cached = 0;
     // The last token is always computed: its logits are needed.
-    if (request.reuse_prefix && !request.prompt_logprobs)
+    if (request.reuse_prefix && request.prompt_logprobs < 0)
         cached =
             prefixes_.resume(*sequence.cache, request.cache_salt, sequence.tokens, std::ssize(sequence.tokens) - 1);
     sequence.remembered = cached;
@@ -313,7 +334,7 @@ void Engine::go_on(Sequence& sequence, int64_t loaded) {
 
 /// Keeps the state at a position for others, who may begin with the same tokens.
 void Engine::remember(Sequence& sequence, int64_t position) {
-    if (sequence.request.prompt_logprobs) return;  // they come by thousands, and never read
+    if (sequence.request.prompt_logprobs >= 0) return;  // they come by thousands, and never read
     prefixes_.keep(*sequence.cache, sequence.request.cache_salt,
                    std::span(sequence.tokens).first(static_cast<size_t>(position)));
     sequence.remembered = position;
@@ -345,6 +366,8 @@ void Engine::start(Sequence& sequence, int64_t cached) {
     counted_.prompt_tokens += statistics.prompt_tokens;
     counted_.prefix_queries += statistics.prompt_tokens;
     counted_.prefix_hits += cached;
+    log::debug("{}begins after {:.3f} s: {} prompt tokens, {} of them cached", label(sequence),
+               statistics.queue_seconds, statistics.prompt_tokens, cached);
     sequence.listener->on_prefill(cached, statistics.prompt_tokens);
 }
 
@@ -356,7 +379,7 @@ void Engine::give_way(Sequence& sequence) {
         waits = batcher_.give_way(sequence.id);
         if (waits) {
             to_queue(sequence.id);
-            log::warn("memory is short: the caches of all requests keep to {} MB from now on",
+            log::warn("{}memory is short: the caches of all requests keep to {} MB from now on", label(sequence),
                       batcher_.limits().kv_bytes / 1'000'000);
         }
     }
@@ -419,7 +442,8 @@ void Engine::advance(Sequence& sequence, const Share& share, int64_t first_outpu
         sequence.reported = position;
         sequence.listener->on_prefill(position, statistics.prompt_tokens);
     }
-    if (sequence.request.prompt_logprobs) report_prompt(sequence, position - share.rows, first_output, share.outputs);
+    if (sequence.request.prompt_logprobs >= 0)
+        report_prompt(sequence, position - share.rows, first_output, share.outputs);
     std::optional<FinishReason> reason;
     if (is_last && in_prompt) {
         sequence.first_token = Clock::now();
@@ -442,7 +466,7 @@ void Engine::advance(Sequence& sequence, const Share& share, int64_t first_outpu
 /// Log-probabilities of the prompt tokens that `count` outputs of the last pass predict; the first of these outputs is
 /// that of the sequence's token `first`. A sequence that computes again reports what it has not reported.
 void Engine::report_prompt(Sequence& sequence, int64_t first, int64_t first_output, int64_t count) {
-    const int32_t candidates = sequence.request.logprobs;
+    const int32_t candidates = sequence.request.prompt_logprobs;
     std::vector<Token> tokens;
     if (sequence.scored == 0) {
         tokens.emplace_back();
@@ -452,7 +476,11 @@ void Engine::report_prompt(Sequence& sequence, int64_t first, int64_t first_outp
     for (int64_t i = 0; i < count && first + i + 1 < sequence.statistics.prompt_tokens; ++i) {
         if (first + i + 1 < sequence.scored) continue;
         const int32_t id = sequence.tokens[static_cast<size_t>(first + i + 1)];
-        tokens.push_back(sampler_.with_logprobs(logits(first_output + i), id, candidates));
+        const std::span<const float> row = logits(first_output + i);
+        tokens.push_back(sampler_.with_logprobs(row, id, candidates));
+        const float own = row[static_cast<size_t>(id)];
+        tokens.back().rank =
+            1 + static_cast<int32_t>(std::count_if(row.begin(), row.end(), [own](float logit) { return logit > own; }));
         ++sequence.scored;
     }
     if (!tokens.empty()) sequence.listener->on_prompt(tokens);
@@ -494,7 +522,7 @@ std::span<const float> Engine::logits(int64_t output) const {
 }
 
 void Engine::fail_with(Sequence& sequence, const std::string& error) {
-    log::error("request failed: {}", error);
+    log::error("{}request failed: {}", label(sequence), error);
     Result result;
     result.reason = FinishReason::kError;
     result.error = error;
@@ -518,6 +546,8 @@ void Engine::end(Sequence& sequence, Result result) {
     if (sequence.statistics.output_tokens > 0)
         sequence.statistics.decode_seconds = seconds_between(sequence.first_token, now);
     result.statistics = sequence.statistics;
+    log::debug("{}{}: {} output tokens, prompt {:.3f} s, output {:.3f} s", label(sequence), word_of(result.reason),
+               result.statistics.output_tokens, result.statistics.prefill_seconds, result.statistics.decode_seconds);
     if (sequence.cache && result.reason != FinishReason::kError) remember(sequence, sequence.cache->position());
     const std::shared_ptr<Listener> listener = sequence.listener;
     sequence.cache.reset();

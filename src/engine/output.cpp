@@ -18,11 +18,13 @@ void append(TextEvents& to, TextEvents from) {
 
 }  // namespace
 
-ChatOutput::ChatOutput(const text::Tokenizer& tokenizer, text::ParserOptions options, bool skip_special)
+ChatOutput::ChatOutput(const text::Tokenizer& tokenizer, text::ParserOptions options, bool skip_special,
+                       int64_t min_tokens)
     : tokenizer_(tokenizer),
       detokenizer_(tokenizer),
       parser_(options),
       skip_special_(skip_special),
+      min_tokens_(min_tokens),
       think_end_(tokenizer.token_id("</think>")),
       in_reasoning_(options.starts_in_reasoning) {
     for (const char* mark : {"<think>", "</think>", "｜DSML｜"})
@@ -35,6 +37,7 @@ bool ChatOutput::is_hidden(int32_t id) const {
 
 TextEvents ChatOutput::push(int32_t id) {
     if (in_reasoning_) ++reasoning_tokens_;
+    parser_.look_for_stops(++tokens_ > min_tokens_);
     if (id == think_end_) in_reasoning_ = false;
     if (is_hidden(id)) return {};
     TextEvents events = parser_.feed(detokenizer_.push(id));

@@ -30,10 +30,12 @@ public:
     virtual int64_t reasoning_tokens() const { return 0; }
 };
 
-/// A chat answer, taken apart. `skip_special` drops special tokens that are no markup of the answer.
+/// A chat answer, taken apart. `skip_special` drops special tokens that are no markup of the answer. Stop strings count
+/// only after `min_tokens` tokens.
 class ChatOutput : public Output {
 public:
-    ChatOutput(const text::Tokenizer& tokenizer, text::ParserOptions options, bool skip_special);
+    ChatOutput(const text::Tokenizer& tokenizer, text::ParserOptions options, bool skip_special,
+               int64_t min_tokens = 0);
     TextEvents push(int32_t id) override;
     TextEvents finish(text::Ending ending) override;
     const std::optional<std::string>& stopped_by() const override { return parser_.stopped_by(); }
@@ -46,6 +48,8 @@ private:
     text::Detokenizer detokenizer_;
     text::OutputParser parser_;
     bool skip_special_;
+    int64_t min_tokens_;
+    int64_t tokens_ = 0;
     std::vector<int32_t> marks_;  // tokens that the parser must see
     std::optional<int32_t> think_end_;
     bool in_reasoning_;

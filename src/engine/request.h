@@ -30,6 +30,7 @@ struct SamplingParams {
 inline constexpr float kGreedyTemperature = 1e-5f;
 
 struct Request {
+    std::string id;  ///< what the log calls it
     std::vector<int32_t> prompt;
     SamplingParams sampling;
     int64_t max_tokens = -1;           ///< -1: until the context is full; 0: only the prompt is computed
@@ -37,7 +38,7 @@ struct Request {
     std::vector<int32_t> stop_tokens;  ///< end the sequence as EOS does
     bool ignore_eos = false;           ///< EOS cannot be drawn
     int32_t logprobs = -1;             ///< N >= 0: log-probability of each token, and of the N best
-    bool prompt_logprobs = false;      ///< the same for the prompt; all of it is computed then
+    int32_t prompt_logprobs = -1;      ///< the same for the tokens of the prompt; all of it is computed then
     int32_t priority = 0;              ///< lower ones go first
     bool reuse_prefix = true;          ///< continue from what earlier sequences left in the prefix cache
     std::string cache_salt;            ///< prefixes are shared only between requests with the same salt
@@ -56,6 +57,7 @@ struct Token {
     /// Natural log of its probability in the unmodified distribution; NaN when not asked for, and for a prompt's first.
     float logprob = std::numeric_limits<float>::quiet_NaN();
     std::vector<Candidate> top;  // best first
+    int32_t rank = 0;            // 1: the likeliest; of prompt tokens only
     bool ends = false;           // EOS or a stop token: counted, but no part of the text
 };
 

@@ -189,6 +189,8 @@ void set_thinking(const Fields& fields, bool think_by_default, Json& chat) {
         if (type != "enabled" && type != "adaptive" && type != "disabled")
             refuse("thinking", ".type is \"" + printable(type, 60) + "\", expected enabled, adaptive or disabled");
         thinks = type != "disabled";
+        if (const auto budget = Fields(*thinking, "thinking.").integer("budget_tokens", 1); budget && thinks)
+            chat["thinking_token_budget"] = *budget;
     }
     chat["thinking"] = {{"type", thinks ? "enabled" : "disabled"}};
     const Json* config = fields.find("output_config");

@@ -103,6 +103,23 @@ HttpReply error_reply(const RequestError& error, Dialect dialect, const std::str
     return reply;
 }
 
+RequestError renamed(const RequestError& error, std::span<const FieldName> names) {
+    const std::string message = error.what();
+    const auto begins_with = [](const std::string& text, std::string_view name) {
+        if (!text.starts_with(name)) return false;
+        const auto next = static_cast<unsigned char>(text.size() > name.size() ? text[name.size()] : ' ');
+        return std::isalnum(next) == 0 && next != '_';
+    };
+    for (const auto& [ours, theirs] : names) {
+        const bool in_message = begins_with(message, ours);
+        if (!in_message && !begins_with(error.param(), ours)) continue;
+        const std::string_view whole = theirs;
+        const std::string param(whole.substr(0, whole.find('.')));
+        return {error.status(), in_message ? std::string(theirs) + message.substr(ours.size()) : message, param};
+    }
+    return error;
+}
+
 RequestError bad_request(const Error& error) {
     // Lower rooms write "messages[0].role is ...": a name with a value is a field, an ordinary sentence is not.
     const std::string text = error.what();

@@ -6,8 +6,10 @@
 #include "src/base/json.h"
 #include "src/server/http.h"
 
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace thermocline::server {
 
@@ -54,7 +56,27 @@ Json anthropic_error_json(const RequestError& error, const std::string& request_
 /// The status, headers and body that a refused request is answered with.
 HttpReply error_reply(const RequestError& error, Dialect dialect, const std::string& request_id);
 
-/// The same for an Error that a lower room threw about the request: the field is the name its text begins with, if any.
+/// A field of a chat body, and what the API that the body was made for calls it.
+using FieldName = std::pair<std::string_view, std::string_view>;
+/// The refusal with the field that its message begins with, and its param, by the names of the other API.
+RequestError renamed(const RequestError& error, std::span<const FieldName> names);
+
+/// What an Error that a lower room threw about the request is to the client: the field is the name that its text begins
+/// with, if any.
 RequestError bad_request(const Error& error);
+
+/// Runs `body`; what it refuses goes on in the words of the other API.
+template <typename Body>
+auto in_words_of(std::span<const FieldName> names, Body&& body) {
+    try {
+        return std::forward<Body>(body)();
+    } catch (const ContextSizeError&) {
+        throw;
+    } catch (const RequestError& error) {
+        throw renamed(error, names);
+    } catch (const Error& error) {
+        throw renamed(bad_request(error), names);
+    }
+}
 
 }  // namespace thermocline::server

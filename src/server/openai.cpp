@@ -11,12 +11,6 @@
 namespace thermocline::server {
 namespace {
 
-void refuse_unsupported(const Fields& fields, std::initializer_list<const char*> keys) {
-    for (const char* key : keys) {
-        if (fields.has(key)) throw RequestError(501, std::string(key) + " is not supported by this server", key);
-    }
-}
-
 void read_penalties(const Fields& fields, engine::SamplingParams& params) {
     const auto read = [&](const char* key, float& value, double least, double most) {
         if (const auto given = fields.number(key, least, most)) value = static_cast<float>(*given);
@@ -115,7 +109,6 @@ void read_scheduling(const Fields& fields, Call& call) {
 }
 
 void read_common(const Fields& fields, const ServedModel& model, Call& call) {
-    refuse_unsupported(fields, {"thinking_token_budget", "prompt_logprobs"});
     call.answer_rule = answer_rule(fields);
     call.request.sampling = model.sampling;
     read_penalties(fields, call.request.sampling);
@@ -131,6 +124,10 @@ void read_common(const Fields& fields, const ServedModel& model, Call& call) {
     call.return_token_ids = fields.boolean("return_token_ids", false);
     call.tokens_as_ids = fields.boolean("return_tokens_as_token_ids", false);
     call.request.min_tokens = fields.integer("min_tokens", 0).value_or(0);
+    call.prompt_logprobs = static_cast<int32_t>(fields.integer("prompt_logprobs", 0, kMaxLogprobs).value_or(-1));
+    if (call.prompt_logprobs >= 0 && call.stream)
+        throw RequestError(400, "prompt_logprobs is given together with stream: true", "prompt_logprobs");
+    call.request.prompt_logprobs = call.prompt_logprobs;
 }
 
 void check_min_tokens(const Fields& fields, const Call& call) {
@@ -206,7 +203,6 @@ ChatCall chat_call(const Json& body, const ServedModel& model) {
     ChatCall call;
     read_common(fields, model, call);
     refuse_old_functions(fields);
-    if (fields.boolean("echo", false)) throw RequestError(501, "echo is not supported by this server", "echo");
     if (const Json* tools = fields.find("tools"); tools != nullptr && tools->is_array() && tools->size() > kMaxTools)
         fields.refuse("tools", "an array of at most " + std::to_string(kMaxTools) + " tools");
 
@@ -215,8 +211,6 @@ ChatCall chat_call(const Json& body, const ServedModel& model) {
     const auto wins = fields.integer("max_completion_tokens", 1);
     call.request.max_tokens = wins ? *wins : most.value_or(-1);
     check_min_tokens(fields, call);
-    if (call.request.min_tokens > 0 && !call.stop.empty())
-        throw RequestError(501, "min_tokens together with stop is not supported by this server", "min_tokens");
 
     const bool logprobs = fields.boolean("logprobs", false);
     const auto top = fields.integer("top_logprobs", 0, kMaxLogprobs).value_or(0);
@@ -224,6 +218,10 @@ ChatCall chat_call(const Json& body, const ServedModel& model) {
     call.request.logprobs = logprobs ? static_cast<int32_t>(top) : -1;
 
     call.chat = text::chat_from_openai(body, model.revision, model.chat);
+    // What is continued or followed is said again where the last message is of the role that answers.
+    const text::Message& last = call.chat.messages.back();
+    if (fields.boolean("echo", false) && last.role == text::Role::kAssistant) call.echo = last.content;
+    call.thinking_budget = fields.integer("thinking_token_budget", 0);
     call.include_reasoning = fields.boolean("include_reasoning", true);
     const std::string format = fields.string("reasoning_format").value_or("deepseek");
     if (format != "none" && format != "deepseek" && format != "auto")
@@ -237,11 +235,14 @@ CompletionCall completion_call(const Json& body, const ServedModel& model) {
     check_model_name(body, model);
     CompletionCall call;
     read_common(fields, model, call);
-    if (const auto suffix = fields.string("suffix"); suffix && !suffix->empty())
-        throw RequestError(501, "suffix is not supported by this server", "suffix");
     call.prompts = read_prompts(fields, model.vocab);
     call.echo = fields.boolean("echo", false);
     call.add_special_tokens = fields.boolean("add_special_tokens", true);
+    if (const auto suffix = fields.string("suffix"); suffix && !suffix->empty()) call.suffix = suffix;
+    for (const auto& [key, is_given] :
+         {std::pair{"echo", call.echo}, std::pair{"truncate_prompt_tokens", call.truncate_prompt.has_value()}})
+        if (call.suffix && is_given)
+            throw RequestError(400, std::string(key) + " is given together with suffix, expected one of them", key);
     call.request.max_tokens = fields.integer("max_tokens", -1).value_or(16);
     if (call.request.max_tokens == 0 && !call.echo)
         fields.refuse("max_tokens", "an integer >= 1, or echo: true with 0");
@@ -255,7 +256,7 @@ CompletionCall completion_call(const Json& body, const ServedModel& model) {
     } else {
         call.request.logprobs = static_cast<int32_t>(fields.integer("logprobs", 0, kMaxLogprobs).value_or(-1));
     }
-    call.request.prompt_logprobs = call.echo && call.request.logprobs >= 0;
+    if (call.echo) call.request.prompt_logprobs = std::max(call.request.logprobs, call.prompt_logprobs);
     return call;
 }
 

@@ -40,6 +40,8 @@ constexpr int kMaxPrompts = 1024;
 constexpr int kMaxStops = 16;
 constexpr int kMaxTools = 512;
 constexpr int kMaxLogprobs = 20;
+/// Of prompt_logprobs in one answer: candidates, the token itself among them, over all tokens of its prompts.
+constexpr int64_t kMaxPromptLogprobs = int64_t{1} << 18;
 
 /// Fields that both routes share. `request.prompt` is still empty.
 struct Call {
@@ -58,12 +60,15 @@ struct Call {
     std::optional<int64_t> ping_seconds;     // overrides the server's; -1: never
     std::optional<int64_t> truncate_prompt;  // keep the last N; -1: what fits
     std::optional<AnswerRule> answer_rule;   // structured output
+    int32_t prompt_logprobs = -1;            // candidates for each token of the prompt, in the answer; -1: none
 };
 
 struct ChatCall : Call {
     text::Chat chat;
-    bool split_reasoning = true;    // false: reasoning stays in the content, with </think>
-    bool include_reasoning = true;  // false: it is generated, not returned
+    bool split_reasoning = true;             // false: reasoning stays in the content, with </think>
+    bool include_reasoning = true;           // false: it is generated, not returned
+    std::string echo;                        // content in front of the answer's
+    std::optional<int64_t> thinking_budget;  // tokens of reasoning
 };
 
 using PromptInput = std::variant<std::string, std::vector<int32_t>>;
@@ -72,6 +77,7 @@ struct CompletionCall : Call {
     std::vector<PromptInput> prompts;
     bool echo = false;
     bool add_special_tokens = true;
+    std::optional<std::string> suffix;  // the output is to fill the gap before it
 };
 
 /// Parses a request body: a JSON object in UTF-8 of sane depth. RequestError 400 otherwise.

@@ -30,15 +30,46 @@ Json token_ids_json(const std::vector<engine::Token>& tokens) {
     return ids;
 }
 
+/// The `count` best candidates; a prompt may have been scored with more, for another field.
+std::span<const engine::Candidate> best_of(const engine::Token& token, int32_t count) {
+    return std::span(token.top).first(std::min(token.top.size(), static_cast<size_t>(std::max(count, 0))));
+}
+
+/// vLLM's prompt_logprobs: of each token of the prompt itself and the best, by id; of the first, nothing.
+Json prompt_logprobs_json(const std::vector<engine::Token>& tokens, const Call& call,
+                          const text::Tokenizer& tokenizer) {
+    const auto entry = [&](int32_t id, float logprob, int64_t rank) -> Json {
+        return {{"logprob", logprob_json(logprob)},
+                {"rank", rank},
+                {"decoded_token", token_text(tokenizer, id, call.tokens_as_ids)}};
+    };
+    Json list = Json::array();
+    for (const engine::Token& token : tokens) {
+        if (std::isnan(token.logprob)) {
+            list.push_back(nullptr);
+            continue;
+        }
+        Json best = {{std::to_string(token.id), entry(token.id, token.logprob, token.rank)}};
+        int64_t rank = 0;
+        for (const engine::Candidate& candidate : best_of(token, call.prompt_logprobs)) {
+            ++rank;
+            if (candidate.id != token.id)
+                best[std::to_string(candidate.id)] = entry(candidate.id, candidate.logprob, rank);
+        }
+        list.push_back(std::move(best));
+    }
+    return list;
+}
+
 /// Top candidates by text. Two ids with the same text: the better one; the token itself is always in.
-Json top_by_text(const engine::Token& token, const text::Tokenizer& tokenizer, bool as_ids) {
+Json top_by_text(const engine::Token& token, const text::Tokenizer& tokenizer, bool as_ids, int32_t count) {
     Json map = Json::object();
     const auto put = [&](int32_t id, float logprob) {
         const std::string text = token_text(tokenizer, id, as_ids);
         if (!map.contains(text) || map[text].get<double>() < logprob_json(logprob).get<double>())
             map[text] = logprob_json(logprob);
     };
-    for (const engine::Candidate& candidate : token.top) put(candidate.id, candidate.logprob);
+    for (const engine::Candidate& candidate : best_of(token, count)) put(candidate.id, candidate.logprob);
     put(token.id, token.logprob);
     return map;
 }
@@ -200,7 +231,8 @@ void CompletionLogprobs::append(Json& arrays, const std::vector<engine::Token>& 
         const bool is_unknown = std::isnan(token.logprob);  // the first token of a prompt follows nothing
         arrays["tokens"].push_back(token_text(tokenizer_, token.id, as_ids_));
         arrays["token_logprobs"].push_back(is_unknown ? Json(nullptr) : logprob_json(token.logprob));
-        arrays["top_logprobs"].push_back(is_unknown ? Json(nullptr) : top_by_text(token, tokenizer_, as_ids_));
+        arrays["top_logprobs"].push_back(
+            is_unknown ? Json(nullptr) : top_by_text(token, tokenizer_, as_ids_, is_prompt ? top_ : INT32_MAX));
         arrays["text_offset"].push_back(offset_);
         const bool is_shown = is_prompt || !(token.ends || (skip_special_ && tokenizer_.is_special(token.id)));
         if (is_shown) offset_ += code_points(tokenizer_.token_bytes(token.id));
@@ -230,6 +262,8 @@ Json chat_reply(const ReplyHead& head, const ChatCall& call, const std::vector<C
     reply["timings"] = tally.timings();
     reply["system_fingerprint"] = head.model->fingerprint;
     if (call.return_token_ids) reply["prompt_token_ids"] = prompt;
+    if (call.prompt_logprobs >= 0)
+        reply["prompt_logprobs"] = prompt_logprobs_json(choices.front().prompt_tokens, call, *head.tokenizer);
     return reply;
 }
 
@@ -245,7 +279,7 @@ Json completion_reply(const ReplyHead& head, const CompletionCall& call, const s
         if (call.request.logprobs >= 0) {
             CompletionLogprobs logprobs(*head.tokenizer, call);
             out["logprobs"] = CompletionLogprobs::empty();
-            logprobs.append(out["logprobs"], choice.prompt_tokens, true);
+            if (call.echo) logprobs.append(out["logprobs"], choice.prompt_tokens, true);
             logprobs.append(out["logprobs"], choice.tokens, false);
         }
         out["finish_reason"] = finish_reason_json(*choice.ending);
@@ -253,6 +287,10 @@ Json completion_reply(const ReplyHead& head, const CompletionCall& call, const s
         if (call.return_token_ids) {
             out["token_ids"] = token_ids_json(choice.tokens);
             out["prompt_token_ids"] = prompts[prompt];
+        }
+        if (call.prompt_logprobs >= 0) {
+            const ChoiceText& first = choices[prompt * static_cast<size_t>(call.choices)];
+            out["prompt_logprobs"] = prompt_logprobs_json(first.prompt_tokens, call, *head.tokenizer);
         }
         reply["choices"].push_back(std::move(out));
     }

@@ -75,7 +75,10 @@ Json chat_logprob_entries(const std::vector<engine::Token>& tokens, const text::
 class CompletionLogprobs {
 public:
     CompletionLogprobs(const text::Tokenizer& tokenizer, const CompletionCall& call)
-        : tokenizer_(tokenizer), as_ids_(call.tokens_as_ids), skip_special_(call.skip_special_tokens) {}
+        : tokenizer_(tokenizer),
+          as_ids_(call.tokens_as_ids),
+          skip_special_(call.skip_special_tokens),
+          top_(call.request.logprobs) {}
     /// The object for the next tokens; `is_prompt`: of an echoed prompt, whose special tokens are text.
     void append(Json& arrays, const std::vector<engine::Token>& tokens, bool is_prompt);
     static Json empty();
@@ -83,6 +86,7 @@ public:
 private:
     const text::Tokenizer& tokenizer_;
     bool as_ids_, skip_special_;
+    int32_t top_;         // candidates of a prompt token
     int64_t offset_ = 0;  // code points so far
 };
 

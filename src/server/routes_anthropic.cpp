@@ -8,6 +8,12 @@
 namespace thermocline::server {
 namespace {
 
+constexpr FieldName kMessageNames[] = {{"response_format.json_schema", "output_config.format"},
+                                       {"response_format", "output_config.format"},
+                                       {"reasoning_effort", "output_config.effort"},
+                                       {"thinking_token_budget", "thinking.budget_tokens"},
+                                       {"stop", "stop_sequences"}};
+
 ChatCall message_call(const Json& body, const ServedModel& model) {
     return chat_call(chat_body_from_messages(body, model.anthropic_thinks), model);
 }
@@ -18,11 +24,16 @@ void Server::add_anthropic_routes() {
     for (const char* base : {"/v1", ""}) {
         add("POST", std::string(base) + "/messages", [this](const HttpRequest& request) {
             const Backend& served = backend();
-            return run(request, std::make_shared<MessageJob>(
-                                    isolated(message_call(parse_body(request.body), served.model), request), served));
+            const Json body = parse_body(request.body);
+            return run(request, in_words_of(kMessageNames, [&] {
+                           return std::make_shared<MessageJob>(asked_by(request, message_call(body, served.model)),
+                                                               served);
+                       }));
         });
         add_post(std::string(base) + "/messages/count_tokens", [](const Json& body, const Backend& served) {
-            return Json{{"input_tokens", chat_prompt(message_call(body, served.model), served).ids.size()}};
+            return in_words_of(kMessageNames, [&] {
+                return Json{{"input_tokens", chat_prompt(message_call(body, served.model), served).ids.size()}};
+            });
         });
     }
 }

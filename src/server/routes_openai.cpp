@@ -9,6 +9,12 @@
 namespace thermocline::server {
 namespace {
 
+constexpr FieldName kResponseNames[] = {{"response_format.json_schema", "text.format"},
+                                        {"response_format", "text.format"},
+                                        {"reasoning_effort", "reasoning.effort"},
+                                        {"max_tokens", "max_output_tokens"},
+                                        {"messages", "input"}};
+
 Json input_tokens(const ChatCall& call, const Backend& served) {
     return {{"object", "response.input_tokens"}, {"input_tokens", chat_prompt(call, served).ids.size()}};
 }
@@ -20,22 +26,24 @@ void Server::add_openai_routes() {
         add("POST", std::string(base) + "/chat/completions", [this](const HttpRequest& request) {
             const Backend& served = backend();
             return run(request,
-                       std::make_shared<ChatJob>(isolated(chat_call(parse_body(request.body), served.model), request),
+                       std::make_shared<ChatJob>(asked_by(request, chat_call(parse_body(request.body), served.model)),
                                                  served, "chatcmpl-"));
         });
         add("POST", std::string(base) + "/completions", [this](const HttpRequest& request) {
             const Backend& served = backend();
             return run(request,
                        std::make_shared<CompletionJob>(
-                           isolated(completion_call(parse_body(request.body), served.model), request), served));
+                           asked_by(request, completion_call(parse_body(request.body), served.model)), served));
         });
     }
     for (const char* base : {"/v1", ""}) {
         add("POST", std::string(base) + "/responses", [this](const HttpRequest& request) {
             const Backend& served = backend();
             ResponseRequest asked = read_response_request(parse_body(request.body));
-            ChatCall call = isolated(chat_call(asked.chat, served.model), request);
-            return run(request, std::make_shared<ResponseJob>(std::move(call), std::move(asked), served));
+            return run(request, in_words_of(kResponseNames, [&] {
+                           ChatCall call = asked_by(request, chat_call(asked.chat, served.model));
+                           return std::make_shared<ResponseJob>(std::move(call), std::move(asked), served);
+                       }));
         });
         add("GET", std::string(base) + "/responses/*",
             [](const HttpRequest&) -> HttpReply { throw RequestError(404, "this server stores no responses"); });
@@ -43,7 +51,9 @@ void Server::add_openai_routes() {
             return input_tokens(chat_call(body, served.model), served);
         });
         add_post(std::string(base) + "/responses/input_tokens", [](const Json& body, const Backend& served) {
-            return input_tokens(chat_call(read_response_request(body).chat, served.model), served);
+            const ResponseRequest asked = read_response_request(body);
+            return in_words_of(kResponseNames,
+                               [&] { return input_tokens(chat_call(asked.chat, served.model), served); });
         });
         add("GET", std::string(base) + "/models",
             [this](const HttpRequest&) { return json_reply(model_list(backend().model)); });

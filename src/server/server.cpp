@@ -203,7 +203,9 @@ void Server::add_small_routes() {
     for (const char* path : {"/health", "/v1/health", "/ping", "/ready"}) get(path, [this] { return health(); });
     get("/version", [this] { return json_reply({{"version", options_.version}}); });
     get("/load", [this] { return json_reply({{"server_load", running_.load()}}); });
-    get("/props", [this] { return json_reply(server_facts(backend().model, options_.version)); });
+    get("/props", [this] {
+        return json_reply(server_facts(backend().model, backend().engine->max_sequences(), options_.version));
+    });
     get("/tokenizer_info", [this] { return json_reply(tokenizer_facts(backend().model, *backend().tokenizer)); });
     get("/v1/stats", [this] { return json_reply(stats()); });
     get("/v1/experts", [this] {

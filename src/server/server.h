@@ -91,9 +91,10 @@ private:
     Json stats() const;
     double cache_usage() const;
     std::optional<HttpReply> check_access(const HttpRequest& request) const;
-    /// The call with its own part of the caches, if keys are kept apart.
+    /// The call by the name of its request, and with its own part of the caches if keys are kept apart.
     template <typename AnyCall>
-    AnyCall isolated(AnyCall call, const HttpRequest& request) const {
+    AnyCall asked_by(const HttpRequest& request, AnyCall call) const {
+        call.request.id = request.id;
         if (options_.isolates_keys) call.request.cache_salt = salt_of_key(request) + call.request.cache_salt;
         return call;
     }

@@ -104,14 +104,14 @@ Json expert_atlas(const engine::ExpertUse& use) {
             {"moved_bytes", use.moved_bytes}};
 }
 
-Json server_facts(const ServedModel& model, const std::string& version) {
+Json server_facts(const ServedModel& model, int64_t slots, const std::string& version) {
     const engine::SamplingParams& sampling = model.sampling;
     Json params = {{"temperature", sampling.temperature},
                    {"top_p", sampling.top_p},
                    {"top_k", sampling.top_k},
                    {"min_p", sampling.min_p}};
     return {{"default_generation_settings", {{"n_ctx", model.max_model_len}, {"params", params}}},
-            {"total_slots", 1},
+            {"total_slots", slots},
             {"model_path", model.root},
             {"model_alias", model.name},
             {"chat_template", ""},

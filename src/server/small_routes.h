@@ -23,6 +23,7 @@ Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer)
 Json slot_list(const engine::Engine::Load& load, const ServedModel& model);
 /// GET /v1/experts.
 Json expert_atlas(const engine::ExpertUse& use);
-Json server_facts(const ServedModel& model, const std::string& version);
+/// GET /props; `slots`: sequences that may run at once.
+Json server_facts(const ServedModel& model, int64_t slots, const std::string& version);
 
 }  // namespace thermocline::server

@@ -90,6 +90,7 @@ std::string ChatStream::on(Delta delta) {
                      {"finish_reason", nullptr}};
         if (chat_.return_token_ids && std::exchange(is_first_, false)) json["prompt_token_ids"] = prompt_;
         out += chunk(Json::array({std::move(json)}));
+        if (!chat_.echo.empty()) out += piece(delta.choice, {{"content", chat_.echo}});
     }
     const bool is_hidden = !chat_.include_reasoning && delta.in_reasoning;
     for (engine::Token& token : delta.tokens) {

@@ -170,7 +170,7 @@ Grammars::Masks Grammars::compiled(const std::string& key, const std::string& fi
     Masks masks;
     try {
         masks = std::make_shared<text::TokenMasks>(std::make_shared<const text::Grammar>(compile()), trie());
-        text::GrammarMatcher(masks).mask();  // here, not on the engine thread, which is the only one from now on
+        masks->prepare();  // here, not on the engine thread, which is the only one from now on
     } catch (const Error& error) {
         throw RequestError(400, field + ": " + error.what(), field);
     }

@@ -236,7 +236,8 @@ std::string OutputParser::without_joined_mark(std::string text) {
 }
 
 void OutputParser::emit_text(const std::string& text) {
-    std::string shown = stops_.feed(without_joined_mark(text));
+    std::string shown = without_joined_mark(text);
+    if (looks_for_stops_) shown = stops_.feed(shown);
     const auto kind = state_ == State::kReasoning ? OutputEvent::Kind::kReasoning : OutputEvent::Kind::kContent;
     if (!shown.empty()) events_.push_back({kind, std::move(shown)});
 }
@@ -281,7 +282,7 @@ void OutputParser::begin_call(const std::string& name) {
                                    [&name](const Tool& candidate) { return candidate.name == name; });
     arguments_ = CallArguments(tool == options_.tools.end() ? nullptr : &*tool);
     is_body_decided_ = false;
-    emit_call(OutputEvent::Kind::kCallBegin, name);
+    unsaid_name_ = name;
 }
 
 bool OutputParser::step_arguments() {
@@ -364,14 +365,23 @@ void OutputParser::close_call_at(size_t closer) {
 }
 
 void OutputParser::end_call(bool is_complete) {
-    emit_call(OutputEvent::Kind::kCallArguments, arguments_.end());
-    emit_call(OutputEvent::Kind::kCallEnd, "");
+    std::string rest = arguments_.end();
+    if (!is_complete && !unsaid_name_.empty() && arguments_.parameters() == 0 && rest == "{}") {
+        // Cut before its first argument: "{}" would read as a whole call, so there is none.
+        if (!is_muted_) --calls_begun_;
+    } else {
+        emit_call(OutputEvent::Kind::kCallArguments, std::move(rest));
+        emit_call(OutputEvent::Kind::kCallEnd, "");
+    }
+    unsaid_name_.clear();
     if (is_complete && !is_muted_) ++calls_complete_;
     if (!is_complete) call_was_cut_ = true;
 }
 
 void OutputParser::emit_call(OutputEvent::Kind kind, std::string text) {
     if (is_muted_ || (kind == OutputEvent::Kind::kCallArguments && text.empty())) return;
+    if (std::string name = std::exchange(unsaid_name_, ""); !name.empty())
+        events_.push_back({OutputEvent::Kind::kCallBegin, std::move(name), calls_begun_ - 1});
     events_.push_back({kind, std::move(text), calls_begun_ - 1});
 }
 

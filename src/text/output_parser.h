@@ -56,6 +56,9 @@ public:
     /// Ends the output: releases what was held, closes a call that was cut, says the reason. Call it once.
     std::vector<OutputEvent> finish(Ending ending);
 
+    /// While false, stop strings are ordinary text.
+    void look_for_stops(bool looks) { looks_for_stops_ = looks; }
+
     /// The stop string that ended the output, if one did: the engine should stop the sequence.
     const std::optional<std::string>& stopped_by() const { return stops_.matched(); }
 
@@ -107,6 +110,7 @@ private:
     Marks text_marks_, foreign_marks_, block_marks_, argument_marks_, closer_marks_, value_marks_;
 
     State state_;
+    bool looks_for_stops_ = true;
     std::string eos_tail_;  // end of the input that may be the end-of-sentence text
     std::string pending_;   // bytes not yet understood
     size_t scanned_ = 0;    // front of pending_ in which no mark begins
@@ -121,6 +125,7 @@ private:
     int calls_begun_ = 0;
     int calls_complete_ = 0;
     bool call_was_cut_ = false;
+    std::string unsaid_name_;       // of a call that has begun, until there is something of its arguments
     bool is_muted_ = false;         // a call beyond the one that parallel_tool_calls = false allows
     bool is_body_decided_ = false;  // whether the invoke holds parameters or one JSON object
     CallArguments arguments_;

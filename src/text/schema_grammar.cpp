@@ -304,14 +304,12 @@ Expr SchemaGrammar::array(const Json& schema) {
 }
 
 Grammar schema_grammar(const Json& schema, const std::string& name) {
-    return with_context(name, [&] {
-        GrammarBuilder builder;
-        JsonGrammar json(builder);
-        SchemaGrammar compiler(builder, json, schema, "schema");
-        const int32_t root = builder.rule("root", compiler.value(schema));
-        compiler.finish();
-        return builder.build(root);
-    });
+    GrammarBuilder builder;
+    JsonGrammar json(builder);
+    SchemaGrammar compiler(builder, json, schema, name);
+    const int32_t root = builder.rule("root", compiler.value(schema));
+    compiler.finish();
+    return builder.build(root);
 }
 
 }  // namespace thermocline::text

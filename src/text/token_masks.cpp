@@ -3,6 +3,7 @@
 #include "src/base/error.h"
 
 #include <algorithm>
+#include <set>
 
 namespace thermocline::text {
 
@@ -85,26 +86,25 @@ void TokenMasks::walk(uint32_t begin, uint32_t end, Kept& out) {
 
 TokenMasks::Kept& TokenMasks::inside(int32_t set) {
     set = machine_.like(set, trie_->longest());
-    std::unique_ptr<Kept>& kept = inside_[set];
-    if (kept) return *kept;
-    kept = new_kept();
+    if (const auto known = inside_.find(set); known != inside_.end()) return *known->second;
+    auto kept = new_kept();
     way_[0] = machine_.local(set, false);
     left_.clear();
     if (way_[0] != GrammarMachine::kDead) walk(0, static_cast<uint32_t>(trie_->nodes().size()), *kept);
     mask_bytes_ += kept->open.size() * sizeof(OpenEnd);
-    return *kept;
+    return *(inside_[set] = std::move(kept));  // not before: a walk may be given up
 }
 
 TokenMasks::Kept& TokenMasks::behind(Kept& kept, int32_t set) {
     set = machine_.like(set, trie_->longest());
     for (const auto& [known, next] : kept.behind)
         if (known == set) return *next;
-    kept.behind.emplace_back(set, new_kept());
-    Kept& out = *kept.behind.back().second;
+    auto made = new_kept();
+    Kept& out = *made;
     out.bits = kept.bits;
     const int32_t begin = machine_.local(set, true);
-    if (begin == GrammarMachine::kDead) return out;
     for (const OpenEnd& end : kept.open) {
+        if (begin == GrammarMachine::kDead) break;
         const TokenTrie::Node& node = trie_->nodes()[end.node];
         const std::string_view path = trie_->path(end.node);
         left_.clear();
@@ -119,6 +119,7 @@ TokenMasks::Kept& TokenMasks::behind(Kept& kept, int32_t set) {
         walk(end.node, node.end, out);
     }
     mask_bytes_ += out.open.size() * sizeof(OpenEnd);
+    kept.behind.emplace_back(set, std::move(made));
     return out;
 }
 
@@ -169,6 +170,27 @@ std::span<const uint64_t> TokenMasks::mask(int32_t config) {
     fill(config, made);
     mask_bytes_ += size;
     return whole_[config] = std::move(made);
+}
+
+void TokenMasks::prepare() {
+    const int64_t end = work() + kPreparingWork;
+    // One of all that differ in nothing but what lies around them, or in how often something may still be repeated.
+    std::set<std::vector<int32_t>> met;
+    const auto is_new = [&](int32_t config) {
+        std::vector<int32_t> sets;
+        for (const GrammarMachine::Item& item : machine_.items(config))
+            sets.push_back(machine_.like(item.set, trie_->longest()));
+        return met.insert(std::move(sets)).second;
+    };
+    std::vector<int32_t> configs = {machine_.start()};
+    for (size_t i = 0; i < configs.size() && work() < end && whole_.size() < kMostWhole / 2; ++i) {
+        mask(configs[i]);
+        for (int byte = 0; byte < 256; ++byte) {
+            const int32_t next = machine_.step(configs[i], static_cast<uint8_t>(byte));
+            if (next != GrammarMachine::kDead && is_new(next)) configs.push_back(next);
+        }
+    }
+    work_allowed_ = std::max(work_allowed_, work() + kWorkAtOnce);
 }
 
 GrammarMatcher::GrammarMatcher(std::shared_ptr<TokenMasks> masks) : masks_(std::move(masks)) {}

@@ -31,7 +31,7 @@ class TokenMasks {
 public:
     static constexpr size_t kKeptBytes = size_t{32} << 20;
     /// In units of GrammarMachine::work(), a few nanoseconds each.
-    static constexpr int64_t kWorkAtOnce = 100'000'000, kWorkPerMask = 1'000'000;
+    static constexpr int64_t kWorkAtOnce = 100'000'000, kWorkPerMask = 1'000'000, kPreparingWork = 6'000'000;
 
     /// Throws Error if the vocabulary lacks a token that the grammar names.
     TokenMasks(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const TokenTrie> trie,
@@ -42,6 +42,9 @@ public:
     /// The tokens that may follow; valid until the next call of any function. [trie().words()] Throws Error where the
     /// grammar takes too long.
     std::span<const uint64_t> mask(int32_t config);
+    /// Finds the masks of the beginnings of texts, shorter ones first, until about kPreparingWork is done: what the
+    /// first answers would wait for otherwise. Throws Error as mask() does.
+    void prepare();
     /// What a token adds to the text; nothing if it can be no part of one.
     std::optional<std::string> bytes(int32_t id) const;
     /// Forgets if too much is kept. Configurations are void when the epoch has changed.

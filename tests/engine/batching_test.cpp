@@ -214,7 +214,7 @@ TEST_F(BatchingTest, CancellingOneLeavesTheOthers) {
 TEST_F(BatchingTest, ScoringSharesPasses) {
     auto engine = make(4);
     Request scores = request("abcdefijkabcdefijkabcdefijk", 3);
-    scores.prompt_logprobs = true;
+    scores.prompt_logprobs = 1;
     scores.logprobs = 1;
     auto one = submit(*engine, scores), two = submit(*engine, request("a", 30)), three = submit(*engine, scores);
     for (const auto& recorder : {one, three}) {
@@ -236,7 +236,7 @@ TEST_F(BatchingTest, ScoresAreReportedOnceThoughComputedAgain) {
     std::vector<std::shared_ptr<Recorder>> recorders;
     for (int i = 0; i < 12; ++i) {
         Request scores = request(std::string(20, static_cast<char>('a' + i)), 60);
-        scores.prompt_logprobs = true;
+        scores.prompt_logprobs = 0;
         scores.logprobs = 0;
         recorders.push_back(submit(*engine, scores));
     }

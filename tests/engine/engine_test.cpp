@@ -146,7 +146,7 @@ TEST_F(EngineTest, PromptIsScored) {
     auto engine = make();
     Request request = greedy("abcdefijk", 1);
     request.logprobs = 2;
-    request.prompt_logprobs = true;
+    request.prompt_logprobs = request.logprobs;
     for (int repeat = 0; repeat < 2; ++repeat) {
         const auto recorder = run(*engine, request);
         ASSERT_EQ(recorder->prompt.size(), 9u) << "the prefix in the caches is no excuse";
@@ -157,6 +157,8 @@ TEST_F(EngineTest, PromptIsScored) {
         }
         EXPECT_EQ(recorder->prompt[1].logprob, recorder->prompt[1].top[0].logprob) << "b after a was the best";
         EXPECT_LT(recorder->prompt[6].logprob, recorder->prompt[6].top[0].logprob) << "i after f was not";
+        EXPECT_EQ(recorder->prompt[1].rank, 1);
+        EXPECT_GT(recorder->prompt[6].rank, 2) << "of the others the lower ids are likelier";
         EXPECT_EQ(recorder->tokens[0].top.size(), 2u);
     }
     request.max_tokens = 0;

@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -32,8 +33,8 @@ inline std::vector<int32_t> byte_ids(const std::string& text) {
     return ids;
 }
 
-/// The tokenizer of that vocabulary.
-inline text::Tokenizer fake_tokenizer() {
+/// The tokenizer of that vocabulary. `renamed`: other texts for added tokens.
+inline text::Tokenizer fake_tokenizer(const std::map<int32_t, std::string>& renamed = {}) {
     text::TokenizerData data;
     data.tokens.resize(kVocab);
     char32_t next = 256;  // the byte alphabet: printable bytes stand for themselves, the others follow from 256 on
@@ -48,7 +49,10 @@ inline text::Tokenizer fake_tokenizer() {
                                                      {kThink, "<think>"},
                                                      {kThinkEnd, "</think>"},
                                                      {kDsml, "｜DSML｜"}};
-    for (const auto& [id, content] : added) data.added_tokens.push_back({id, content, id <= kEos, false});
+    for (const auto& [id, content] : added) {
+        const auto other = renamed.find(id);
+        data.added_tokens.push_back({id, other == renamed.end() ? content : other->second, id <= kEos, false});
+    }
     data.bos_id = kBos;
     data.eos_id = kEos;
     return text::Tokenizer(std::move(data));
@@ -72,6 +76,7 @@ public:
         std::atomic<int64_t> rows = 0;        // computed so far
         std::atomic<int64_t> most_parts = 0;  // in one pass
         std::atomic<int> failures = 0;        // so many passes fail from now on, as when a card is lost
+        bool computes_nan = true;             // after "!"
         int64_t bytes_per_token = 0;          // that the caches are said to take
         memory::PageStore* pages = nullptr;   // of caches that keep an entry for every token; null: there are none
     };
@@ -113,7 +118,7 @@ private:
         float* row = logits_.data() + logits_.size() - kVocab;
         row[fake_next(last)] = 8.0f;
         row[byte_id('a')] += 4.0f;  // the second choice
-        if (last == byte_id('!')) row[7] = std::numeric_limits<float>::quiet_NaN();
+        if (last == byte_id('!') && script_->computes_nan) row[7] = std::numeric_limits<float>::quiet_NaN();
     }
 
     std::shared_ptr<Script> script_;

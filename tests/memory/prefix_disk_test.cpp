@@ -4,9 +4,12 @@
 #include <algorithm>
 #include <csignal>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/file.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 namespace thermocline::memory {
@@ -249,6 +252,42 @@ TEST_F(PrefixDiskTest, ADiskThatTakesNothingIsNoFailure) {
     fs::remove_all(folder);
     save(disk, counting(900, 6));
     EXPECT_EQ(disk.find("", counting(900, 6), 900), 0);
+}
+
+constexpr int kNoMounts = 77;
+
+/// In a process of its own with a disk of its own, of 64 KiB: 0, or the number of what did not hold.
+int saves_to_a_full_disk(const fs::path& folder) {
+    if (::unshare(CLONE_NEWNS | (::geteuid() == 0 ? 0 : CLONE_NEWUSER)) != 0) return kNoMounts;
+    // What is mounted from here on is seen by this process alone.
+    if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0) return kNoMounts;
+    if (::mount("tmpfs", folder.c_str(), "tmpfs", 0, "size=64k") != 0) return kNoMounts;
+    ::testing::internal::CaptureStdout();
+    PrefixDisk disk(folder, kPlenty, kModel);
+    for (int32_t i = 0; i < 40; ++i) {
+        const Tokens tokens = counting(900, i);
+        disk.save("", tokens, state_of(tokens));
+        disk.flush();
+    }
+    const std::string said = ::testing::internal::GetCapturedStdout();
+    if (said.find("cannot write (No space left on device)") == std::string::npos) return 1;
+    if (std::count(said.begin(), said.end(), '\n') != 1) return 2;  // said once
+    const int64_t files = disk.files();
+    if (files < 5 || files >= 40) return 3;
+    if (std::distance(fs::directory_iterator(folder), fs::directory_iterator()) != files) return 4;  // none unfinished
+    std::promise<bool> loaded;
+    disk.load("", counting(900), [&](std::optional<StoredState> state) { loaded.set_value(state.has_value()); });
+    return loaded.get_future().get() ? 0 : 5;
+}
+
+TEST_F(PrefixDiskTest, AFullDiskIsWarnedOfOnce) {
+    const pid_t child = ::fork();
+    if (child == 0) ::_exit(saves_to_a_full_disk(folder));
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status));
+    if (WEXITSTATUS(status) == kNoMounts) GTEST_SKIP() << "this account may not mount a small disk";
+    EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 TEST_F(PrefixDiskTest, AFileInItsPlaceIsRefusedAtOnce) {

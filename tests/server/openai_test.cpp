@@ -164,6 +164,12 @@ TEST(Chat, RefusesWhatIsOutOfRangeAndNamesTheField) {
         {R"("top_logprobs": 2)", "top_logprobs"},
         {R"("logprobs": true, "top_logprobs": 21)", "top_logprobs"},
         {R"("min_tokens": 5, "max_tokens": 4)", "min_tokens"},
+        {R"("prompt_logprobs": -1)", "prompt_logprobs"},
+        {R"("prompt_logprobs": 21)", "prompt_logprobs"},
+        {R"("prompt_logprobs": true)", "prompt_logprobs"},
+        {R"("prompt_logprobs": 1, "stream": true)", "prompt_logprobs"},
+        {R"("thinking_token_budget": -1)", "thinking_token_budget"},
+        {R"("echo": 1)", "echo"},
         {R"("cache_salt": "")", "cache_salt"},
         {R"("functions": [{"name": "f"}])", "functions"},
         {R"("modalities": ["text", "audio"])", "modalities"},
@@ -179,9 +185,7 @@ TEST(Chat, RefusesWhatIsOutOfRangeAndNamesTheField) {
 
 TEST(Chat, RefusesWhatIsNotBuilt) {
     const std::pair<const char*, const char*> cases[] = {
-        {R"("structured_outputs": {"structural_tag": {}})", "structured_outputs"},
-        {R"("echo": true)", "echo"},
-        {R"("thinking_token_budget": 5)", "thinking_token_budget"}};
+        {R"("structured_outputs": {"structural_tag": {}})", "structured_outputs"}};
     for (const auto& [fields, param] : cases)
         EXPECT_EQ(refusal(std::string(", ") + fields), Refusal(501, param)) << fields;
 }
@@ -232,15 +236,22 @@ TEST(Completion, FieldsOfItsOwn) {
     EXPECT_EQ(completion(R"("prompt": "a")").request.max_tokens, 16);
     EXPECT_EQ(completion_refusal(R"("prompt": "a", "max_tokens": 0)"), Refusal(400, "max_tokens"));
     const CompletionCall scoring = completion(R"("prompt": "a", "max_tokens": 0, "echo": true, "logprobs": 1)");
-    EXPECT_TRUE(scoring.request.prompt_logprobs);
+    EXPECT_EQ(scoring.request.prompt_logprobs, 1);
     EXPECT_EQ(scoring.request.logprobs, 1);
     EXPECT_EQ(completion(R"("prompt": "a", "logprobs": true)").request.logprobs, 1);
     EXPECT_EQ(completion(R"("prompt": "a", "logprobs": null)").request.logprobs, -1);
-    EXPECT_FALSE(completion(R"("prompt": "a", "logprobs": 3)").request.prompt_logprobs);
+    EXPECT_EQ(completion(R"("prompt": "a", "logprobs": 3)").request.prompt_logprobs, -1);
+    const CompletionCall both = completion(R"("prompt": "a", "logprobs": 1, "echo": true, "prompt_logprobs": 4)");
+    EXPECT_EQ(both.request.prompt_logprobs, 4) << "enough for both";
+    EXPECT_EQ(both.request.logprobs, 1);
     EXPECT_EQ(completion_refusal(R"("prompt": "a", "logprobs": 21)"), Refusal(400, "logprobs"));
     EXPECT_EQ(completion_refusal(R"("prompt": "a", "best_of": 3)"), Refusal(400, "best_of"));
     EXPECT_EQ(completion_refusal(R"("prompt": "a", "best_of": 2, "n": 2)").first, 200);
-    EXPECT_EQ(completion_refusal(R"("prompt": "a", "suffix": "b")"), Refusal(501, "suffix"));
+    EXPECT_EQ(completion(R"("prompt": "a", "suffix": "b")").suffix, "b");
+    EXPECT_FALSE(completion(R"("prompt": "a", "suffix": "")").suffix);
+    EXPECT_EQ(completion_refusal(R"("prompt": "a", "suffix": "b", "echo": true)"), Refusal(400, "echo"));
+    EXPECT_EQ(completion_refusal(R"("prompt": "a", "suffix": "b", "truncate_prompt_tokens": 4)"),
+              Refusal(400, "truncate_prompt_tokens"));
 }
 
 TEST(Errors, BodiesHaveTheDocumentedShape) {
@@ -258,6 +269,23 @@ TEST(Errors, BodiesHaveTheDocumentedShape) {
               "Please reduce the length of the input messages.");
     EXPECT_EQ(bad_request(Error("the prompt is empty")).param(), "");
     EXPECT_EQ(bad_request(Error("tools[0].function is missing")).param(), "tools");
+}
+
+TEST(Errors, SpeakTheWordsOfTheApiThatWasCalled) {
+    const FieldName names[] = {
+        {"response_format.json_schema", "text.format"}, {"response_format", "text.format"}, {"stop", "stop_sequences"}};
+    const auto in_words = [&names](const RequestError& error) {
+        const RequestError out = renamed(error, names);
+        return std::pair<std::string, std::string>(out.what(), out.param());
+    };
+    using Said = std::pair<std::string, std::string>;
+    EXPECT_EQ(in_words({400, "response_format: keyword x", "response_format"}), Said("text.format: keyword x", "text"));
+    EXPECT_EQ(in_words({400, "response_format.json_schema.schema is missing", "response_format"}),
+              Said("text.format.schema is missing", "text"));
+    EXPECT_EQ(in_words({400, "stop_sequences is 3", "stop_sequences"}), Said("stop_sequences is 3", "stop_sequences"));
+    EXPECT_EQ(in_words({400, "stop is 3", "stop"}), Said("stop_sequences is 3", "stop_sequences"));
+    EXPECT_THROW(in_words_of(names, []() -> int { throw Error("stop is 3, expected a string"); }), RequestError);
+    EXPECT_THROW(in_words_of(names, []() -> int { throw ContextSizeError(5, 4); }), ContextSizeError);
 }
 
 TEST(Models, ListNamesAliasesAndLength) {

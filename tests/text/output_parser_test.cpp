@@ -182,6 +182,22 @@ TEST(OutputParser, CutAtEveryByteGivesValidJsonAndNoMarkup) {
     }
 }
 
+TEST(OutputParser, ACallCutBeforeItsFirstArgumentIsNone) {
+    const std::string whole = kOpen + invoke("f") + parameter("a", "1", false) + kInvokeEnd;
+    const std::string begun = invoke("g") + "<｜DSML｜parameter name=\"b\" string=\"false\">[1, ";
+    for (const std::string& cut : {invoke("g"), begun}) {
+        EXPECT_TRUE(parse(kOpen + cut, {}, Ending::kLength).tool_calls.empty()) << cut;
+        const ParsedOutput two = parse(whole + cut, {}, Ending::kLength);
+        ASSERT_EQ(two.tool_calls.size(), 1u) << "no {} that would read as a call without arguments";
+        EXPECT_EQ(two.tool_calls[0].arguments, R"({"a": 1})");
+        EXPECT_EQ(two.reason, FinishReason::kLength);
+    }
+    const ParsedOutput later =
+        parse(kOpen + invoke("f") + parameter("a", "x") + begun.substr(invoke("g").size()), {}, Ending::kLength);
+    EXPECT_EQ(later.tool_calls.at(0).arguments, R"({"a": "x"})") << "what came is whole JSON";
+    EXPECT_EQ(parse(one_call("f", "\n")).tool_calls.at(0).arguments, "{}") << "a call may have no arguments";
+}
+
 TEST(OutputParser, FinishReasons) {
     const std::string whole = one_call("f", parameter("a", "b"));
     EXPECT_EQ(parse("x").reason, FinishReason::kStop);

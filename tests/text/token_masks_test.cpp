@@ -54,9 +54,10 @@ std::vector<uint64_t> obvious_mask(const Grammar& grammar, const std::string& te
     return mask;
 }
 
-void check_walks(const char* name, size_t kept_bytes) {
+void check_walks(const char* name, size_t kept_bytes, bool prepares = false) {
     const auto grammar = grammar_of(name);
     const auto masks = std::make_shared<TokenMasks>(grammar, demo_trie(), kept_bytes);
+    if (prepares) masks->prepare();
     std::mt19937 random(3);
     for (int walk = 0; walk < 4; ++walk) {
         GrammarMatcher matcher(masks);
@@ -86,6 +87,8 @@ void check_walks(const char* name, size_t kept_bytes) {
 TEST(TokenMasks, AreThoseOfTheObviousWay) {
     for (const char* name : {"schema", "any", "gbnf"}) check_walks(name, TokenMasks::kKeptBytes);
 }
+
+TEST(TokenMasks, AreTheSameWhenTheyWerePrepared) { check_walks("schema", TokenMasks::kKeptBytes, true); }
 
 TEST(TokenMasks, AreTheSameWhenEverythingIsForgottenAllTheTime) { check_walks("schema", 1); }
 

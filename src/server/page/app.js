@@ -189,6 +189,7 @@ async function send() {
   element(addTurn('user'), 'div', 'text', text);
   messages.push({role: 'user', content: text});
   const answer = new Answer();
+  at('log').scrollTop = at('log').scrollHeight;
   abort = new AbortController();
   at('send').disabled = true;
   at('stop').disabled = false;
@@ -232,7 +233,7 @@ function setMeter(id, share, text) {
 
 function showBandwidth(id, value) {
   peaks[id] = Math.max(peaks[id], value);
-  setMeter(id, value / peaks[id], value.toFixed(1) + ' GB/s');
+  setMeter(id, value / peaks[id], value.toFixed(value < 1 ? 3 : 1) + ' GB/s');
 }
 
 function showStats(stats) {
@@ -278,8 +279,10 @@ function showExperts(experts) {
   });
   const all = experts.chosen.reduce((sum, layer) => sum + layer.length, 0);
   const hits = experts.choices > 0 ? `, ${(100 * experts.hits / experts.choices).toFixed(1)} % of the choices found theirs there` : '';
-  at('atlas-text').textContent = `${experts.tokens.toLocaleString('en')} tokens; ${onCard} of ${all} experts on the card${hits}; ` +
-    `${experts.moved_experts.toLocaleString('en')} brought there, ${(experts.moved_bytes / 1e9).toFixed(2)} GB`;
+  const moved = experts.moved_experts === 0 ? '' :
+    `; ${experts.moved_experts.toLocaleString('en')} brought there, ${(experts.moved_bytes / 1e9).toFixed(2)} GB`;
+  at('atlas-text').textContent =
+    `${experts.tokens.toLocaleString('en')} tokens; ${onCard} of ${all} experts on the card${hits}${moved}`;
   at('atlas-section').hidden = false;
 }
 
