@@ -234,7 +234,7 @@ void GpuExecutor::fetch_logits(const cuda::Frame& f) {
 
 void GpuExecutor::play(const cuda::Frame& f) {
     if (f.batch.rows > kGraphRows) return enqueue(f);
-    auto& graph = graphs_[{f.batch.rows, f.batch.outputs}];
+    auto& graph = graphs_[{f.batch.rows, f.batch.outputs, f.expert_slots != nullptr}];
     if (!graph) {
         stream_->begin_recording();
         enqueue(f);

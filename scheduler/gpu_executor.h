@@ -25,7 +25,7 @@
 #include <memory>
 #include <span>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 namespace thermocline::scheduler {
@@ -59,6 +59,8 @@ public:
     void record_routing(RoutingRecord* record) override { routing_ = record; }
     ResidencyCounters residency() const override { return experts_.counters(); }
     std::vector<ExpertName> resident() const override { return experts_.resident(); }
+    int64_t movable_slots() const override { return experts_.movable_slots(); }
+    void order(const ExpertOrders& orders) override { experts_.order(orders); }
 
     /// How long a pass may take before it is given up: of up to kGraphRows rows, and of more.
     void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many) {
@@ -124,7 +126,8 @@ private:
     std::vector<float> cpu_scratch_;
     std::span<float> shared_, per_worker_;
 
-    std::map<std::pair<int64_t, int64_t>, std::unique_ptr<cuda::Graph>> graphs_;  // by rows and outputs
+    /// By rows, outputs, and whether experts on the card take part.
+    std::map<std::tuple<int64_t, int64_t, bool>, std::unique_ptr<cuda::Graph>> graphs_;
     bool unfinished_ = false;  // the card may still work on a pass that was given up
     ops::Cost last_cost_;
     StepProfile* profile_ = nullptr;

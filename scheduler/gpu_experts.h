@@ -7,8 +7,10 @@
 #include "cuda/device.h"
 #include "cuda/run.h"
 #include "cuda/weights.h"
+#include "scheduler/executor.h"
 #include "scheduler/placement.h"
 #include "scheduler/residency.h"
+#include "scheduler/residency_trial.h"
 #include "src/ops/plan.h"
 
 #include <chrono>
@@ -27,11 +29,15 @@ public:
     /// Copies `experts` to `at` of the card, bytes_of() bytes. With rules other than static they change; the weights
     /// that `plan` shows should be pinned then. Throws Error if the card fails. CHECKs that they may lie there
     /// (why_not()) and that none is named twice.
+    /// Unless all of them are there, they can be exchanged by order() whatever the rules.
     GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::span<const ExpertName> experts,
                std::byte* at, const ResidencyRules& rules);
 
-    /// Host array of [plan.experts]; null: no expert is on the card. The same for life.
-    const cuda::ExpertSlots* on_card() const { return slots_.empty() ? nullptr : slots_.data(); }
+    /// Host array of [plan.experts], the same for life; null: there are none on the card, or those that are there take
+    /// no part in this pass.
+    const cuda::ExpertSlots* on_card() const { return used_ && !slots_.empty() ? slots_.data() : nullptr; }
+    int64_t movable_slots() const { return residency_ ? slot_count_ : 0; }
+    void order(const ExpertOrders& orders);
 
     /// Before a pass: experts that have come are known from here on in `stream`.
     void begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt);
@@ -56,6 +62,8 @@ public:
 private:
     /// Writes an expert into a slot, but for its entry in the table.
     void put(ExpertName name, int32_t slot, std::vector<cuda::Copy>& copies);
+    void measure_link(std::span<const ExpertName> experts);
+    void tell(const char* what, const ResidencyTrial& trial) const;
     int32_t& host_slot_of(ExpertName name) { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
 
     const ops::Plan& plan_;
@@ -69,11 +77,13 @@ private:
     std::vector<int32_t*> host_slot_of_;  // of each set, [experts]
     bool tables_changed_ = false;
 
-    std::optional<Residency> residency_;  // nothing: the experts stay
+    std::optional<Residency> residency_;  // nothing: all are there
+    ResidencyTrial decode_, prompts_;
+    bool tries_, is_prompt_ = false, used_ = true;  // in this pass
     std::unique_ptr<cuda::Stream> fill_;
     std::vector<Residency::Change> coming_;
-    std::chrono::steady_clock::time_point fill_began_;
-    double seconds_per_expert_ = 0;  // of a transfer; 0: not known yet
+    double seconds_per_expert_ = 0;  // of a transfer
+    double credit_ = 0;              // experts that may be brought
     ResidencyCounters counters_;
 };
 

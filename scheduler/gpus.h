@@ -26,6 +26,7 @@ struct GpuWishes {
     std::string offload_experts = "auto";  ///< auto: as many experts on the card as fit; cpu: none of them; none: all
     std::string residency = "adaptive";    ///< adaptive, static, lru: which of them, where not all fit
     std::string placement = {};            ///< --placement: file with those that are there first; empty: any
+    std::string profile = {};              ///< --profile: file with what is chosen how often; empty: not known
 };
 
 class Gpus {
@@ -55,13 +56,14 @@ public:
                                            std::span<std::byte> weights);
 
 private:
-    std::vector<ExpertName> first_residents(const ops::Plan& plan, const std::string& model) const;
+    void choose_first(const ops::Plan& plan, const std::string& model);
     ResidencyRules rules_for(std::span<std::byte> weights, bool all_fit);
 
     GpuWishes wishes_;
     std::unique_ptr<cuda::Device> device_;
     GpuMemoryPlan memory_plan_;
-    std::vector<ExpertName> resident_;  // at the start
+    std::vector<ExpertName> resident_;         // at the start
+    std::vector<std::vector<double>> shares_;  // of tokens that choose each expert; empty: not known
     int64_t sequences_ = 0;
     cuda::DeviceMemory reserved_;
     std::optional<cuda::Pin> pin_;

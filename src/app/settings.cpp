@@ -135,6 +135,11 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         .add_option("--placement", placement, "file that `place` wrote: the experts that lie on the card at the start")
         ->group(group);
     command
+        .add_option("--profile", profile,
+                    "file that `profile` wrote: with --gpus what the residency expects from the start; without "
+                    "--placement the likeliest experts lie on the card then")
+        ->group(group);
+    command
         .add_option("--gpu-memory", gpu_memory,
                     "budget of the card, such as 24GiB or 96GB, CUDA itself included; default: all that is free")
         ->group(group);
@@ -236,8 +241,9 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
 }
 
 scheduler::GpuWishes ModelFlags::gpu_wishes() const {
-    return {gpus, gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"), offload_experts, residency,
-            placement};
+    return {
+        gpus,   gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"), offload_experts, residency, placement,
+        profile};
 }
 
 int64_t ModelFlags::context(int64_t max_context) const {

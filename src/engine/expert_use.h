@@ -13,6 +13,10 @@ struct ExpertUse {
     // Since the start, with a card: experts that tokens chose; of these on the card; experts brought there, their
     // bytes.
     int64_t choices = 0, hits = 0, moved_experts = 0, moved_bytes = 0;
+    // Whether the experts on the card take part in passes that decode, and in those over prompts, and by what share of
+    // such a pass one without them took longer when that was last tried; 0: not tried yet.
+    bool decode_on_card = true, prompts_on_card = true;
+    double decode_gain = 0, prompt_gain = 0;
 };
 
 }  // namespace thermocline::engine

@@ -106,6 +106,18 @@ void Server::add_expert_metrics() {
         metrics_.add(Metrics::Kind::kCounter, name, help,
                      [this, value] { return static_cast<double>(backend_.experts().*value); });
     };
+    const auto gauge = [&](const char* name, const char* help, auto engine::ExpertUse::*value) {
+        metrics_.add(Metrics::Kind::kGauge, name, help,
+                     [this, value] { return static_cast<double>(backend_.experts().*value); });
+    };
+    gauge("engine_expert_decode_uses_card", "Whether experts on the card take part in passes that decode.",
+          &engine::ExpertUse::decode_on_card);
+    gauge("engine_expert_prompts_use_card", "Whether experts on the card take part in passes over prompts.",
+          &engine::ExpertUse::prompts_on_card);
+    gauge("engine_expert_decode_gain", "How much longer a pass that decodes takes without them, as a share.",
+          &engine::ExpertUse::decode_gain);
+    gauge("engine_expert_prompt_gain", "How much longer a pass over a prompt takes without them, as a share.",
+          &engine::ExpertUse::prompt_gain);
     add("engine_expert_choices_total", "Routed experts that tokens chose, with a card.", &engine::ExpertUse::choices);
     add("engine_expert_hits_total", "Of these on the card.", &engine::ExpertUse::hits);
     add("engine_expert_transfers_total", "Experts brought to the card.", &engine::ExpertUse::moved_experts);
@@ -210,6 +222,15 @@ void Server::add_small_routes() {
         if (!backend().experts) throw RequestError(404, "this model has no routed experts");
         return json_reply(expert_atlas(backend().experts()));
     });
+    using Order = Json (*)(const Json& body, engine::ExpertAdmin& admin);
+    const std::pair<const char*, Order> orders[] = {
+        {"/v1/experts/record", record_reply}, {"/v1/experts/pin", pin_reply}, {"/v1/experts/place", place_reply}};
+    for (const auto& [path, order] : orders)
+        add_post(path, [order = order](const Json& body, const Backend& served) {
+            if (served.admin == nullptr)
+                throw RequestError(403, "this server takes no orders, start it with --admin DIR");
+            return order(body, *served.admin);
+        });
     get("/metrics", [this] {
         if (!ready_.load(std::memory_order_acquire)) throw RequestError(503, "Loading model");
         HttpReply reply;
