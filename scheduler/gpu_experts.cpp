@@ -73,11 +73,17 @@ int64_t GpuExperts::slots_in(const ops::Plan& plan, int64_t bytes) {
 
 GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream,
                        std::span<const ExpertName> experts, std::byte* at, const ResidencyRules& rules)
-    : plan_(plan), at_(at), slot_count_(std::ssize(experts)), slot_bytes_(slot_bytes(plan)), tries_(rules.tries) {
+    : plan_(plan),
+      at_(at),
+      resident_count_(std::ssize(experts)),
+      slot_count_(resident_count_ + (experts.empty() ? 0 : rules.ring)),
+      slot_bytes_(slot_bytes(plan)),
+      tries_(rules.tries) {
     if (experts.empty()) return;
     tables_ = cuda::PinnedMemory(device, Tables(plan, slot_count_, nullptr).bytes);
     const Tables host(plan, slot_count_, tables_.data()), card(plan, slot_count_, at + slot_count_ * slot_bytes_);
     host_multipliers_ = host.multipliers;
+    card_multipliers_ = card.multipliers;
     host_slot_of_ = host.slot_of;
     std::vector<int64_t> sizes;
     for (size_t i = 0; i < plan.experts.size(); ++i) {
@@ -90,15 +96,15 @@ GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream
                           cuda::place(set.w2[0], w2, unused), slot_bytes_, card.slot_of[i], card.multipliers});
     }
     std::vector<cuda::Copy> copies;
-    for (int32_t slot = 0; slot < slot_count_; ++slot) {
+    for (int32_t slot = 0; slot < resident_count_; ++slot) {
         const ExpertName name = experts[static_cast<size_t>(slot)];
         CHECK(host_slot_of(name) < 0);
         host_slot_of(name) = slot;
-        put(name, slot, copies);
+        put(name, slot, host_multipliers(slot), copies);
     }
     copies.push_back({tables_.data(), at + slot_count_ * slot_bytes_, host.bytes});
     upload(copies, device, stream);
-    if (slot_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0})) return;
+    if (resident_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0})) return;
     residency_.emplace(sizes, experts, rules);
     fill_ = device.new_stream();
     measure_link(experts);
@@ -109,7 +115,7 @@ void GpuExperts::measure_link(std::span<const ExpertName> experts) {
     seconds_per_expert_ = std::numeric_limits<double>::infinity();
     for (int32_t i = 0; i < 3; ++i) {
         std::vector<cuda::Copy> copies;
-        put(experts[0], 0, copies);
+        put(experts[0], 0, host_multipliers(0), copies);
         const auto began = std::chrono::steady_clock::now();
         for (const cuda::Copy& copy : copies) fill_->copy(copy.to, copy.from, copy.bytes);
         fill_->wait(kPatience);
@@ -118,16 +124,22 @@ void GpuExperts::measure_link(std::span<const ExpertName> experts) {
     }
 }
 
-void GpuExperts::put(ExpertName name, int32_t slot, std::vector<cuda::Copy>& copies) {
+void GpuExperts::put(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const {
     const ops::ExpertSet& set = plan_.experts[static_cast<size_t>(name.set)];
     const auto expert = static_cast<size_t>(name.expert);
     std::byte* to = at_ + slot * slot_bytes_;
-    float* multiplier = host_multipliers_ + int64_t{slot} * cuda::kMultipliers;
     for (const quant::Matrix* matrix : {&set.w1[expert], &set.w3[expert], &set.w2[expert]}) {
         cuda::place(*matrix, to, copies);
         to += cuda::placed_bytes(*matrix);
-        *multiplier++ = matrix->multiplier;
+        *multipliers++ = matrix->multiplier;
     }
+}
+
+void GpuExperts::place(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const {
+    put(name, slot, multipliers, copies);
+    copies.push_back({reinterpret_cast<const std::byte*>(multipliers),
+                      reinterpret_cast<std::byte*>(card_multipliers_ + int64_t{slot} * cuda::kMultipliers),
+                      cuda::kMultipliers * int64_t{sizeof(float)}});
 }
 
 void GpuExperts::begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt) {
@@ -186,7 +198,7 @@ void GpuExperts::end_pass(std::chrono::duration<double> took) {
     std::vector<cuda::Copy> copies;
     for (const Residency::Change& change : coming_) {
         host_slot_of(change.out) = -1;
-        put(change.in, change.slot, copies);
+        put(change.in, change.slot, host_multipliers(change.slot), copies);
         tables_changed_ = true;
     }
     for (const cuda::Copy& copy : copies)

@@ -36,7 +36,7 @@ public:
     /// Host array of [plan.experts], the same for life; null: there are none on the card, or those that are there take
     /// no part in this pass.
     const cuda::ExpertSlots* on_card() const { return used_ && !slots_.empty() ? slots_.data() : nullptr; }
-    int64_t movable_slots() const { return residency_ ? slot_count_ : 0; }
+    int64_t movable_slots() const { return residency_ ? resident_count_ : 0; }
     void order(const ExpertOrders& orders);
 
     /// Before a pass: experts that have come are known from here on in `stream`.
@@ -45,6 +45,16 @@ public:
     void note(ops::ExpertsId set, std::span<const int32_t> ids);
     /// After a pass that took so long: brings experts to the card, as many as its link carries in a part of that time.
     void end_pass(std::chrono::duration<double> took);
+
+    // For those that come for one pass alone: slots behind those of the residents.
+    int64_t ring_begin() const { return resident_count_; }
+    int64_t ring() const { return slot_count_ - resident_count_; }
+    /// Appends the copies that bring an expert into such a slot; `multipliers`: pinned, [cuda::kMultipliers].
+    void place(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const;
+    /// Of a resident in this pass; -1: it is none.
+    int32_t slot_of(ExpertName name) const { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
+    /// What an expert takes over the link; 0: not known.
+    double link_seconds() const { return seconds_per_expert_; }
 
     const ResidencyCounters& counters() const { return counters_; }
     /// Known to be on the card.
@@ -61,19 +71,21 @@ public:
 
 private:
     /// Writes an expert into a slot, but for its entry in the table.
-    void put(ExpertName name, int32_t slot, std::vector<cuda::Copy>& copies);
+    void put(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const;
+    float* host_multipliers(int32_t slot) const { return host_multipliers_ + int64_t{slot} * cuda::kMultipliers; }
     void measure_link(std::span<const ExpertName> experts);
     void tell(const char* what, const ResidencyTrial& trial) const;
     int32_t& host_slot_of(ExpertName name) { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
 
     const ops::Plan& plan_;
     std::byte* at_;  // the slots, then the tables
-    int64_t slot_count_, slot_bytes_;
+    int64_t resident_count_, slot_count_, slot_bytes_;
     std::vector<cuda::ExpertSlots> slots_;
 
     // Tables as they are to be on the card, in pinned memory.
     cuda::PinnedMemory tables_;
     float* host_multipliers_ = nullptr;   // [slots, cuda::kMultipliers]
+    float* card_multipliers_ = nullptr;   // likewise, on the card
     std::vector<int32_t*> host_slot_of_;  // of each set, [experts]
     bool tables_changed_ = false;
 

@@ -23,15 +23,25 @@ struct ResidencyRules {
     double most_per_prompt = 8;   ///< tokens that one pass over a prompt can count for an expert
     int64_t least_per_set = 4;    ///< slots that the experts of a layer keep
     bool tries = false;           ///< whether they pay is tried, and they are left out if not (residency_trial.h)
+    bool balances = false;        ///< some of them are left to the CPU where a layer ends earlier so (R2)
+    int64_t ring = 0;             ///< slots besides theirs, through which others pass in prompts (expert_stream.h)
+    enum class Streaming : uint8_t { kNone, kShared, kAll };
+    Streaming streaming = Streaming::kNone;  ///< what passes: what is faster so than by the CPU, or everything
 };
 /// Of --residency: adaptive, static, lru. Throws Error for any other name.
 ResidencyRules::Policy residency_policy(const std::string& name);
 
 /// Of routed experts on a card, since the start.
 struct ResidencyCounters {
-    int64_t choices = 0, hits = 0;  // experts that rows chose; of these on the card
-    int64_t changes = 0;            // experts that were brought to the card
-    int64_t bytes = 0;              // by this
+    int64_t choices = 0, hits = 0;          // experts that rows chose; of these on the card
+    int64_t changes = 0;                    // experts that were brought to the card
+    int64_t bytes = 0;                      // by this
+    int64_t streamed = 0;                   // experts that came for one pass of a prompt
+    int64_t card_reads = 0, cpu_reads = 0;  // experts that either side computed for the rows of a pass
+    int64_t expert_bytes = 0;               // of one
+    int64_t layers_played = 0;
+    double cpu_seconds = 0;      // that the CPU computed experts in these
+    double exposed_seconds = 0;  // of this, what the card's own experts cannot have hidden, by their measured speed
     /// What trials said of passes that decode, and of longer ones.
     struct Tried {
         bool on = true;   // the experts on the card are used

@@ -120,8 +120,9 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         .add_option(
             "--offload-experts", offload_experts,
             "with --gpus: where routed experts are computed. auto: as many on the card as fit, the others by the "
-            "CPU; cpu: all by the CPU; none: all on the card")
-        ->check(CLI::IsMember({"auto", "cpu", "none"}))
+            "CPU, or in prompts where that is faster sent through the card; stream: in prompts all others are sent "
+            "through the card; cpu: all by the CPU; none: all on the card")
+        ->check(CLI::IsMember({"auto", "cpu", "stream", "none"}))
         ->group(group)
         ->capture_default_str();
     command

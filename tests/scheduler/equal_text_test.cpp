@@ -5,10 +5,10 @@
 // differ by the order of sums alone (hybrid-engine.md 7.3); with bf16 or fp8 a number between two codes may become
 // either. Every logit must be the CPU's within kTolerance, and the most likely token the same wherever the CPU's leads
 // by more than kMargin (7.2); after a closer race the text goes on with the CPU's token. Which experts are chosen must
-// be the same too, but for races of a router: where the first of them differ, a row has one other expert. What follows
-// in such a case is not compared any more; there may be no more of them than one in ten.
+// be the same too, but for races of a router, which random prompts make many of: where the first of them differ, only
+// the last choice of a row by score is another. What follows in such a case is not compared any more.
 //
-// THERMOCLINE_CASES: how many (16 by default); THERMOCLINE_FIRST_CASE: number of the first, to repeat one.
+// THERMOCLINE_CASES: how many (12 by default); THERMOCLINE_FIRST_CASE: number of the first, to repeat one.
 #include "cuda/emulation/device.h"
 #include "memory/packed_weights.h"
 #include "scheduler/gpu_executor.h"
@@ -60,8 +60,8 @@ struct Case {
     cuda::emulation::Config card() {
         cuda::emulation::Config config;
         if (chance(50)) config.link = {.gb_per_s = 0.05 * static_cast<double>(draw(4, 60)), .latency_us = 20};
-        if (chance(25)) config.faults = {.delay_copy = draw(1, 60), .delay_ms = draw(1, 12)};
-        if (chance(15)) config.faults.lose_flag = draw(1, 60);
+        if (chance(25)) config.faults = {.delay_copy = draw(1, 200), .delay_ms = draw(1, 12)};
+        if (chance(15)) config.faults.lose_flag = draw(30, 120);  // measuring at the start raises 27
         return config;
     }
     GpuWishes wishes(const ops::Plan& plan, const std::string& path) {
@@ -70,17 +70,21 @@ struct Case {
         wishes.residency = policies[draw(0, 2)];
         const int64_t experts = expert_count(plan), slots = chance(10) ? experts : draw(0, experts);
         wishes.memory_bytes = budget_for(plan, slots);
+        if (chance(60))
+            wishes.offload_experts = slots >= 16 && chance(50) ? "stream" : "auto";
+        else
+            wishes.offload_experts = slots == 0 ? "cpu" : "auto";
         if (!chance(50)) return wishes;
         std::vector<ExpertName> placed = spread_experts(expert_counts(plan), experts);
         std::shuffle(placed.begin(), placed.end(), random);
-        placed.resize(static_cast<size_t>(draw(0, slots)));
+        placed.resize(static_cast<size_t>(draw(0, slots - slots / 4)));
         write_text(path, dump_json(placement_json({.resident = placed}, "demo", routed_layers(plan))));
         wishes.placement = path;
         return wishes;
     }
     std::vector<int32_t> prompt(int64_t vocab) {
         std::vector<int32_t> tokens(static_cast<size_t>(chance(10)   ? draw(1, 4)
-                                                        : chance(10) ? draw(49, 120)
+                                                        : chance(20) ? draw(49, 110)
                                                                      : draw(5, 48)));
         for (int32_t& token : tokens) token = static_cast<int32_t>(draw(0, vocab - 1));
         return tokens;
@@ -107,7 +111,7 @@ private:
 
 /// Differences that the rules allow, over all cases.
 struct Allowed {
-    int64_t tokens = 0, close_races = 0, router_races = 0, retries = 0, moved = 0;
+    int64_t tokens = 0, close_races = 0, router_races = 0, retries = 0, moved = 0, streamed = 0;
 };
 
 class Compared {
@@ -129,11 +133,12 @@ public:
     void run() {
         const int64_t sequences = case_.draw(1, 2);
         for (int64_t i = 0; i < sequences; ++i) texts_.emplace_back(case_.prompt(plan_.vocab), *card_, cpu_);
-        const int64_t generated = case_.draw(3, 10);
+        const int64_t generated = case_.chance(20) ? case_.draw(20, 40) : case_.draw(3, 10);
         while (!failed_ && std::ranges::any_of(texts_, [&](const Text& text) { return text.generated < generated; }))
             pass(generated);
         allowed_.router_races += routed_otherwise_;
         allowed_.moved += card_->residency().changes;
+        allowed_.streamed += card_->residency().streamed;
     }
 
 private:
@@ -156,7 +161,7 @@ private:
         for (Text& text : texts_) {
             const int64_t left = std::ssize(text.tokens) - static_cast<int64_t>(text.fed);
             if (text.generated >= generated || room == 0) continue;
-            const int64_t count = std::min({left, room, case_.draw(1, kLimits.max_rows)});
+            const int64_t count = std::min({left, room, case_.chance(50) ? kLimits.max_rows : case_.draw(1, 40)});
             parts.push_back({text.there.get(), std::span(text.tokens).subspan(text.fed, static_cast<size_t>(count)),
                              count == left ? 1 : 0});
             of.push_back(&text);
@@ -209,6 +214,10 @@ private:
                 // The earliest layer of the earliest row tells; behind it everything may differ.
                 routed_otherwise_ = true;
                 EXPECT_EQ(others.size(), 1u) << "layer " << layer;
+                // By their scores the last of either side: the choices stand in order.
+                EXPECT_EQ(others[0], here_.ids[layer][static_cast<size_t>((t + 1) * top_k - 1)]);
+                EXPECT_FALSE(
+                    std::ranges::binary_search(a, there_.ids[layer][static_cast<size_t>((first + t + 1) * top_k - 1)]));
                 return;
             }
         }
@@ -230,7 +239,7 @@ private:
             if (i != best) second = std::max(second, double{here[static_cast<size_t>(i)]});
         ++allowed_.tokens;
         const bool close = here[static_cast<size_t>(best)] - second <= kMargin;
-        allowed_.close_races += found != best;
+        allowed_.close_races += !routed_otherwise_ && found != best;
         if (!routed_otherwise_ && (!(largest <= kTolerance) || (found != best && !close))) {
             ADD_FAILURE() << "logits differ by " << largest << "; token " << found << ", the CPU's is " << best;
             failed_ = true;
@@ -253,7 +262,7 @@ private:
 
 TEST(EqualText, WhereverExpertsAreComputed) {
     log::start("error");
-    const int64_t first = number_from("THERMOCLINE_FIRST_CASE", 0), count = number_from("THERMOCLINE_CASES", 16);
+    const int64_t first = number_from("THERMOCLINE_FIRST_CASE", 0), count = number_from("THERMOCLINE_CASES", 12);
     const Demo demo;
     Engine cpu(*demo.model, "auto", 1);
     Allowed allowed;
@@ -265,12 +274,13 @@ TEST(EqualText, WhereverExpertsAreComputed) {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
     std::printf(
         "%lld cases, %lld tokens in %.1f s: %lld with a race of the router, %lld tokens after a close race, "
-        "%lld passes played again, %lld experts moved\n",
+        "%lld passes played again, %lld experts moved, %lld streamed\n",
         static_cast<long long>(count), static_cast<long long>(allowed.tokens), took.count(),
         static_cast<long long>(allowed.router_races), static_cast<long long>(allowed.close_races),
-        static_cast<long long>(allowed.retries), static_cast<long long>(allowed.moved));
-    EXPECT_LE(allowed.router_races, std::max<int64_t>(2, count / 10));
-    EXPECT_LE(allowed.close_races, allowed.tokens / 100);
+        static_cast<long long>(allowed.retries), static_cast<long long>(allowed.moved),
+        static_cast<long long>(allowed.streamed));
+    EXPECT_LE(allowed.router_races, 2 + count / 3);
+    EXPECT_LE(allowed.close_races, 2 + allowed.tokens / 100);
 }
 
 }  // namespace
