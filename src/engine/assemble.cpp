@@ -185,17 +185,25 @@ Assembly assemble(const EngineOptions& options) {
 
 ExpertUse expert_use(const scheduler::RoutingWatch& routing) {
     scheduler::RoutingWatch::Counts counts = routing.counts();
-    ExpertUse use{counts.rows,
-                  std::move(counts.chosen),
-                  {},
-                  counts.residency.choices,
-                  counts.residency.hits,
-                  counts.residency.changes,
-                  counts.residency.bytes,
-                  counts.residency.decode.on,
-                  counts.residency.prompts.on,
-                  counts.residency.decode.gain,
-                  counts.residency.prompts.gain};
+    const scheduler::ResidencyCounters& residency = counts.residency;
+    ExpertUse use;
+    use.tokens = counts.rows;
+    use.chosen = std::move(counts.chosen);
+    use.choices = residency.choices;
+    use.hits = residency.hits;
+    use.moved_experts = residency.changes;
+    use.moved_bytes = residency.bytes;
+    use.card_reads = residency.card_reads;
+    use.cpu_reads = residency.cpu_reads;
+    use.expert_bytes = residency.expert_bytes;
+    use.streamed_experts = residency.streamed;
+    use.layers_played = residency.layers_played;
+    use.cpu_seconds = residency.cpu_seconds;
+    use.exposed_seconds = residency.exposed_seconds;
+    use.decode_on_card = residency.decode.on;
+    use.prompts_on_card = residency.prompts.on;
+    use.decode_gain = residency.decode.gain;
+    use.prompt_gain = residency.prompts.gain;
     use.on_card.resize(use.chosen.size());
     for (const scheduler::ExpertName& name : counts.resident)
         use.on_card[static_cast<size_t>(name.set)].push_back(name.expert);

@@ -13,6 +13,7 @@
 #include <optional>
 #include <span>
 #include <thread>
+#include <tuple>
 #include <unistd.h>
 #include <utility>
 
@@ -122,6 +123,17 @@ void Server::add_expert_metrics() {
     add("engine_expert_hits_total", "Of these on the card.", &engine::ExpertUse::hits);
     add("engine_expert_transfers_total", "Experts brought to the card.", &engine::ExpertUse::moved_experts);
     add("engine_expert_transfer_bytes_total", "Bytes of these.", &engine::ExpertUse::moved_bytes);
+    add("engine_expert_streamed_total", "Experts sent through the card for a prompt.",
+        &engine::ExpertUse::streamed_experts);
+    add("engine_expert_card_reads_total", "Experts that the card read, each once a pass.",
+        &engine::ExpertUse::card_reads);
+    add("engine_expert_cpu_reads_total", "Experts that the CPU read, each once a pass.", &engine::ExpertUse::cpu_reads);
+    for (const auto& [name, help, value] :
+         {std::tuple{"engine_expert_cpu_seconds_total", "That the CPU computed experts, with a card.",
+                     &engine::ExpertUse::cpu_seconds},
+          std::tuple{"engine_expert_exposed_seconds_total", "Of these not hidden behind the card's own experts.",
+                     &engine::ExpertUse::exposed_seconds}})
+        metrics_.add(Metrics::Kind::kCounter, name, help, [this, value = value] { return backend_.experts().*value; });
 }
 
 Json Server::stats() const {

@@ -106,6 +106,14 @@ Json expert_atlas(const engine::ExpertUse& use) {
             {"hits", use.hits},
             {"moved_experts", use.moved_experts},
             {"moved_bytes", use.moved_bytes},
+            {"streamed_experts", use.streamed_experts},
+            {"read_bytes",
+             {{"card", use.card_reads * use.expert_bytes},
+              {"host", use.cpu_reads * use.expert_bytes},
+              {"link", use.moved_bytes + use.streamed_experts * use.expert_bytes}}},
+            {"cpu_seconds", use.cpu_seconds},
+            {"exposed_seconds", use.exposed_seconds},
+            {"layers_played", use.layers_played},
             {"decode", {{"uses_card", use.decode_on_card}, {"gain", use.decode_gain}}},
             {"prompts", {{"uses_card", use.prompts_on_card}, {"gain", use.prompt_gain}}}};
 }
