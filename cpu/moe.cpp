@@ -101,8 +101,14 @@ void run(const ops::Route& s, const Frame& f) noexcept {
 }
 
 void run(const ops::Experts& s, const Frame& f) noexcept {
+    f.workers.split(f.batch.rows(), 16, [&](int64_t begin, int64_t end, int) {
+        std::fill_n(f.row(s.out, begin), (end - begin) * f.cols(s.out), 0.0f);
+    });
+    add_experts(s, f);
+}
+
+void add_experts(const ops::Experts& s, const Frame& f) noexcept {
     const ops::ExpertSet& set = f.plan.experts[static_cast<size_t>(s.experts)];
-    const int64_t rows = f.batch.rows();
     const Dispatch d = dispatch(s, f, set);
     const int64_t pairs = d.begin[set.w1.size()];
 
@@ -151,7 +157,6 @@ void run(const ops::Experts& s, const Frame& f) noexcept {
         for (int64_t strip = begin; strip < end; ++strip) {
             const int64_t first = strip * kStrip, count = std::min(kStrip, slice_rows - first);
             const auto out = [&](int64_t t) { return f.row(s.out, t) + slice_row + first; };
-            for (int64_t t = 0; t < rows; ++t) std::fill_n(out(t), count, 0.0f);
             for (int32_t a = 0; a < d.active_count; ++a) {
                 const int32_t e = d.active[a];
                 const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;

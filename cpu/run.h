@@ -52,6 +52,8 @@ void run(const ops::Attention&, const Frame&) noexcept;
 void run(const ops::StoreWindow&, const Frame&) noexcept;
 void run(const ops::Route&, const Frame&) noexcept;
 void run(const ops::Experts&, const Frame&) noexcept;
+/// As run(), but adds to what the rows of `out` hold.
+void add_experts(const ops::Experts&, const Frame&) noexcept;
 void run(const ops::SwiGlu&, const Frame&) noexcept;
 void run(const ops::Add&, const Frame&) noexcept;
 void run(const ops::TakeRows&, const Frame&) noexcept;

@@ -55,6 +55,24 @@ struct PairLists {
     int32_t* begin;  // [the same + 1] first of its pairs
     int32_t* pairs;  // [pairs] ascending within an expert
     int32_t* count;  // [2] experts that have pairs here; pairs whose experts are elsewhere
+    int32_t* taken;  // [experts] where each expert is computed in this pass; -1: elsewhere
+};
+
+/// What experts take on either side, in any unit of time: those that are on the card and would make it the longer side
+/// are left to the CPU, the ones with the fewest rows first (R2 of hybrid-engine.md 1.5).
+struct Balance {
+    float card_expert = 0;               // 0: all that are here are computed here
+    float card_rest = 0;                 // what else the card does meanwhile
+    float cpu_expert = 0, cpu_pair = 0;  // of an expert the larger one: its weights, its rows
+    float cpu_rest = 0;                  // of a job, whatever is in it
+};
+
+/// Pairs of experts that come for one pass alone, through a ring of slots; memory of the card.
+inline constexpr int kMostRing = 32;
+struct ArrivedLists {
+    int32_t* slots;  // [kMostRing + 2] of the ring; then the count of every list, 1 and 0
+    int32_t* begin;  // [experts + 1] first pair of each, in the order of their coming
+    int32_t* pairs;  // [pairs]
 };
 
 inline constexpr int kMultipliers = 4;  // of a slot: of w1, w3, w2; one is not used
@@ -72,6 +90,8 @@ struct PairsMemory {
     PairLists lists;
     uint16_t *x, *h;  // vectors for w1 and w3, for w2
     float* sums;      // of pairs: gate and up, then what w2 makes
+    float* arrived;   // of rows: gate and up of one expert (run_arrived())
+    ArrivedLists arrived_lists;
 };
 
 /// Everything a step may touch, in the memory of the card unless said otherwise.
@@ -88,6 +108,7 @@ struct Frame {
     PairsMemory pairs = {};
     uint32_t* tickets = nullptr;  // [kMostSiteRows of fused.h], 0 between kernels; null: no fused sites
     Variants variants = {};
+    Balance balance = {};
 
     float* slot(ops::Slot id) const { return slots[static_cast<size_t>(id)]; }
     int64_t cols(ops::Slot id) const { return plan.slots[static_cast<size_t>(id)].cols; }
@@ -154,8 +175,15 @@ struct HostJob {
     Flag *job, *done;  // raised by the card (kJob or kNothingToDo), by the CPU
 };
 
+/// Raises a flag after all that came before in the stream.
+void raise_flag(Stream& stream, Flag* flag);
+
 /// Divides the pairs of rows and experts between card and CPU, sends the CPU its job and raises the flag.
 void send_job(const ops::Experts&, const Frame&, const HostJob&);
+
+/// One more expert, in slot `ring` of the ring, with the `pairs` pairs of list `number`. Comes after run() and before
+/// sum_experts(), which counts it if pairs.lists.taken says so.
+void run_arrived(const ops::Experts&, const Frame&, int64_t number, int64_t ring, int64_t pairs);
 
 /// out = `host`, what the CPU made of its pairs, [rows, cols of out] + what the card made of the others + shared
 /// (kNone: nothing). Comes after run() and, in the stream, after the CPU's flag.

@@ -38,7 +38,7 @@ int64_t most_chosen(const ops::Plan& plan, const ops::Experts& s, int64_t rows) 
 template <typename Codes, int kPieces>
 void multiply(const PairsProduct& product, int64_t pairs, int64_t experts, Stream& stream) {
     const int64_t strips = product.matrices * product.w.rows / quant::kStripRows;
-    const int64_t chosen = std::min(pairs, experts), mean = pairs / experts;
+    const int64_t chosen = std::min(pairs, experts), mean = pairs / experts;  // experts 1: of an arrived one
     const auto many = [&]<int kTiles>() {
         using Kernel = ManyPairs<Codes, kPieces, kTiles>;
         constexpr int64_t kStrips = Kernel::kWarps * Kernel::kStrips;
@@ -76,7 +76,7 @@ std::string why_not(const ops::Plan& plan, const ops::Experts& s) {
 }
 
 PairsMemory pairs_memory(const ops::Plan& plan, int64_t max_rows, const std::function<std::byte*(int64_t)>& take) {
-    int64_t listed = 0, pairs = 0, x = 0, h = 0, sums = 0;
+    int64_t listed = 0, pairs = 0, experts = 0, x = 0, h = 0, sums = 0, arrived = 0;
     for (const ops::Step& step : plan.steps) {
         const auto* s = std::get_if<ops::Experts>(&step);
         if (s == nullptr || !why_not(plan, *s).empty()) continue;
@@ -84,15 +84,19 @@ PairsMemory pairs_memory(const ops::Plan& plan, int64_t max_rows, const std::fun
         const int64_t own = max_rows * s->top_k;
         listed = std::max(listed, most_chosen(plan, *s, max_rows));
         pairs = std::max(pairs, own);
+        experts = std::max(experts, std::ssize(set.w1));
+        arrived = std::max(arrived, max_rows * 2 * set.intermediate);
         x = std::max(x, max_rows * pieces_for(set.w1[0], s->rounding) * set.hidden);
         h = std::max(h, own * pieces_for(set.w2[0], s->rounding) * set.intermediate);
         sums = std::max(sums, own * std::max(2 * set.intermediate, set.hidden));
     }
     const auto numbers = [&](int64_t count) { return reinterpret_cast<int32_t*>(take(count * 4)); };
-    return {{numbers(listed), numbers(listed + 1), numbers(pairs), numbers(2)},
+    return {{numbers(listed), numbers(listed + 1), numbers(pairs), numbers(2), numbers(experts)},
             reinterpret_cast<uint16_t*>(take(x * 2)),
             reinterpret_cast<uint16_t*>(take(h * 2)),
-            reinterpret_cast<float*>(take(sums * 4))};
+            reinterpret_cast<float*>(take(sums * 4)),
+            reinterpret_cast<float*>(take(arrived * 4)),
+            {numbers(kMostRing + 2), numbers(experts + 1), numbers(pairs)}};
 }
 
 void send_job(const ops::Experts& s, const Frame& f, const HostJob& job) {
@@ -100,10 +104,10 @@ void send_job(const ops::Experts& s, const Frame& f, const HostJob& job) {
     if (here != nullptr) {
         const auto experts = static_cast<int32_t>(set_of(f.plan, s).w1.size());
         launch(f.stream, {.threads = ListPairs::kThreads, .shared_bytes = ListPairs::shared_bytes(experts)},
-               ListPairs{ids_of(s, f), here->slot_of, f.pairs.lists, f.batch.rows * s.top_k, experts});
+               ListPairs{ids_of(s, f), here->slot_of, f.pairs.lists, f.batch.rows * s.top_k, experts, f.balance});
     }
     launch(f.stream, {.x = f.batch.rows},
-           SendJob{f.slot(s.x), ids_of(s, f), f.slot(s.weights), here == nullptr ? nullptr : here->slot_of, job.x,
+           SendJob{f.slot(s.x), ids_of(s, f), f.slot(s.weights), here == nullptr ? nullptr : f.pairs.lists.taken, job.x,
                    job.ids, job.weights, job.chosen, f.cols(s.x), s.top_k});
     launch(f.stream, {.threads = kWarp},
            RaiseJob{job.job, job.done, here == nullptr ? nullptr : f.pairs.lists.count + 1});
@@ -123,21 +127,46 @@ void run(const ops::Experts& s, const Frame& f) {
                    [&]<typename Codes, int kPieces>() { multiply<Codes, kPieces>(product, pairs, experts, f.stream); });
     };
     multiply_all({here->w1, here->slot_bytes, 2, here->w3.data - here->w1.data, here->multipliers, f.pairs.lists,
-                  f.pairs.x, f.pairs.sums, s.top_k},
+                  f.pairs.x, f.pairs.sums, s.top_k, 1},
                  x_pieces);
     launch(f.stream, {.x = pairs, .y = column_groups(set.intermediate), .threads = kWarp},
-           SwiGluPairs{f.pairs.sums, f.slot(s.weights), ids_of(s, f), here->slot_of, f.pairs.h, set.intermediate,
-                       h_pieces, s.limit, rounded});
-    multiply_all({here->w2, here->slot_bytes, 1, 0, here->multipliers + 2, f.pairs.lists, f.pairs.h, f.pairs.sums, 1},
+           SwiGluPairs{f.pairs.sums, f.slot(s.weights), ids_of(s, f), f.pairs.lists.taken, nullptr, nullptr, f.pairs.h,
+                       set.intermediate, h_pieces, 1, s.limit, rounded});
+    multiply_all(
+        {here->w2, here->slot_bytes, 1, 0, here->multipliers + 2, f.pairs.lists, f.pairs.h, f.pairs.sums, 1, 1},
+        h_pieces);
+}
+
+void run_arrived(const ops::Experts& s, const Frame& f, int64_t number, int64_t ring, int64_t pairs) {
+    const ArrivedLists& own = f.pairs.arrived_lists;
+    const PairLists lists{own.slots + ring, own.begin + number, own.pairs, own.slots + kMostRing, nullptr};
+    const ExpertSlots& here = *slots_of(s, f);
+    const ops::ExpertSet& set = set_of(f.plan, s);
+    const bool rounded = s.rounding == ops::InputRounding::kE4M3;
+    const int x_pieces = pieces_for(here.w1, s.rounding), h_pieces = pieces_for(here.w2, s.rounding);
+    const auto multiply_all = [&](const PairsProduct& product, int pieces) {
+        with_codes(product.w, pieces,
+                   [&]<typename Codes, int kPieces>() { multiply<Codes, kPieces>(product, pairs, 1, f.stream); });
+    };
+    multiply_all({here.w1, here.slot_bytes, 2, here.w3.data - here.w1.data, here.multipliers, lists, f.pairs.x,
+                  f.pairs.arrived, s.top_k, s.top_k},
+                 x_pieces);
+    launch(f.stream, {.x = pairs, .y = column_groups(set.intermediate), .threads = kWarp},
+           SwiGluPairs{f.pairs.arrived, f.slot(s.weights), ids_of(s, f), nullptr, lists.pairs, lists.begin, f.pairs.h,
+                       set.intermediate, h_pieces, s.top_k, s.limit, rounded});
+    multiply_all({here.w2, here.slot_bytes, 1, 0, here.multipliers + 2, lists, f.pairs.h, f.pairs.sums, 1, 1},
                  h_pieces);
 }
 
+void raise_flag(Stream& stream, Flag* flag) { launch(stream, {.threads = kWarp}, RaiseJob{flag, flag, nullptr}); }
+
 void sum_experts(const ops::Experts& s, const Frame& f, const float* host, ops::Slot shared, ops::Slot out) {
     const ExpertSlots* here = slots_of(s, f);
-    launch(f.stream, {.x = f.batch.rows},
-           SumExperts{host, here == nullptr ? nullptr : f.pairs.lists.count + 1,
-                      here == nullptr ? nullptr : f.pairs.sums, ids_of(s, f), here == nullptr ? nullptr : here->slot_of,
-                      shared == ops::kNone ? nullptr : f.slot(shared), f.slot(out), f.cols(out), s.top_k});
+    launch(
+        f.stream, {.x = f.batch.rows},
+        SumExperts{host, here == nullptr ? nullptr : f.pairs.lists.count + 1, here == nullptr ? nullptr : f.pairs.sums,
+                   ids_of(s, f), here == nullptr ? nullptr : f.pairs.lists.taken,
+                   shared == ops::kNone ? nullptr : f.slot(shared), f.slot(out), f.cols(out), s.top_k});
 }
 
 }  // namespace thermocline::cuda

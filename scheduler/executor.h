@@ -6,6 +6,7 @@
 #include "scheduler/profiler.h"
 #include "scheduler/residency.h"
 #include "scheduler/routing.h"
+#include "src/base/check.h"
 #include "src/ops/cost.h"
 #include "src/ops/plan.h"
 
@@ -28,6 +29,14 @@ struct ExecutorLimits {
     int64_t max_outputs = 16;   ///< rows of logits in one forward pass
     int64_t max_tokens = 4096;  ///< of one sequence
     int64_t max_parts = 16;     ///< sequences in one forward pass
+};
+
+/// What somebody wants of the experts on a card, between two passes. Names are of this plan, pins as many as there is
+/// room for (check_pins()).
+struct ExpertOrders {
+    std::vector<std::vector<double>> shares = {};  // Residency::expect(); empty: scores stay
+    std::vector<ExpertName> wanted = {};           // Residency::want(); empty: nothing
+    std::vector<ExpertName> pinned = {}, released = {};
 };
 
 class Executor {
@@ -68,6 +77,10 @@ public:
     /// Of routed experts on a card, since the start; and which lie there now. Without a card nothing.
     virtual ResidencyCounters residency() const { return {}; }
     virtual std::vector<ExpertName> resident() const { return {}; }
+    /// Room for experts on a card whose experts can be exchanged; 0: there is none.
+    virtual int64_t movable_slots() const { return 0; }
+    /// CHECKs that movable_slots() is not 0.
+    virtual void order(const ExpertOrders&) { CHECK(false); }
 };
 
 }  // namespace thermocline::scheduler

@@ -5,14 +5,15 @@
 #include "scheduler/stretch.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
+#include "src/base/log.h"
 #include "src/base/thread.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 
 namespace thermocline::scheduler {
 
@@ -34,10 +35,7 @@ struct Touches {
     }
 };
 
-void raise(cuda::Flag* flag) { std::atomic_ref<uint64_t>(flag->value).store(1, std::memory_order_release); }
-uint64_t flag_of(const cuda::Flag* flag) {
-    return std::atomic_ref<uint64_t>(const_cast<cuda::Flag*>(flag)->value).load(std::memory_order_acquire);
-}
+double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
 
 const ops::Plan& playable(const ops::Plan& plan, std::span<const ExpertName> resident, const cuda::Device& device) {
     std::string why = why_not_on_gpu(plan);
@@ -69,16 +67,22 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       rows_(limits),
       variants_(cuda::try_variants(device)),
       stream_(device.new_stream()),
-      bytes_(card_bytes(plan, limits, sequences, std::ssize(resident))),
+      bytes_(card_bytes(plan, limits, sequences, resident.empty() ? 0 : std::ssize(resident) + rules.ring)),
       memory_(memory.bytes() < bytes_.all() ? cuda::DeviceMemory(device, bytes_.all()) : std::move(memory)),
       weights_(plan, device, *stream_, memory_.data()),
       workspace_(memory_.data() + bytes_.weights, plan, limits, !resident.empty()),
       pages_(device, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
       experts_(plan, device, *stream_, resident, memory_.data() + bytes_.all() - bytes_.experts, rules),
-      table_(embedding_table(plan)) {
+      table_(embedding_table(plan)),
+      balances_(rules.balances) {
     take_host_memory();
     stream_->copy(workspace_.tickets, upload_, cuda::kMostSiteRows * int64_t{sizeof(uint32_t)});  // zeros
     stream_->wait(patience_many_);
+    const bool streams = rules.streaming != ResidencyRules::Streaming::kNone && experts_.ring() > 0;
+    if (!resident.empty() && (balances_ || streams)) measure();
+    if (streams)
+        stream_of_experts_ = std::make_unique<ExpertStream>(plan, device, experts_, limits.max_rows, speed_,
+                                                            rules.streaming == ResidencyRules::Streaming::kShared);
 }
 
 GpuExecutor::~GpuExecutor() {
@@ -179,7 +183,8 @@ cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
             experts_.on_card(),
             workspace_.pairs,
             workspace_.tickets,
-            variants_};
+            variants_,
+            balances_ && batch.rows() <= kGraphRows ? speed_.balance() : cuda::Balance()};
 }
 
 void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff& handoff) {
@@ -187,6 +192,7 @@ void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff
     const ops::Experts& experts = *handoff.step;
     const ops::Slot out = experts.out;
     order.flush();
+    if (streaming_) share_experts(handoff);
     stream_->wait_for(handoff.to.done);
     const auto sum_with = [&](ops::Slot shared, const ops::Uses& uses) {
         order.play_as(uses, [&](const cuda::Frame& f) {
@@ -234,7 +240,7 @@ void GpuExecutor::fetch_logits(const cuda::Frame& f) {
 
 void GpuExecutor::play(const cuda::Frame& f) {
     if (f.batch.rows > kGraphRows) return enqueue(f);
-    auto& graph = graphs_[{f.batch.rows, f.batch.outputs}];
+    auto& graph = graphs_[{f.batch.rows, f.batch.outputs, f.expert_slots != nullptr}];
     if (!graph) {
         stream_->begin_recording();
         enqueue(f);
@@ -245,22 +251,96 @@ void GpuExecutor::play(const cuda::Frame& f) {
 
 void GpuExecutor::compute(const Handoff& handoff, const ops::Batch& batch) {
     if (flag_of(handoff.to.job) == cuda::kNothingToDo) return;
-    const cpu::Frame frame{plan_, batch, host_slots_.data(), nullptr, shared_, per_worker_, workers_, kernels_};
-    cpu::run(*handoff.step, frame);
+    const auto began = Clock::now();
+    cpu::run(*handoff.step, host_frame(batch));
     raise(handoff.to.done);
+    const double took = seconds_since(began);
+    const auto pairs = static_cast<size_t>(batch.rows() * handoff.step->top_k);
+    const int64_t here = distinct(handoff, {handoff.to.ids, pairs}),
+                  all = distinct(handoff, {handoff.to.chosen, pairs});
+    cpu_reads_ += here;
+    cpu_seconds_ += took;
+    const double hidden = speed_.card_rest + static_cast<double>(all - here) * speed_.card_expert;
+    exposed_seconds_ += std::max(0.0, took - hidden);
+}
+
+int64_t GpuExecutor::distinct(const Handoff& handoff, std::span<const int32_t> ids) {
+    is_now_.assign(plan_.experts[static_cast<size_t>(handoff.step->experts)].w1.size(), 0);
+    for (const int32_t id : ids)
+        if (id >= 0) is_now_[static_cast<size_t>(id)] = 1;
+    return std::count(is_now_.begin(), is_now_.end(), 1);
+}
+
+cpu::Frame GpuExecutor::host_frame(const ops::Batch& batch) const {
+    return {plan_, batch, host_slots_.data(), nullptr, shared_, per_worker_, workers_, kernels_};
+}
+
+void GpuExecutor::measure() {
+    const auto rows = static_cast<size_t>(std::min(limits_.max_rows, kGraphRows));
+    const std::vector<int32_t> tokens(rows);
+    const std::vector<int64_t> positions(rows);
+    const auto batch_of = [&](size_t count) {
+        return ops::Batch{std::span(tokens).first(count), std::span(positions).first(count), {}, {}};
+    };
+    const ops::Batch one = batch_of(1), many = batch_of(rows);
+    speed_ = measure_experts(handoffs_, frame(one), host_frame(many), experts_);
+    log::info("GPU {}: {}", device_.info().index, speed_.text());
+}
+
+void GpuExecutor::compute_some(const Handoff& handoff, std::span<const StreamQueue::Item> items) {
+    std::fill(is_now_.begin(), is_now_.end(), 0);
+    for (const StreamQueue::Item& item : items) is_now_[static_cast<size_t>(item.expert)] = 1;
+    for (size_t i = 0; i < job_ids_.size(); ++i)
+        handoff.to.ids[i] = job_ids_[i] >= 0 && is_now_[static_cast<size_t>(job_ids_[i])] ? job_ids_[i] : -1;
+    const auto began = Clock::now();
+    cpu::add_experts(*handoff.step, host_frame(*streaming_->batch));
+    const double took = seconds_since(began);
+    cpu_seconds_ += took;
+    cpu_reads_ += std::ssize(items);
+    stream_of_experts_->cpu_took(took);
+}
+
+void GpuExecutor::share_experts(const Handoff& handoff) {
+    await_job(handoff, streaming_->deadline);
+    if (flag_of(handoff.to.job) == cuda::kNothingToDo) return;
+    const ops::Experts& step = *handoff.step;
+    const int64_t rows = streaming_->batch->rows();
+    job_ids_.assign(handoff.to.ids, handoff.to.ids + rows * step.top_k);
+    is_now_.resize(plan_.experts[static_cast<size_t>(step.experts)].w1.size());
+    const ops::SlotSpec& out = plan_.slots[static_cast<size_t>(step.out)];
+    std::fill_n(host_slots_[static_cast<size_t>(step.out)], rows * out.cols, 0.0f);
+    stream_of_experts_->begin(handoff, *streaming_->frame);
+    while (!stream_of_experts_->all_taken()) {
+        stream_of_experts_->send();
+        const auto items = stream_of_experts_->for_cpu();
+        if (!items.empty()) {
+            compute_some(handoff, items);
+            continue;
+        }
+        if (Clock::now() > streaming_->deadline)
+            fail("GPU ", device_.info().index, ": the experts of ",
+                 plan_.experts[static_cast<size_t>(step.experts)].name, " do not come; the pass was given up");
+        std::this_thread::yield();
+    }
+    stream_of_experts_->end();
+    raise(handoff.to.done);
+}
+
+void GpuExecutor::await_job(const Handoff& handoff, Clock::time_point deadline) {
+    for (int looks = 0; flag_of(handoff.to.job) == 0; ++looks) {
+        if (looks < kLooks) continue;
+        looks = 0;
+        (void)stream_->finished();  // throws if the card is lost
+        if (Clock::now() > deadline)
+            fail("GPU ", device_.info().index, ": no job for the experts ",
+                 plan_.experts[static_cast<size_t>(handoff.step->experts)].name, " in time; the pass was given up");
+        std::this_thread::yield();
+    }
 }
 
 void GpuExecutor::serve_experts(const ops::Batch& batch, Clock::time_point deadline) {
     for (const Handoff& handoff : handoffs_) {
-        for (int looks = 0; flag_of(handoff.to.job) == 0; ++looks) {
-            if (looks < kLooks) continue;
-            looks = 0;
-            (void)stream_->finished();  // throws if the card is lost
-            if (Clock::now() > deadline)
-                fail("GPU ", device_.info().index, ": no job for the experts ",
-                     plan_.experts[static_cast<size_t>(handoff.step->experts)].name, " in time; the pass was given up");
-            std::this_thread::yield();
-        }
+        await_job(handoff, deadline);
         compute(handoff, batch);
     }
 }
@@ -270,6 +350,8 @@ void GpuExecutor::lower_flags() {
 }
 
 void GpuExecutor::abandon() noexcept {
+    streaming_.reset();
+    if (stream_of_experts_) stream_of_experts_->release();
     for (const Handoff& handoff : handoffs_) raise(handoff.to.done);
     try {
         stream_->wait(patience_few_);
@@ -315,8 +397,10 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         if (profile_ != nullptr) {
             play_timed(f, batch);
         } else {
+            if (stream_of_experts_ && batch.rows() > kGraphRows && f.expert_slots != nullptr)
+                streaming_ = Pass{&batch, &f, deadline};
             play(f);
-            serve_experts(batch, deadline);
+            if (!std::exchange(streaming_, std::nullopt)) serve_experts(batch, deadline);
             stream_->wait(patience);
         }
     } catch (const Error&) {
@@ -329,9 +413,23 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
     for (size_t layer = 0; layer < handoffs_.size(); ++layer) {
         const std::span<const int32_t> ids = chosen(handoffs_[layer]);
         experts_.note(handoffs_[layer].step->experts, ids);
+        reads_ += distinct(handoffs_[layer], ids);
         if (routing_ != nullptr) routing_->ids[layer].assign(ids.begin(), ids.end());
     }
+    layers_played_ += std::ssize(handoffs_);
     experts_.end_pass(Clock::now() - began);
+}
+
+ResidencyCounters GpuExecutor::residency() const {
+    ResidencyCounters counters = experts_.counters();
+    counters.card_reads = reads_ - cpu_reads_;
+    counters.cpu_reads = cpu_reads_;
+    counters.expert_bytes = GpuExperts::slot_bytes(plan_);
+    counters.layers_played = layers_played_;
+    counters.cpu_seconds = cpu_seconds_;
+    counters.exposed_seconds = exposed_seconds_;
+    counters.streamed = stream_of_experts_ ? stream_of_experts_->sent() : 0;
+    return counters;
 }
 
 /// By the rows of the last pass.

@@ -12,20 +12,24 @@
 #include "cuda/run.h"
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
+#include "scheduler/expert_speed.h"
+#include "scheduler/expert_stream.h"
 #include "scheduler/gpu_experts.h"
 #include "scheduler/gpu_layout.h"
 #include "scheduler/gpu_order.h"
 #include "scheduler/gpu_pages.h"
 #include "scheduler/gpu_weights.h"
+#include "scheduler/handoff.h"
 #include "scheduler/placement.h"
 
 #include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
-#include <utility>
+#include <tuple>
 #include <vector>
 
 namespace thermocline::scheduler {
@@ -57,8 +61,12 @@ public:
     ops::Cost last_cost() const override { return last_cost_; }
     void profile_steps(StepProfile* profile) override { profile_ = profile; }
     void record_routing(RoutingRecord* record) override { routing_ = record; }
-    ResidencyCounters residency() const override { return experts_.counters(); }
+    ResidencyCounters residency() const override;
+    /// As measured at the start; nothing if the rules have no use for it.
+    const ExpertSpeed& speed() const { return speed_; }
     std::vector<ExpertName> resident() const override { return experts_.resident(); }
+    int64_t movable_slots() const override { return experts_.movable_slots(); }
+    void order(const ExpertOrders& orders) override { experts_.order(orders); }
 
     /// How long a pass may take before it is given up: of up to kGraphRows rows, and of more.
     void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many) {
@@ -67,11 +75,6 @@ public:
     }
 
 private:
-    /// Experts of one layer, and where the CPU's part of them passes.
-    struct Handoff {
-        const ops::Experts* step;
-        cuda::HostJob to;
-    };
     /// Of putting a pass into the stream.
     struct Progress {
         size_t asked = 0;      // jobs sent
@@ -92,6 +95,14 @@ private:
     /// Computes all experts of a pass as the card asks for them.
     void serve_experts(const ops::Batch& batch, std::chrono::steady_clock::time_point deadline);
     void compute(const Handoff& handoff, const ops::Batch& batch);
+    void await_job(const Handoff& handoff, std::chrono::steady_clock::time_point deadline);
+    cpu::Frame host_frame(const ops::Batch& batch) const;
+    void measure();
+    /// Of a pass over a prompt: what is not on the card comes there or is computed by the CPU, layer by layer.
+    void share_experts(const Handoff& handoff);
+    /// Different experts among `ids`, -1 left out.
+    int64_t distinct(const Handoff& handoff, std::span<const int32_t> ids);
+    void compute_some(const Handoff& handoff, std::span<const StreamQueue::Item> items);
     void lower_flags();
     std::span<const int32_t> chosen(const Handoff& handoff) const;
     /// Lets the card run to its end after a failure, so that the next pass finds it idle.
@@ -124,7 +135,21 @@ private:
     std::vector<float> cpu_scratch_;
     std::span<float> shared_, per_worker_;
 
-    std::map<std::pair<int64_t, int64_t>, std::unique_ptr<cuda::Graph>> graphs_;  // by rows and outputs
+    /// By rows, outputs, and whether experts on the card take part.
+    std::map<std::tuple<int64_t, int64_t, bool>, std::unique_ptr<cuda::Graph>> graphs_;
+    ExpertSpeed speed_;
+    const bool balances_;
+    std::unique_ptr<ExpertStream> stream_of_experts_;  // null: nothing is streamed
+    struct Pass {                                      // the one at hand, for share_experts()
+        const ops::Batch* batch;
+        const cuda::Frame* frame;
+        std::chrono::steady_clock::time_point deadline;
+    };
+    std::optional<Pass> streaming_;  // nothing: this pass streams nothing
+    std::vector<int32_t> job_ids_;   // as they came
+    std::vector<char> is_now_;       // [experts of a layer] whether the CPU computes it now
+    int64_t reads_ = 0, cpu_reads_ = 0, layers_played_ = 0;
+    double cpu_seconds_ = 0, exposed_seconds_ = 0;
     bool unfinished_ = false;  // the card may still work on a pass that was given up
     ops::Cost last_cost_;
     StepProfile* profile_ = nullptr;

@@ -3,8 +3,12 @@
 #include "scheduler/stretch.h"
 #include "scheduler/upload.h"
 #include "src/base/check.h"
+#include "src/base/log.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
 
 namespace thermocline::scheduler {
 
@@ -14,8 +18,10 @@ int64_t set_bytes(const ops::ExpertSet& set) {
     return cuda::placed_bytes(set.w1[0]) + cuda::placed_bytes(set.w3[0]) + cuda::placed_bytes(set.w2[0]);
 }
 
-constexpr double kShareOfLink = 0.3;  // of the time of a pass that transfers may take (R5)
-constexpr int64_t kMostAtOnce = 64;   // transfers between two passes
+constexpr double kShareOfLink = 0.3;      // of the time of a pass that transfers may take (R5)
+constexpr double kMostAtOnce = 64;        // transfers between two passes
+constexpr int64_t kPieceBytes = 2 << 20;  // of a transfer: so long what a pass itself copies may have to wait
+constexpr std::chrono::minutes kPatience(1);
 
 /// The tables, on the card and in the memory of the host.
 struct Tables {
@@ -67,11 +73,17 @@ int64_t GpuExperts::slots_in(const ops::Plan& plan, int64_t bytes) {
 
 GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream,
                        std::span<const ExpertName> experts, std::byte* at, const ResidencyRules& rules)
-    : plan_(plan), at_(at), slot_count_(std::ssize(experts)), slot_bytes_(slot_bytes(plan)) {
+    : plan_(plan),
+      at_(at),
+      resident_count_(std::ssize(experts)),
+      slot_count_(resident_count_ + (experts.empty() ? 0 : rules.ring)),
+      slot_bytes_(slot_bytes(plan)),
+      tries_(rules.tries) {
     if (experts.empty()) return;
     tables_ = cuda::PinnedMemory(device, Tables(plan, slot_count_, nullptr).bytes);
     const Tables host(plan, slot_count_, tables_.data()), card(plan, slot_count_, at + slot_count_ * slot_bytes_);
     host_multipliers_ = host.multipliers;
+    card_multipliers_ = card.multipliers;
     host_slot_of_ = host.slot_of;
     std::vector<int64_t> sizes;
     for (size_t i = 0; i < plan.experts.size(); ++i) {
@@ -84,36 +96,57 @@ GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream
                           cuda::place(set.w2[0], w2, unused), slot_bytes_, card.slot_of[i], card.multipliers});
     }
     std::vector<cuda::Copy> copies;
-    for (int32_t slot = 0; slot < slot_count_; ++slot) {
+    for (int32_t slot = 0; slot < resident_count_; ++slot) {
         const ExpertName name = experts[static_cast<size_t>(slot)];
         CHECK(host_slot_of(name) < 0);
         host_slot_of(name) = slot;
-        put(name, slot, copies);
+        put(name, slot, host_multipliers(slot), copies);
     }
     copies.push_back({tables_.data(), at + slot_count_ * slot_bytes_, host.bytes});
     upload(copies, device, stream);
-    if (rules.policy == ResidencyRules::Policy::kStatic) return;
+    if (resident_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0})) return;
     residency_.emplace(sizes, experts, rules);
     fill_ = device.new_stream();
+    measure_link(experts);
 }
 
-void GpuExperts::put(ExpertName name, int32_t slot, std::vector<cuda::Copy>& copies) {
-    const ops::ExpertSet& set = plan_.experts[static_cast<size_t>(name.set)];
-    const auto expert = static_cast<size_t>(name.expert);
-    std::byte* to = at_ + slot * slot_bytes_;
-    float* multiplier = host_multipliers_ + int64_t{slot} * cuda::kMultipliers;
-    for (const quant::Matrix* matrix : {&set.w1[expert], &set.w3[expert], &set.w2[expert]}) {
-        cuda::place(*matrix, to, copies);
-        to += cuda::placed_bytes(*matrix);
-        *multiplier++ = matrix->multiplier;
+/// By bringing experts to where they lie already.
+void GpuExperts::measure_link(std::span<const ExpertName> experts) {
+    seconds_per_expert_ = std::numeric_limits<double>::infinity();
+    for (int32_t i = 0; i < 3; ++i) {
+        std::vector<cuda::Copy> copies;
+        put(experts[0], 0, host_multipliers(0), copies);
+        const auto began = std::chrono::steady_clock::now();
+        for (const cuda::Copy& copy : copies) fill_->copy(copy.to, copy.from, copy.bytes);
+        fill_->wait(kPatience);
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+        seconds_per_expert_ = std::min(seconds_per_expert_, took.count());
     }
 }
 
+void GpuExperts::put(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const {
+    const ops::ExpertSet& set = plan_.experts[static_cast<size_t>(name.set)];
+    const auto expert = static_cast<size_t>(name.expert);
+    std::byte* to = at_ + slot * slot_bytes_;
+    for (const quant::Matrix* matrix : {&set.w1[expert], &set.w3[expert], &set.w2[expert]}) {
+        cuda::place(*matrix, to, copies);
+        to += cuda::placed_bytes(*matrix);
+        *multipliers++ = matrix->multiplier;
+    }
+}
+
+void GpuExperts::place(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const {
+    put(name, slot, multipliers, copies);
+    copies.push_back({reinterpret_cast<const std::byte*>(multipliers),
+                      reinterpret_cast<std::byte*>(card_multipliers_ + int64_t{slot} * cuda::kMultipliers),
+                      cuda::kMultipliers * int64_t{sizeof(float)}});
+}
+
 void GpuExperts::begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt) {
+    is_prompt_ = is_prompt;
+    if (tries_ && !slots_.empty()) used_ = (is_prompt ? prompts_ : decode_).use(rows);
     if (!residency_) return;
     if (!coming_.empty() && fill_->finished()) {
-        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - fill_began_;
-        seconds_per_expert_ = took.count() / static_cast<double>(coming_.size());
         for (const Residency::Change& change : coming_) {
             residency_->arrived(change.slot);
             host_slot_of(change.in) = change.slot;
@@ -131,23 +164,46 @@ void GpuExperts::begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt) 
 void GpuExperts::note(ops::ExpertsId set, std::span<const int32_t> ids) {
     counters_.choices += std::ssize(ids);
     if (slots_.empty()) return;
-    for (const int32_t id : ids) counters_.hits += host_slot_of({set, id}) >= 0;
+    if (used_)
+        for (const int32_t id : ids) counters_.hits += host_slot_of({set, id}) >= 0;
     if (residency_) residency_->note(set, ids);
 }
 
+void GpuExperts::tell(const char* what, const ResidencyTrial& trial) const {
+    log::info("experts on the card {} in passes {}: without them such a pass takes {:.1f} % {}",
+              trial.on() ? "take part again" : "take no part", what, 100.0 * std::abs(trial.gain()),
+              trial.gain() > 0 ? "longer" : "less");
+}
+
+void GpuExperts::order(const ExpertOrders& orders) {
+    CHECK(residency_);
+    if (!orders.shares.empty()) residency_->expect(orders.shares);
+    for (const ExpertName& name : orders.released) residency_->pin(name, false);
+    for (const ExpertName& name : orders.pinned) residency_->pin(name, true);
+    if (!orders.wanted.empty()) residency_->want(orders.wanted);
+}
+
 void GpuExperts::end_pass(std::chrono::duration<double> took) {
-    if (!residency_ || !coming_.empty()) return;
-    const int64_t most =
-        seconds_per_expert_ == 0 ? 1 : static_cast<int64_t>(kShareOfLink * took.count() / seconds_per_expert_);
-    coming_ = residency_->choose(std::clamp<int64_t>(most, 1, kMostAtOnce));
+    ResidencyTrial& trial = is_prompt_ ? prompts_ : decode_;
+    if (tries_ && !slots_.empty()) {
+        if (trial.took(took.count())) tell(is_prompt_ ? "over prompts" : "that decode", trial);
+        counters_.decode = {decode_.on(), decode_.gain()};
+        counters_.prompts = {prompts_.on(), prompts_.gain()};
+    }
+    // What is not used now brings nothing, and a pass without them is to be one without transfers too.
+    if (!residency_ || !coming_.empty() || !trial.would_use()) return;
+    credit_ = std::min(credit_ + kShareOfLink * took.count() / seconds_per_expert_, kMostAtOnce);
+    coming_ = residency_->choose(static_cast<int64_t>(credit_));
+    credit_ -= static_cast<double>(coming_.size());
     std::vector<cuda::Copy> copies;
     for (const Residency::Change& change : coming_) {
         host_slot_of(change.out) = -1;
-        put(change.in, change.slot, copies);
+        put(change.in, change.slot, host_multipliers(change.slot), copies);
         tables_changed_ = true;
     }
-    fill_began_ = std::chrono::steady_clock::now();
-    for (const cuda::Copy& copy : copies) fill_->copy(copy.to, copy.from, copy.bytes);
+    for (const cuda::Copy& copy : copies)
+        for (int64_t done = 0; done < copy.bytes; done += kPieceBytes)
+            fill_->copy(copy.to + done, copy.from + done, std::min(kPieceBytes, copy.bytes - done));
 }
 
 std::vector<ExpertName> GpuExperts::resident() const {

@@ -7,8 +7,10 @@
 #include "cuda/device.h"
 #include "cuda/run.h"
 #include "cuda/weights.h"
+#include "scheduler/executor.h"
 #include "scheduler/placement.h"
 #include "scheduler/residency.h"
+#include "scheduler/residency_trial.h"
 #include "src/ops/plan.h"
 
 #include <chrono>
@@ -27,11 +29,15 @@ public:
     /// Copies `experts` to `at` of the card, bytes_of() bytes. With rules other than static they change; the weights
     /// that `plan` shows should be pinned then. Throws Error if the card fails. CHECKs that they may lie there
     /// (why_not()) and that none is named twice.
+    /// Unless all of them are there, they can be exchanged by order() whatever the rules.
     GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::span<const ExpertName> experts,
                std::byte* at, const ResidencyRules& rules);
 
-    /// Host array of [plan.experts]; null: no expert is on the card. The same for life.
-    const cuda::ExpertSlots* on_card() const { return slots_.empty() ? nullptr : slots_.data(); }
+    /// Host array of [plan.experts], the same for life; null: there are none on the card, or those that are there take
+    /// no part in this pass.
+    const cuda::ExpertSlots* on_card() const { return used_ && !slots_.empty() ? slots_.data() : nullptr; }
+    int64_t movable_slots() const { return residency_ ? resident_count_ : 0; }
+    void order(const ExpertOrders& orders);
 
     /// Before a pass: experts that have come are known from here on in `stream`.
     void begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt);
@@ -39,6 +45,16 @@ public:
     void note(ops::ExpertsId set, std::span<const int32_t> ids);
     /// After a pass that took so long: brings experts to the card, as many as its link carries in a part of that time.
     void end_pass(std::chrono::duration<double> took);
+
+    // For those that come for one pass alone: slots behind those of the residents.
+    int64_t ring_begin() const { return resident_count_; }
+    int64_t ring() const { return slot_count_ - resident_count_; }
+    /// Appends the copies that bring an expert into such a slot; `multipliers`: pinned, [cuda::kMultipliers].
+    void place(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const;
+    /// Of a resident in this pass; -1: it is none.
+    int32_t slot_of(ExpertName name) const { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
+    /// What an expert takes over the link; 0: not known.
+    double link_seconds() const { return seconds_per_expert_; }
 
     const ResidencyCounters& counters() const { return counters_; }
     /// Known to be on the card.
@@ -55,25 +71,31 @@ public:
 
 private:
     /// Writes an expert into a slot, but for its entry in the table.
-    void put(ExpertName name, int32_t slot, std::vector<cuda::Copy>& copies);
+    void put(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const;
+    float* host_multipliers(int32_t slot) const { return host_multipliers_ + int64_t{slot} * cuda::kMultipliers; }
+    void measure_link(std::span<const ExpertName> experts);
+    void tell(const char* what, const ResidencyTrial& trial) const;
     int32_t& host_slot_of(ExpertName name) { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
 
     const ops::Plan& plan_;
     std::byte* at_;  // the slots, then the tables
-    int64_t slot_count_, slot_bytes_;
+    int64_t resident_count_, slot_count_, slot_bytes_;
     std::vector<cuda::ExpertSlots> slots_;
 
     // Tables as they are to be on the card, in pinned memory.
     cuda::PinnedMemory tables_;
     float* host_multipliers_ = nullptr;   // [slots, cuda::kMultipliers]
+    float* card_multipliers_ = nullptr;   // likewise, on the card
     std::vector<int32_t*> host_slot_of_;  // of each set, [experts]
     bool tables_changed_ = false;
 
-    std::optional<Residency> residency_;  // nothing: the experts stay
+    std::optional<Residency> residency_;  // nothing: all are there
+    ResidencyTrial decode_, prompts_;
+    bool tries_, is_prompt_ = false, used_ = true;  // in this pass
     std::unique_ptr<cuda::Stream> fill_;
     std::vector<Residency::Change> coming_;
-    std::chrono::steady_clock::time_point fill_began_;
-    double seconds_per_expert_ = 0;  // of a transfer; 0: not known yet
+    double seconds_per_expert_ = 0;  // of a transfer
+    double credit_ = 0;              // experts that may be brought
     ResidencyCounters counters_;
 };
 

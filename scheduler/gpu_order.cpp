@@ -13,8 +13,8 @@ constexpr int64_t kScratchUnit = 256;
 int64_t whole_units(int64_t bytes) { return (bytes + kScratchUnit - 1) / kScratchUnit * kScratchUnit; }
 
 cuda::Frame frame_with(const cuda::Frame& f, std::byte* scratch, cuda::Stream& stream) {
-    return {f.plan,  f.weights, f.batch,        f.slots, f.rotations, f.embeddings,
-            scratch, stream,    f.expert_slots, f.pairs, f.tickets,   f.variants};
+    return {f.plan, f.weights,      f.batch, f.slots,   f.rotations, f.embeddings, scratch,
+            stream, f.expert_slots, f.pairs, f.tickets, f.variants,  f.balance};
 }
 
 }  // namespace

@@ -5,10 +5,12 @@
 #include "scheduler/gpu_executor.h"
 #include "scheduler/gpu_layout.h"
 #include "scheduler/placement_file.h"
+#include "scheduler/routing_profile.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace thermocline::scheduler {
@@ -22,6 +24,9 @@ std::unique_ptr<cuda::Device> open(const std::string& choice) {
     fail("--gpus is ", printable(choice),
          ", expected none, 1, emulated or emulated:1 (models are not split over several cards)");
 }
+
+constexpr int64_t kLeastStreamed = 8;  // slots with which there is a ring: an eighth of them, at least two
+constexpr int64_t kMostRing = 24;      // hybrid-engine.md 4.5
 
 bool is_emulated(const cuda::Device& device) { return device.info().name == "emulated"; }
 
@@ -44,27 +49,39 @@ Gpus::Gpus(GpuWishes wishes) : Gpus(wishes, open(wishes.gpus)) {
 Gpus::Gpus(GpuWishes wishes, std::unique_ptr<cuda::Device> device)
     : wishes_(std::move(wishes)), device_(std::move(device)) {
     const std::string& offload = wishes_.offload_experts;
-    if (offload != "auto" && offload != "cpu" && offload != "none")
-        fail("--offload-experts is ", printable(offload), ", expected auto, cpu or none");
+    if (offload != "auto" && offload != "cpu" && offload != "stream" && offload != "none")
+        fail("--offload-experts is ", printable(offload), ", expected auto, cpu, stream or none");
     (void)residency_policy(wishes_.residency);
+    if (!device_ && offload == "stream")
+        fail("--offload-experts stream sends experts through a card, but --gpus is none; use --gpus 1");
     if (!device_ && offload == "none")
         fail("--offload-experts none keeps all experts on a card, but --gpus is none; use --gpus 1");
-    if (!device_ && !wishes_.placement.empty())
-        fail("--placement places experts on a card, but --gpus is none; use --gpus 1");
+    for (const auto& [flag, value] : {std::pair{"--placement", &wishes_.placement}, {"--profile", &wishes_.profile}})
+        if (!device_ && !value->empty()) fail(flag, " places experts on a card, but --gpus is none; use --gpus 1");
 }
 
 Gpus::~Gpus() = default;
 
 std::string Gpus::name() const { return device_ ? device_->info().name : "none"; }
 
-/// Those of --placement, and in what room is left any others.
-std::vector<ExpertName> Gpus::first_residents(const ops::Plan& plan, const std::string& model) const {
-    std::vector<ExpertName> placed;
-    if (!wishes_.placement.empty()) placed = read_placement(wishes_.placement, model, routed_layers(plan));
-    if (std::ssize(placed) > memory_plan_.expert_slots)
-        fail(printable(wishes_.placement), " places ", placed.size(), " experts, but the card has room for ",
-             memory_plan_.expert_slots, ": solve it anew for this budget (`thermocline place`), or raise --gpu-memory");
-    return spread_experts(expert_counts(plan), memory_plan_.expert_slots, std::move(placed));
+/// Those of --placement, then the likeliest of --profile, and in what room is left any others.
+void Gpus::choose_first(const ops::Plan& plan, const std::string& model) {
+    const std::vector<RoutedLayer> layers = routed_layers(plan);
+    const int64_t slots = memory_plan_.expert_slots - ring_;
+    PlacedExperts file;
+    if (!wishes_.placement.empty()) file = read_placement(wishes_.placement, model, layers);
+    std::vector<ExpertName>& placed = file.resident;
+    if (!wishes_.profile.empty()) {
+        const RoutingProfile profile = read_routing_profile(wishes_.profile);
+        check_model(wishes_.profile, profile.model, profile.layers, model, layers);
+        file.shares = shares_of(layers, profile.chosen());
+        if (wishes_.placement.empty()) placed = likeliest_experts(file.shares, slots);
+    }
+    if (std::ssize(placed) > slots)
+        fail(printable(wishes_.placement), " places ", placed.size(), " experts, but the card has room for ", slots,
+             ": solve it anew for this budget (`thermocline place`), or raise --gpu-memory");
+    resident_ = spread_experts(expert_counts(plan), slots, std::move(placed));
+    shares_ = std::move(file.shares);
 }
 
 void Gpus::reserve(const ops::Plan& plan, const std::string& model, ExecutorLimits& limits, int64_t sequences,
@@ -86,7 +103,14 @@ void Gpus::reserve(const ops::Plan& plan, const std::string& model, ExecutorLimi
     memory_plan_ = plan_gpu_memory(plan, nullptr, wishes, reserve);
     log::info("GPU {}: memory\n{}", info.index, gpu_memory_text(memory_plan_));
     if (!memory_plan_.refusal.empty()) fail("GPU ", info.index, ": ", memory_plan_.refusal);
-    resident_ = first_residents(plan, model);
+    const int64_t slots = memory_plan_.expert_slots;
+    const bool streams = wishes_.offload_experts == "stream" || wishes_.offload_experts == "auto";
+    if (streams && slots < memory_plan_.experts && slots >= kLeastStreamed)
+        ring_ = std::clamp<int64_t>(slots / 8, 2, kMostRing);
+    if (wishes_.offload_experts == "stream" && ring_ == 0 && slots < memory_plan_.experts)
+        fail("--offload-experts stream: the card has room for ", slots, " experts, expected at least ", kLeastStreamed,
+             "; raise --gpu-memory, or use cpu");
+    choose_first(plan, model);
     limits.max_parts = sequences;
     limits.max_rows = std::max(memory_plan_.prefill_chunk, sequences);
     limits.max_outputs = std::min(limits.max_outputs, limits.max_rows);
@@ -101,13 +125,22 @@ void Gpus::reserve(const ops::Plan& plan, const std::string& model, ExecutorLimi
 /// Experts move only if their memory can be pinned: else every transfer would keep the engine waiting.
 ResidencyRules Gpus::rules_for(std::span<std::byte> weights, bool all_fit) {
     using Policy = ResidencyRules::Policy;
-    ResidencyRules rules{.policy = residency_policy(wishes_.residency)};
-    if (all_fit || rules.policy == Policy::kStatic) return {.policy = Policy::kStatic};
+    using Streaming = ResidencyRules::Streaming;
+    const bool streams = wishes_.offload_experts == "stream";
+    ResidencyRules rules{.policy = residency_policy(wishes_.residency),
+                         .tries = wishes_.offload_experts == "auto",
+                         .balances = wishes_.offload_experts != "none",
+                         .ring = ring_,
+                         .streaming = streams ? Streaming::kAll : Streaming::kShared};
+    if (all_fit) return rules;
     try {
         if (weights.empty()) fail("the weights lie in mapped files, which cannot be pinned");
         pin_.emplace(*device_, weights.data(), std::ssize(weights));
     } catch (const Error& error) {
-        log::warn("the experts on the card stay the same (--residency static): {}", error.what());
+        if (streams) throw;
+        rules.streaming = Streaming::kNone;
+        if (rules.policy != Policy::kStatic)
+            log::warn("the experts on the card stay the same (--residency static): {}", error.what());
         rules.policy = Policy::kStatic;
     }
     return rules;
@@ -117,10 +150,11 @@ std::unique_ptr<Executor> Gpus::new_executor(const ops::Plan& plan, cpu::Workers
                                              const cpu::KernelTable& kernels, ExecutorLimits limits,
                                              std::span<std::byte> weights) {
     if (!device_) return std::make_unique<CpuExecutor>(plan, workers, kernels, limits);
-    CHECK(card_bytes(plan, limits, sequences_, std::ssize(resident_)).all() <= reserved_.bytes());
+    CHECK(card_bytes(plan, limits, sequences_, std::ssize(resident_) + ring_).all() <= reserved_.bytes());
     const bool all_fit = resident_.empty() || memory_plan_.expert_slots == memory_plan_.experts;
     auto executor = std::make_unique<GpuExecutor>(plan, *device_, workers, kernels, limits, sequences_, resident_,
                                                   rules_for(weights, all_fit), std::move(reserved_));
+    if (!shares_.empty() && executor->movable_slots() > 0) executor->order({.shares = shares_});
     if (is_emulated(*device_)) executor->set_patience(std::chrono::minutes(2), std::chrono::minutes(10));  // far slower
     return executor;
 }

@@ -21,11 +21,14 @@ namespace thermocline::scheduler {
 
 /// What is asked of a card.
 struct GpuWishes {
-    std::string gpus = "none";             ///< --gpus: none, 1, emulated, emulated:1
-    int64_t memory_bytes = 0;              ///< --gpu-memory: of the whole card; 0: all that is free
-    std::string offload_experts = "auto";  ///< auto: as many experts on the card as fit; cpu: none of them; none: all
-    std::string residency = "adaptive";    ///< adaptive, static, lru: which of them, where not all fit
-    std::string placement = {};            ///< --placement: file with those that are there first; empty: any
+    std::string gpus = "none";  ///< --gpus: none, 1, emulated, emulated:1
+    int64_t memory_bytes = 0;   ///< --gpu-memory: of the whole card; 0: all that is free
+    /// auto: as many experts on the card as fit, in prompts others pass through it where that is faster; stream: there
+    /// all others do; cpu: none on the card; none: all.
+    std::string offload_experts = "auto";
+    std::string residency = "adaptive";  ///< adaptive, static, lru: which of them, where not all fit
+    std::string placement = {};          ///< --placement: file with those that are there first; empty: any
+    std::string profile = {};            ///< --profile: file with what is chosen how often; empty: not known
 };
 
 class Gpus {
@@ -55,14 +58,15 @@ public:
                                            std::span<std::byte> weights);
 
 private:
-    std::vector<ExpertName> first_residents(const ops::Plan& plan, const std::string& model) const;
+    void choose_first(const ops::Plan& plan, const std::string& model);
     ResidencyRules rules_for(std::span<std::byte> weights, bool all_fit);
 
     GpuWishes wishes_;
     std::unique_ptr<cuda::Device> device_;
     GpuMemoryPlan memory_plan_;
-    std::vector<ExpertName> resident_;  // at the start
-    int64_t sequences_ = 0;
+    std::vector<ExpertName> resident_;         // at the start
+    std::vector<std::vector<double>> shares_;  // of tokens that choose each expert; empty: not known
+    int64_t sequences_ = 0, ring_ = 0;
     cuda::DeviceMemory reserved_;
     std::optional<cuda::Pin> pin_;
 };

@@ -18,21 +18,17 @@ constexpr double kUnseen = 0.5;  // added to every count
 /// One layer as slots are given to it, its likeliest experts first.
 class Filling {
 public:
-    Filling(ops::ExpertsId set, const RoutedLayer& layer, const std::vector<int64_t>& counts,
+    Filling(ops::ExpertsId set, const RoutedLayer& layer, const std::vector<double>& shares,
             const std::vector<double>& seconds, const std::set<ExpertName>& pinned)
         : layer_(layer), seconds_(seconds) {
-        double sum = 0.0;
-        for (size_t e = 0; e < counts.size(); ++e) {
-            sum += static_cast<double>(counts[e]) + kUnseen;
-            order_.push_back({set, static_cast<int32_t>(e)});
-        }
+        for (size_t e = 0; e < shares.size(); ++e) order_.push_back({set, static_cast<int32_t>(e)});
         std::stable_sort(order_.begin(), order_.end(), [&](ExpertName a, ExpertName b) {
             const bool first = pinned.contains(a), second = pinned.contains(b);
             if (first != second) return first;
-            return counts[static_cast<size_t>(a.expert)] > counts[static_cast<size_t>(b.expert)];
+            return shares[static_cast<size_t>(a.expert)] > shares[static_cast<size_t>(b.expert)];
         });
         for (const ExpertName& name : order_)
-            shares_.push_back((static_cast<double>(counts[static_cast<size_t>(name.expert)]) + kUnseen) / sum);
+            shares_.push_back(shares[static_cast<size_t>(name.expert)] / static_cast<double>(layer.top_k));
     }
 
     bool full() const { return used_ == order_.size(); }
@@ -63,19 +59,42 @@ void check_concave(const std::vector<double>& seconds) {
         CHECK(seconds[i - 1] - seconds[i] <= seconds[i - 2] - seconds[i - 1] + 1e-9 * seconds[0]);
 }
 
-std::set<ExpertName> pins_of(const PlacementQuestion& question) {
-    const std::set<ExpertName> pinned(question.pinned.begin(), question.pinned.end());
-    for (const ExpertName& pin : pinned)
-        if (pin.set < 0 || pin.set >= std::ssize(question.layers) || pin.expert < 0 ||
-            pin.expert >= question.layers[static_cast<size_t>(pin.set)].experts)
-            fail("expert ", pin.set, ":", pin.expert, " cannot be pinned: the model has ", shape_text(question.layers));
-    if (std::ssize(pinned) > question.slots)
-        fail(pinned.size(), " experts are pinned, but there is room for ", question.slots,
-             ": pin fewer, or raise --gpu-memory");
-    return pinned;
+}  // namespace
+
+void check_pins(std::span<const ExpertName> pins, const std::vector<RoutedLayer>& layers, int64_t slots) {
+    for (const ExpertName& pin : pins)
+        if (pin.set < 0 || pin.set >= std::ssize(layers) || pin.expert < 0 ||
+            pin.expert >= layers[static_cast<size_t>(pin.set)].experts)
+            fail("expert ", pin.set, ":", pin.expert, " cannot be pinned: the model has ", shape_text(layers));
+    if (std::ssize(pins) > slots)
+        fail(pins.size(), " experts are pinned, but there is room for ", slots, ": pin fewer, or raise --gpu-memory");
 }
 
-}  // namespace
+std::vector<std::vector<double>> shares_of(const std::vector<RoutedLayer>& layers,
+                                           const std::vector<std::vector<int64_t>>& counts) {
+    std::vector<std::vector<double>> shares;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        double sum = 0.0;
+        for (const int64_t count : counts[i]) sum += static_cast<double>(count) + kUnseen;
+        std::vector<double>& layer = shares.emplace_back();
+        for (const int64_t count : counts[i])
+            layer.push_back((static_cast<double>(count) + kUnseen) / sum * static_cast<double>(layers[i].top_k));
+    }
+    return shares;
+}
+
+std::vector<ExpertName> likeliest_experts(const std::vector<std::vector<double>>& shares, int64_t count) {
+    std::vector<ExpertName> names;
+    for (size_t set = 0; set < shares.size(); ++set)
+        for (size_t e = 0; e < shares[set].size(); ++e)
+            names.push_back({static_cast<ops::ExpertsId>(set), static_cast<int32_t>(e)});
+    const auto share = [&](ExpertName name) {
+        return shares[static_cast<size_t>(name.set)][static_cast<size_t>(name.expert)];
+    };
+    std::stable_sort(names.begin(), names.end(), [&](ExpertName a, ExpertName b) { return share(a) > share(b); });
+    names.resize(std::min(names.size(), static_cast<size_t>(count)));
+    return names;
+}
 
 std::vector<int64_t> expert_counts(const std::vector<RoutedLayer>& layers) {
     std::vector<int64_t> counts;
@@ -102,14 +121,17 @@ std::vector<ExpertName> spread_experts(std::span<const int64_t> sizes, int64_t c
 
 Placement place_experts(const PlacementQuestion& question) {
     check_concave(question.layer_seconds);
-    const std::set<ExpertName> pinned = pins_of(question);
+    const std::set<ExpertName> pinned(question.pinned.begin(), question.pinned.end());
+    const std::vector<ExpertName> pins(pinned.begin(), pinned.end());
+    check_pins(pins, question.layers, question.slots);
+    const std::vector<std::vector<double>> shares = shares_of(question.layers, question.counts);
     std::vector<Filling> layers;
     for (size_t i = 0; i < question.layers.size(); ++i) {
         CHECK(std::ssize(question.layer_seconds) == question.layers[i].top_k + 1);
-        layers.emplace_back(static_cast<ops::ExpertsId>(i), question.layers[i], question.counts[i],
-                            question.layer_seconds, pinned);
+        layers.emplace_back(static_cast<ops::ExpertsId>(i), question.layers[i], shares[i], question.layer_seconds,
+                            pinned);
     }
-    Placement placement;
+    Placement placement{.shares = shares};
     const auto take = [&](Filling& layer) {
         placement.resident.push_back(layer.next());
         layer.take();

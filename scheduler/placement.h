@@ -27,6 +27,14 @@ std::vector<int64_t> expert_counts(const ops::Plan& plan);
 std::vector<ExpertName> spread_experts(std::span<const int64_t> sizes, int64_t count,
                                        std::vector<ExpertName> names = {});
 
+/// The share of tokens that each expert is expected in, [layers][experts]: a count and a half of how often it was
+/// chosen (what was never seen is unlikely, not impossible).
+std::vector<std::vector<double>> shares_of(const std::vector<RoutedLayer>& layers,
+                                           const std::vector<std::vector<int64_t>>& counts);
+
+/// The `count` experts of the largest shares; of equals the first.
+std::vector<ExpertName> likeliest_experts(const std::vector<std::vector<double>>& shares, int64_t count);
+
 struct PlacementQuestion {
     const std::vector<RoutedLayer>& layers;
     const std::vector<std::vector<int64_t>>& counts;  ///< [layers][experts]: rows that chose each
@@ -45,14 +53,17 @@ struct Placement {
         double seconds = 0;  // expected, of a token
     };
     std::vector<Layer> layers = {};
-    double hit = 0;      // mean of the layers
-    double seconds = 0;  // of a token in all layers
+    std::vector<std::vector<double>> shares = {};  // of all experts, shares_of()
+    double hit = 0;                                // mean of the layers
+    double seconds = 0;                            // of a token in all layers
 };
+
+/// Throws Error if a pin names no expert of such layers, or they are more than `slots`.
+void check_pins(std::span<const ExpertName> pins, const std::vector<RoutedLayer>& layers, int64_t slots);
 
 /// The set with the least expected time of a token where a layer's hits are binomial with the mean of its experts'
 /// shares: exact for that, since the value of a layer is concave in the number of its slots and all slots cost the
-/// same. An expert's share is its count and a half (what was never seen is unlikely, not impossible). Throws Error if
-/// a pin names no expert, or the pins alone are more than the slots.
+/// same. Throws Error if a pin names no expert, or the pins alone are more than the slots.
 Placement place_experts(const PlacementQuestion& question);
 
 }  // namespace thermocline::scheduler

@@ -12,20 +12,48 @@ namespace {
 
 constexpr int64_t kVersion = 1;
 
+std::vector<std::vector<double>> shares_of(const Json& json, const std::vector<RoutedLayer>& layers,
+                                           const std::string& file) {
+    const Json shares = json.value("shares", Json());
+    if (shares.is_null()) return {};
+    std::vector<std::vector<double>> read;
+    if (!shares.is_array() || shares.size() != layers.size())
+        fail(file, ": shares is no list of ", layers.size(), " layers");
+    for (size_t i = 0; i < layers.size(); ++i) {
+        if (!shares[i].is_array() || std::ssize(shares[i]) != layers[i].experts)
+            fail(file, ": shares[", i, "] is no list of ", layers[i].experts, " numbers");
+        std::vector<double>& layer = read.emplace_back();
+        for (const Json& share : shares[i]) {
+            const double number = share.is_number() ? share.get<double>() : -1.0;
+            if (!(number >= 0.0 && number <= static_cast<double>(layers[i].top_k)))
+                fail(file, ": shares[", i, "] holds ", printable(dump_json(share), 40), ", expected shares of tokens");
+            layer.push_back(number);
+        }
+    }
+    return read;
+}
+
 }  // namespace
 
 Json placement_json(const Placement& placement, const std::string& model, const std::vector<RoutedLayer>& layers) {
     std::vector<std::vector<int32_t>> resident(layers.size());
     for (const ExpertName& name : placement.resident) resident[static_cast<size_t>(name.set)].push_back(name.expert);
-    return {{"thermocline_placement", kVersion},  {"model", model},
-            {"layers", layers_json(layers)},      {"resident", std::move(resident)},
-            {"expected_hit_rate", placement.hit}, {"expected_expert_seconds", placement.seconds}};
+    Json json = {{"thermocline_placement", kVersion},  {"model", model},
+                 {"layers", layers_json(layers)},      {"resident", std::move(resident)},
+                 {"expected_hit_rate", placement.hit}, {"expected_expert_seconds", placement.seconds}};
+    if (!placement.shares.empty()) json["shares"] = placement.shares;
+    return json;
 }
 
-std::vector<ExpertName> read_placement(const std::string& path, const std::string& model,
-                                       const std::vector<RoutedLayer>& layers) {
+PlacedExperts read_placement(const std::string& path, const std::string& model,
+                             const std::vector<RoutedLayer>& layers) {
+    return parse_placement(read_text(path), path, model, layers);
+}
+
+PlacedExperts parse_placement(std::string_view content, const std::string& path, const std::string& model,
+                              const std::vector<RoutedLayer>& layers) {
     const std::string file = printable(path);
-    const Json json = parse_json(read_text(path), file);
+    const Json json = parse_json(content, file);
     if (!json.is_object() || json.value("thermocline_placement", Json()) != kVersion)
         fail(file, ": expected \"thermocline_placement\": ", kVersion, ", as `thermocline place` writes it");
     const Json name = json.value("model", Json());
@@ -45,7 +73,7 @@ std::vector<ExpertName> read_placement(const std::string& path, const std::strin
             names.push_back({static_cast<ops::ExpertsId>(i), id.get<int32_t>()});
         }
     }
-    return names;
+    return {std::move(names), shares_of(json, layers, file)};
 }
 
 }  // namespace thermocline::scheduler

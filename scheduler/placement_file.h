@@ -1,19 +1,27 @@
 // The file that `place` writes and --placement reads: one JSON document, {"thermocline_placement": 1, "model": NAME,
-// "layers": as in a trace, "resident": [layers][ids of the experts on the card]}, and what was expected of it.
+// "layers": as in a trace, "resident": [layers][ids of the experts on the card]}, and what was expected of it;
+// "shares", [layers][experts], the share of tokens that choose each, may be missing.
 #pragma once
 
 #include "scheduler/placement.h"
 #include "src/base/json.h"
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace thermocline::scheduler {
 
 Json placement_json(const Placement& placement, const std::string& model, const std::vector<RoutedLayer>& layers);
 
-/// The experts on the card, layer by layer. Throws Error naming file and field if it is damaged or of another model.
-std::vector<ExpertName> read_placement(const std::string& path, const std::string& model,
-                                       const std::vector<RoutedLayer>& layers);
+struct PlacedExperts {
+    std::vector<ExpertName> resident;         // layer by layer
+    std::vector<std::vector<double>> shares;  // [layers][experts], or empty
+};
+/// Throws Error naming file and field if it is damaged or of another model.
+PlacedExperts read_placement(const std::string& path, const std::string& model, const std::vector<RoutedLayer>& layers);
+/// The same of the content of a file; `name`: of it, for messages.
+PlacedExperts parse_placement(std::string_view content, const std::string& name, const std::string& model,
+                              const std::vector<RoutedLayer>& layers);
 
 }  // namespace thermocline::scheduler

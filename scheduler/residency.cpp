@@ -49,6 +49,30 @@ void Residency::begin_pass(int64_t rows, bool is_prompt) {
     inflation_ = 1;
 }
 
+void Residency::expect(const std::vector<std::vector<double>>& shares) {
+    // Of tokens 0, 1, 2, ... ago together, were each worth half of what it was a half-life ago.
+    const double tokens = 1.0 / (1.0 - std::exp2(-1.0 / rules_.half_life));
+    const bool lru = rules_.policy == ResidencyRules::Policy::kLru;  // its scores are passes: an order among the old
+    for (size_t set = 0; set < sets_.size(); ++set)
+        for (size_t e = 0; e < sets_[set].size(); ++e)
+            sets_[set][e].score = shares[set][e] * (lru ? 0.5 : tokens * inflation_);
+}
+
+void Residency::want(const std::vector<ExpertName>& names) {
+    for (std::vector<Expert>& set : sets_)
+        for (Expert& expert : set) expert.wanted = false;
+    for (const ExpertName& name : names) at(name).wanted = true;
+    std::erase_if(wanted_, [&](ExpertName name) { return !at(name).pinned; });
+    wanted_.insert(wanted_.begin(), names.rbegin(), names.rend());
+}
+
+void Residency::pin(ExpertName name, bool pinned) {
+    pins_ += pinned - at(name).pinned;
+    CHECK(pins_ <= std::ssize(slots_));
+    at(name).pinned = pinned;
+    if (pinned) wanted_.push_back(name);
+}
+
 void Residency::note(ops::ExpertsId set, std::span<const int32_t> ids) {
     std::vector<Expert>& experts = sets_[static_cast<size_t>(set)];
     std::fill(counted_.begin(), counted_.end(), 0.0);
@@ -73,7 +97,7 @@ void Residency::collect_victims() {
     for (std::vector<int32_t>& victims : victims_) victims.clear();
     for (size_t slot = 0; slot < slots_.size(); ++slot) {
         const ExpertName name = slots_[slot].name;
-        if (slots_[slot].busy || at(name).last_pass > pass_ - 2) continue;
+        if (slots_[slot].busy || at(name).pinned || at(name).last_pass > pass_ - 2) continue;
         victims_[static_cast<size_t>(name.set)].push_back(static_cast<int32_t>(slot));
     }
     for (std::vector<int32_t>& victims : victims_)
@@ -98,8 +122,39 @@ int32_t Residency::take_victim(ExpertName newcomer) {
     return slot;
 }
 
+/// The slot of the least score that neither a pinned nor a wanted expert has; -1: none.
+int32_t Residency::victim_of_wanted() {
+    int32_t found = -1;
+    for (int32_t slot = 0; slot < std::ssize(slots_); ++slot) {
+        const Expert& expert = at(slots_[static_cast<size_t>(slot)].name);
+        if (slots_[static_cast<size_t>(slot)].busy || expert.pinned || expert.wanted) continue;
+        if (found < 0 || expert.score < score_in(found)) found = slot;
+    }
+    return found;
+}
+
+Residency::Change Residency::replace(int32_t slot, ExpertName in) {
+    Slot& taken = slots_[static_cast<size_t>(slot)];
+    const Change change{slot, in, taken.name};
+    Expert& out = at(taken.name);
+    out.slot = -1;
+    out.arrived = out.twice = false;
+    --slots_of_set_[static_cast<size_t>(taken.name.set)];
+    ++slots_of_set_[static_cast<size_t>(in.set)];
+    at(in).slot = slot;
+    taken = {in, true};
+    return change;
+}
+
 std::vector<Residency::Change> Residency::choose(int64_t most) {
     std::vector<Change> changes;
+    while (!wanted_.empty() && std::ssize(changes) < most) {
+        const ExpertName in = wanted_.back();
+        const int32_t slot = at(in).slot >= 0 ? -1 : victim_of_wanted();
+        if (at(in).slot < 0 && slot < 0) break;  // all are on the way, pinned or wanted
+        wanted_.pop_back();
+        if (slot >= 0) changes.push_back(replace(slot, in));
+    }
     if (rules_.policy == ResidencyRules::Policy::kStatic) return changes;
     if (rules_.policy == ResidencyRules::Policy::kAdaptive)
         std::erase_if(missed_, [&](ExpertName name) { return !at(name).twice; });
@@ -108,17 +163,9 @@ std::vector<Residency::Change> Residency::choose(int64_t most) {
     if (!missed_.empty()) collect_victims();
     for (const ExpertName& in : missed_) {
         if (std::ssize(changes) >= most) break;
+        if (at(in).slot >= 0) continue;  // it was wanted
         const int32_t slot = take_victim(in);
-        if (slot < 0) continue;
-        Slot& taken = slots_[static_cast<size_t>(slot)];
-        changes.push_back({slot, in, taken.name});
-        Expert& out = at(taken.name);
-        out.slot = -1;
-        out.arrived = out.twice = false;
-        --slots_of_set_[static_cast<size_t>(taken.name.set)];
-        ++slots_of_set_[static_cast<size_t>(in.set)];
-        at(in).slot = slot;
-        taken = {in, true};
+        if (slot >= 0) changes.push_back(replace(slot, in));
     }
     missed_.clear();
     return changes;

@@ -22,15 +22,32 @@ struct ResidencyRules {
     double prompt_weight = 0.25;  ///< of a token of a prompt
     double most_per_prompt = 8;   ///< tokens that one pass over a prompt can count for an expert
     int64_t least_per_set = 4;    ///< slots that the experts of a layer keep
+    bool tries = false;           ///< whether they pay is tried, and they are left out if not (residency_trial.h)
+    bool balances = false;        ///< some of them are left to the CPU where a layer ends earlier so (R2)
+    int64_t ring = 0;             ///< slots besides theirs, through which others pass in prompts (expert_stream.h)
+    enum class Streaming : uint8_t { kNone, kShared, kAll };
+    Streaming streaming = Streaming::kNone;  ///< what passes: what is faster so than by the CPU, or everything
 };
 /// Of --residency: adaptive, static, lru. Throws Error for any other name.
 ResidencyRules::Policy residency_policy(const std::string& name);
 
 /// Of routed experts on a card, since the start.
 struct ResidencyCounters {
-    int64_t choices = 0, hits = 0;  // experts that rows chose; of these on the card
-    int64_t changes = 0;            // experts that were brought to the card
-    int64_t bytes = 0;              // by this
+    int64_t choices = 0, hits = 0;          // experts that rows chose; of these on the card
+    int64_t changes = 0;                    // experts that were brought to the card
+    int64_t bytes = 0;                      // by this
+    int64_t streamed = 0;                   // experts that came for one pass of a prompt
+    int64_t card_reads = 0, cpu_reads = 0;  // experts that either side computed for the rows of a pass
+    int64_t expert_bytes = 0;               // of one
+    int64_t layers_played = 0;
+    double cpu_seconds = 0;      // that the CPU computed experts in these
+    double exposed_seconds = 0;  // of this, what the card's own experts cannot have hidden, by their measured speed
+    /// What trials said of passes that decode, and of longer ones.
+    struct Tried {
+        bool on = true;   // the experts on the card are used
+        double gain = 0;  // ResidencyTrial::gain()
+    };
+    Tried decode = {}, prompts = {};
 };
 
 class Residency {
@@ -40,6 +57,14 @@ public:
 
     /// Of a pass over `rows` tokens, before its note() calls.
     void begin_pass(int64_t rows, bool is_prompt);
+    /// Scores as after a long text of which each expert was chosen by this share of the tokens: [sets][experts].
+    void expect(const std::vector<std::vector<double>>& shares);
+    /// These shall be there, whatever they replace but pinned ones and each other: the next changes bring them. Instead
+    /// of those that were wanted before.
+    void want(const std::vector<ExpertName>& names);
+    /// Is wanted before all others and stays once it is there, until it is released; at most as many as there are slots
+    /// (CHECK).
+    void pin(ExpertName name, bool pinned);
     /// What was chosen of one set: [rows * top_k].
     void note(ops::ExpertsId set, std::span<const int32_t> ids);
 
@@ -50,6 +75,8 @@ public:
     /// Up to `most` changes that are worth their transfer, the best first. They count as made: who was in a slot is
     /// gone at once, and who comes is there when arrived() says so.
     std::vector<Change> choose(int64_t most);
+    /// Wanted ones that no change has brought yet.
+    int64_t waiting() const { return std::ssize(wanted_); }
     void arrived(int32_t slot);
 
     /// Of all choices so far, those of experts that were there.
@@ -63,6 +90,7 @@ private:
         int32_t slot = -1;
         bool arrived = false;
         bool twice = false;  // chosen again since it came to be known
+        bool pinned = false, wanted = false;
     };
     struct Slot {
         ExpertName name;
@@ -72,16 +100,19 @@ private:
     double score_in(int32_t slot) { return at(slots_[static_cast<size_t>(slot)].name).score; }
     void collect_victims();
     int32_t take_victim(ExpertName newcomer);
+    int32_t victim_of_wanted();
+    Change replace(int32_t slot, ExpertName in);
 
     ResidencyRules rules_;
     std::vector<std::vector<Expert>> sets_;
     std::vector<int64_t> slots_of_set_;
     std::vector<Slot> slots_;
+    std::vector<ExpertName> wanted_;             // still to be brought, the first last
     std::vector<ExpertName> missed_;             // in this pass, each once
     std::vector<std::vector<int32_t>> victims_;  // scratch of choose(): slots of each set, the least score last
     std::vector<double> counted_;                // scratch of note(), [experts of the largest set]
     double inflation_ = 1, weight_ = 1;
-    int64_t pass_ = 0, hits_ = 0, choices_ = 0;
+    int64_t pass_ = 0, hits_ = 0, choices_ = 0, pins_ = 0;
 };
 
 }  // namespace thermocline::scheduler

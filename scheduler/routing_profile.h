@@ -13,6 +13,7 @@
 #include <array>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace thermocline::scheduler {
@@ -68,6 +69,8 @@ void merge(RoutingProfile& into, const RoutingProfile& other);
 Json to_json(const RoutingProfile& profile);
 /// Throws Error naming file and field if it is damaged.
 RoutingProfile read_routing_profile(const std::string& path);
+/// The same of the content of a file; `name`: of it, for messages.
+RoutingProfile parse_routing_profile(std::string_view content, const std::string& name);
 
 /// Throws Error if statistics recorded from `found` are not of a model named `model` with such layers. `path`: of the
 /// file, for the message.

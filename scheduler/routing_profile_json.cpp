@@ -135,9 +135,11 @@ Json to_json(const RoutingProfile& profile) {
             {"classes", std::move(classes)}};
 }
 
-RoutingProfile read_routing_profile(const std::string& path) {
+RoutingProfile read_routing_profile(const std::string& path) { return parse_routing_profile(read_text(path), path); }
+
+RoutingProfile parse_routing_profile(std::string_view content, const std::string& path) {
     const std::string name = printable(path);
-    const Json json = parse_json(read_text(path), name);
+    const Json json = parse_json(content, name);
     if (!json.is_object() || json.value("thermocline_profile", Json()) != kVersion)
         fail(name, ": expected \"thermocline_profile\": ", kVersion, ", as `thermocline profile` writes it");
     RoutingProfile profile;

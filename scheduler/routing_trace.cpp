@@ -85,13 +85,17 @@ int64_t RoutingTrace::rows() const {
 }
 
 RoutingTrace read_routing_trace(const std::string& path) {
-    const std::string content = read_text(path, kMostBytes), name = printable(path);
+    return parse_routing_trace(read_text(path, kMostBytes), path);
+}
+
+RoutingTrace parse_routing_trace(std::string_view content, const std::string& path) {
+    const std::string name = printable(path);
     RoutingTrace trace;
     size_t line = 1;
     for (size_t at = 0; at < content.size(); ++line) {
         const size_t end = std::min(content.find('\n', at), content.size());
         const std::string where = name + ", line " + std::to_string(line);
-        const Json json = parse_json(std::string_view(content).substr(at, end - at), where);
+        const Json json = parse_json(content.substr(at, end - at), where);
         at = end + 1;
         if (line > 1) {
             trace.passes.push_back(read_pass(json, trace.layers, where));

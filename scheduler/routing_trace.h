@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <fstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace thermocline::scheduler {
@@ -40,6 +41,8 @@ struct RoutingTrace {
 
 /// Throws Error naming file and line if it cannot be read or is damaged.
 RoutingTrace read_routing_trace(const std::string& path);
+/// The same of the content of a file; `name`: of it, for messages.
+RoutingTrace parse_routing_trace(std::string_view content, const std::string& name);
 
 /// Rows `first` to first + rows of what a pass recorded.
 RoutedPass part_of(const RoutingRecord& record, const std::vector<RoutedLayer>& layers, int64_t first, int64_t rows,

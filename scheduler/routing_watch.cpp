@@ -14,8 +14,20 @@ RoutingWatch::RoutingWatch(std::string model, std::vector<RoutedLayer> layers)
 
 void RoutingWatch::write_to(const std::string& path) {
     if (layers_.empty()) fail(printable(model_), " has no routers: there is nothing to record");
-    writer_ = std::make_unique<RoutingTraceWriter>(path, model_, layers_);
-    if (writer_->failed()) fail(printable(path), ": cannot write");
+    const std::lock_guard lock(writing_);
+    if (writer_) fail("routing is being recorded already");
+    auto writer = std::make_unique<RoutingTraceWriter>(path, model_, layers_);
+    if (writer->failed()) fail(printable(path), ": cannot write");
+    writer_ = std::move(writer);
+    written_ = 0;
+}
+
+int64_t RoutingWatch::stop_writing() {
+    const std::lock_guard lock(writing_);
+    const std::unique_ptr<RoutingTraceWriter> writer = std::move(writer_);
+    if (!writer) return 0;
+    writer->close();
+    return written_;
 }
 
 void RoutingWatch::keep() {
@@ -40,11 +52,15 @@ void RoutingWatch::passed(std::span<const Part> parts, const ResidencyCounters& 
         for (size_t i = 0; i < record_.ids.size(); ++i)
             for (const int32_t id : record_.ids[i]) ++counts_.chosen[i][static_cast<size_t>(id)];
     }
+    const std::lock_guard lock(writing_);
     int64_t first = 0;
     for (const Part& part : parts) {
         const auto rows = std::ssize(part.tokens);
         const bool decode = rows == 1;
-        if (writer_) writer_->add(record_, first, rows, decode, kind_);
+        if (writer_) {
+            writer_->add(record_, first, rows, decode, kind_);
+            written_ += rows;
+        }
         if (kept_) kept_->passes.push_back(part_of(record_, layers_, first, rows, decode, kind_));
         first += rows;
     }

@@ -29,9 +29,11 @@ public:
     /// After a pass over these parts; `residency`: as it stands then. Single tokens count as decoding.
     void passed(std::span<const Part> parts, const ResidencyCounters& residency);
 
-    /// Before the first pass: every pass goes to `path` too. When it cannot be written any more, that is logged once
-    /// and the recording ends. Throws Error if it cannot be opened.
+    /// From the next pass on, each goes to `path` too; any thread. When it cannot be written any more, that is logged
+    /// once and the recording ends. Throws Error if it cannot be opened, or another recording goes on.
     void write_to(const std::string& path);
+    /// Ends the recording; any thread. Returns how many tokens it has. Throws Error if they are not all written.
+    int64_t stop_writing();
     /// Before the first pass: passes are kept for trace().
     void keep();
     /// The class that the following passes are filed under; no pass may run meanwhile.
@@ -56,7 +58,9 @@ private:
     RoutingRecord record_;
     std::string kind_;
     std::optional<RoutingTrace> kept_;
+    std::mutex writing_;  // guards writer_ and written_
     std::unique_ptr<RoutingTraceWriter> writer_;
+    int64_t written_ = 0;       // tokens
     mutable std::mutex mutex_;  // guards what follows
     Counts counts_;
 };

@@ -27,6 +27,7 @@ struct ListPairs {
     PairLists out;
     int64_t pairs;
     int32_t experts;
+    Balance balance;
 
     template <typename Thread>
     GPU_CODE void operator()(Thread& t) const {
@@ -36,19 +37,22 @@ struct ListPairs {
             own.set(e, 0);
             place.set(e, slot_of[e]);
         }
-        each_pair(t, place, [&](int e, int64_t) { own.set(e, own[e] + 1); });
+        const bool balances = balance.card_expert > 0.0f;
+        each_pair(t, place, balances, [&](int e, int64_t) { own.set(e, own[e] + 1); });
         t.sync();
+        if (balances) leave_to_cpu(t, own, place);
+        for (int e = t.id(); e < experts; e += t.threads()) out.taken[e] = place[e];
         if (t.warp() == 0) begin_lists(t, own, place);
-        each_pair(t, place, [&](int e, int64_t pair) {
+        each_pair(t, place, false, [&](int e, int64_t pair) {
             out.pairs[own[e]] = static_cast<int32_t>(pair);
             own.set(e, own[e] + 1);
         });
     }
 
 private:
-    /// body(expert, pair) for the pairs of experts that are here, by the thread that looks after the expert.
+    /// body(expert, pair) for the pairs of experts that are here, or of all, by the thread that looks after the expert.
     template <typename Thread, typename Places, typename Body>
-    GPU_CODE void each_pair(Thread& t, const Places& place, Body body) const {
+    GPU_CODE void each_pair(Thread& t, const Places& place, bool all, Body body) const {
         auto piece = t.template shared<int32_t>(int64_t{experts} * 8, kPiece);
         for (int64_t first = 0; first < pairs; first += kPiece) {
             const int count = static_cast<int>(pairs - first < kPiece ? pairs - first : kPiece);
@@ -56,11 +60,49 @@ private:
             for (int i = t.id(); i < count; i += t.threads()) piece.set(i, ids[first + i]);
             t.sync();
             for (int e = t.id(); e < experts; e += t.threads()) {
-                if (place[e] < 0) continue;
+                if (place[e] < 0 && !all) continue;
                 for (int i = 0; i < count; ++i)
                     if (piece[i] == e) body(e, first + i);
             }
         }
+    }
+
+    /// Experts that the CPU had better compute are no more here, and nobody has pairs of those that are not.
+    template <typename Thread, typename Counts, typename Places>
+    GPU_CODE void leave_to_cpu(Thread& t, Counts& own, Places& place) const {
+        uint32_t left = 0;  // bit i: the thread's i-th expert
+        int i = 0;
+        for (int e = t.id(); e < experts; e += t.threads(), ++i)
+            if (place[e] >= 0 && own[e] > 0 && is_better_left(own, place, e)) left |= 1u << i;
+        t.sync();
+        i = 0;
+        for (int e = t.id(); e < experts; e += t.threads(), ++i) {
+            if ((left >> i & 1u) != 0) place.set(e, -1);
+            if (place[e] < 0) own.set(e, 0);
+        }
+        t.sync();
+    }
+
+    /// Whether the layer ends earlier if the CPU computes expert e besides those before it. What the card takes falls
+    /// and what the CPU takes grows with each, so this is so up to the best number and not beyond.
+    template <typename Counts, typename Places>
+    GPU_CODE bool is_better_left(const Counts& own, const Places& place, int e) const {
+        const auto cost = [&](int pairs_of_one) {
+            return fmaxf(balance.cpu_expert, static_cast<float>(pairs_of_one) * balance.cpu_pair);
+        };
+        float cpu = balance.cpu_rest;
+        int here = 0;  // e and those after it
+        bool any = false;
+        for (int other = 0; other < experts; ++other) {
+            const int count = own[other];
+            if (count == 0) continue;
+            const bool before = place[other] < 0 || count < own[e] || (count == own[e] && other > e);
+            here += !before;
+            any |= before;
+            if (before) cpu += cost(count);
+        }
+        const float card = balance.card_rest + static_cast<float>(here) * balance.card_expert;
+        return fmaxf(card - balance.card_expert, cpu + cost(own[e])) < fmaxf(card, any ? cpu : 0.0f);
     }
 
     /// One warp; a lane has a run of experts.
@@ -107,8 +149,8 @@ struct PairsProduct {
     const float* multipliers;  // [slots, kMultipliers], of the first matrix
     PairLists lists;
     const uint16_t* x;  // [vectors, pieces, w.cols] bf16
-    float* out;         // [pairs, matrices * w.rows]
-    int32_t pairs_per_vector;
+    float* out;         // [pairs / pairs_per_out, matrices * w.rows]
+    int32_t pairs_per_vector, pairs_per_out;
 
     GPU_CODE int64_t width() const { return matrices * w.rows; }
     GPU_CODE quant::Matrix matrix(int64_t slot, int64_t number) const {
@@ -118,6 +160,7 @@ struct PairsProduct {
         if (own.scales != nullptr) own.scales += offset;
         return own;
     }
+    GPU_CODE float* result(int32_t pair) const { return out + int64_t{pair} / pairs_per_out * width(); }
     GPU_CODE const uint16_t* vector(int32_t pair, int pieces) const {
         return x + int64_t{pair} / pairs_per_vector * pieces * w.cols;
     }
@@ -154,7 +197,7 @@ struct FewPairs : PairsProduct {
             for (int i = t.id(); i < kSums && first + i / 16 < end; i += t.threads()) {
                 float sum = 0.0f;
                 for (int warp = 0; warp < t.warps(); ++warp) sum += sums[warp * kSums + i];
-                out[lists.pairs[first + i / 16] * width() + t.block() * 16 + i % 16] = sum * multiplier;
+                result(lists.pairs[first + i / 16])[t.block() * 16 + i % 16] = sum * multiplier;
             }
         }
     }
@@ -239,32 +282,33 @@ private:
                 for (int i = 0; i < 4; ++i) {
                     const int at = first + tile * 8 + 2 * c + i % 2;
                     if (at < end)
-                        out[lists.pairs[at] * width() + (strip + s) * quant::kStripRows + g + i / 2 * 8] =
+                        result(lists.pairs[at])[(strip + s) * quant::kStripRows + g + i / 2 * 8] =
                             acc[s][tile][i] * multiplier;
                 }
         }
     }
 };
 
-/// out = weight * swiglu(gate, up) of the pairs whose experts are here, as the products want vectors. Grid: pairs,
-/// groups of 128 columns; one warp.
+/// out = weight * swiglu(gate, up) of the pairs whose experts are here, or of those listed, as the products want
+/// vectors. Grid: pairs, groups of 128 columns; one warp.
 struct SwiGluPairs {
     static constexpr const char* kName = "SwiGluPairs";
-    const float* gate_up;    // [pairs, 2 * width]
-    const float* weights;    // [pairs]
-    const int32_t* ids;      // [pairs]
-    const int32_t* slot_of;  // [experts]
-    uint16_t* out;           // [pairs, pieces, width] bf16
+    const float* gate_up;           // [pairs / pairs_per_row, 2 * width]
+    const float* weights;           // [pairs]
+    const int32_t* ids;             // [pairs]
+    const int32_t* slot_of;         // [experts]
+    const int32_t *listed, *first;  // pairs, from number *first on; null: all
+    uint16_t* out;                  // [pairs, pieces, width] bf16
     int64_t width;
-    int32_t pieces;
+    int32_t pieces, pairs_per_row;
     float limit;
     bool rounded;  // as PrepareVectors
 
     template <typename Thread>
     GPU_CODE void operator()(Thread& t) const {
-        const int64_t pair = t.block();
-        if (slot_of[ids[pair]] < 0) return;
-        const float *gate = gate_up + pair * 2 * width, *up = gate + width, weight = weights[pair];
+        const int64_t pair = listed == nullptr ? t.block() : listed[*first + t.block()];
+        if (listed == nullptr && slot_of[ids[pair]] < 0) return;
+        const float *gate = gate_up + pair / pairs_per_row * 2 * width, *up = gate + width, weight = weights[pair];
         prepare_group(
             t, t.block_y() * kRoundedColumns, width, rounded,
             [&](int64_t i) { return weight * swiglu(gate[i], up[i], limit); },

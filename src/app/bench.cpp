@@ -201,7 +201,8 @@ void bench(BenchFlags flags) {
     if (flags.model.gpus != "none" && flags.model.gpus != "0")
         fail("bench --gpus ", flags.model.gpus,
              ": passes with a card are not compared with its limits yet; leave it out");
-    if (!flags.model.placement.empty()) fail("bench --placement places experts on a card, which bench does without");
+    if (!flags.model.placement.empty() || !flags.model.profile.empty())
+        fail("bench --placement or --profile places experts on a card, which bench does without");
     log::start(flags.model.log_level);
     if (flags.threads.empty()) flags.threads = {flags.model.threads};
     const auto slices = scheduler::weight_slices(scheduler::detect_machine(), flags.model.numa_mode());

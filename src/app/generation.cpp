@@ -2,6 +2,7 @@
 
 #include "src/base/error.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <csignal>
@@ -131,6 +132,22 @@ std::string speed_line(const engine::Statistics& s, double bandwidth_gb_per_s) {
         static_cast<long long>(s.prompt_tokens), static_cast<long long>(s.cached_tokens), s.prefill_tokens_per_second(),
         static_cast<long long>(s.output_tokens), s.decode_tokens_per_second(), rate,
         bandwidth_gb_per_s > 0 ? 100.0 * rate / bandwidth_gb_per_s : 0.0, bandwidth_gb_per_s);
+    return line;
+}
+
+std::string expert_line(const engine::ExpertUse& use) {
+    if (use.layers_played == 0) return "";
+    const double tokens = static_cast<double>(std::max<int64_t>(use.tokens, 1)),
+                 layers = static_cast<double>(use.layers_played);
+    const auto mb = [&](int64_t experts) { return static_cast<double>(experts * use.expert_bytes) * 1e-6 / tokens; };
+    char line[320];
+    std::snprintf(line, sizeof line,
+                  "experts: %.1f %% of the choices on the card; a token reads %.2f MB there, %.2f MB in host memory, "
+                  "%.2f MB over the link; CPU %.1f us a layer, %.1f us not hidden%s",
+                  100.0 * static_cast<double>(use.hits) / static_cast<double>(std::max<int64_t>(use.choices, 1)),
+                  mb(use.card_reads), mb(use.cpu_reads), mb(use.moved_experts + use.streamed_experts),
+                  1e6 * use.cpu_seconds / layers, 1e6 * use.exposed_seconds / layers,
+                  use.decode_on_card ? "" : "; the card's are left out, they do not pay");
     return line;
 }
 

@@ -47,6 +47,11 @@ engine::Request request_of(const RunFlags& flags, const engine::Assembly& assemb
     return request;
 }
 
+void show_experts(const engine::Assembly& assembly) {
+    const std::string line = expert_line(engine::expert_use(*assembly.routing));
+    if (!line.empty()) std::fprintf(stderr, "%s\n", line.c_str());
+}
+
 void complete(const RunFlags& flags, engine::Assembly& assembly, const std::string& prompt) {
     if (prompt.empty()) fail("the prompt is empty, expected text to continue");
     engine::Request request = request_of(flags, assembly);
@@ -61,6 +66,7 @@ void complete(const RunFlags& flags, engine::Assembly& assembly, const std::stri
     const Generated generated = generate(assembly, std::move(request), std::move(output));
     std::fprintf(stderr, "%s\n",
                  speed_line(generated.result.statistics, scheduler::measure_read_bandwidth(*assembly.workers)).c_str());
+    show_experts(assembly);
 }
 
 text::Message turn(text::Role role, std::string content, std::string reasoning = {}) {
@@ -133,6 +139,7 @@ private:
             std::fprintf(stderr, "nothing has been generated yet\n");
         else
             std::fprintf(stderr, "%s\n", speed_line(*last_, bandwidth_).c_str());
+        show_experts(assembly_);
     }
 
     const RunFlags& flags_;

@@ -23,7 +23,7 @@ struct ServeFlags {
     std::string api_key_file, log_format = "text", chat_encoding = "auto", effort = "high";
     bool default_thinking = true, anthropic_thinking = false;
     int64_t max_queue = 256, max_num_seqs = 16, max_num_batched_tokens = 512;
-    std::string kv_memory = "auto", cache_ram = "auto", kv_disk, replay_cache = "64MiB", routing;
+    std::string kv_memory = "auto", cache_ram = "auto", kv_disk, replay_cache = "64MiB", routing, admin;
     double kv_disk_gb = 32.0;
 };
 
@@ -33,6 +33,7 @@ engine::EngineOptions engine_options(const ServeFlags& flags) {
     options.max_num_seqs = flags.max_num_seqs;
     options.prefill_chunk = flags.max_num_batched_tokens;
     options.record_routing = flags.routing;
+    options.admin_folder = flags.admin;
     if (flags.kv_memory != "auto") options.kv_bytes = parse_size(flags.kv_memory, "--kv-cache-memory-bytes");
     if (flags.cache_ram == "0")
         options.prefix_bytes = 0;
@@ -83,6 +84,8 @@ void serve(const ServeFlags& flags) {
     server::ServerOptions options = flags.server;
     if (flags.replay_cache != "0") options.replay_bytes = parse_size(flags.replay_cache, "--replay-cache");
     options.api_keys = api_keys(flags);
+    if (!flags.admin.empty() && options.api_keys.empty())
+        fail("--admin lets clients move experts and write files: give --api-key too");
     options.http.server_name += "/" + options.version;
     server::StopSignal stop;
     server::Server server(options);
@@ -93,6 +96,7 @@ void serve(const ServeFlags& flags) {
         server::Backend backend{assembly.engine.get(), assembly.tokenizer.get(), served_model(flags, assembly)};
         if (!assembly.routing->layers().empty())
             backend.experts = [&routing = *assembly.routing] { return engine::expert_use(routing); };
+        backend.admin = assembly.admin.get();
         server.serve(std::move(backend));
         log::info("listening on http://{}:{}", options.http.host, port);
         stop.wait();
@@ -195,6 +199,11 @@ void add_serve(CLI::App& root) {
     command
         .add_option("--record-routing", flags->routing,
                     "write the experts that every layer chose for every token (JSON lines), for `profile`")
+        ->group(group);
+    command
+        .add_option("--admin", flags->admin,
+                    "POST /v1/experts/record, /pin and /place start and end recordings of routing, keep experts on the "
+                    "card, and place them anew by a profile or placement; files lie in this folder. Needs an API key")
         ->group(group);
     command.add_option("--log-format", flags->log_format, "text, or json: one object a line")
         ->group(group)

@@ -120,8 +120,9 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         .add_option(
             "--offload-experts", offload_experts,
             "with --gpus: where routed experts are computed. auto: as many on the card as fit, the others by the "
-            "CPU; cpu: all by the CPU; none: all on the card")
-        ->check(CLI::IsMember({"auto", "cpu", "none"}))
+            "CPU, or in prompts where that is faster sent through the card; stream: in prompts all others are sent "
+            "through the card; cpu: all by the CPU; none: all on the card")
+        ->check(CLI::IsMember({"auto", "cpu", "stream", "none"}))
         ->group(group)
         ->capture_default_str();
     command
@@ -133,6 +134,11 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->capture_default_str();
     command
         .add_option("--placement", placement, "file that `place` wrote: the experts that lie on the card at the start")
+        ->group(group);
+    command
+        .add_option("--profile", profile,
+                    "file that `profile` wrote: with --gpus what the residency expects from the start; without "
+                    "--placement the likeliest experts lie on the card then")
         ->group(group);
     command
         .add_option("--gpu-memory", gpu_memory,
@@ -236,8 +242,9 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
 }
 
 scheduler::GpuWishes ModelFlags::gpu_wishes() const {
-    return {gpus, gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"), offload_experts, residency,
-            placement};
+    return {
+        gpus,   gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"), offload_experts, residency, placement,
+        profile};
 }
 
 int64_t ModelFlags::context(int64_t max_context) const {

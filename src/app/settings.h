@@ -25,8 +25,8 @@ struct ModelFlags {
     std::string gpus = "none";
     std::string offload_experts = "auto";
     std::string residency = "adaptive";
-    std::string placement;   // empty: none
-    std::string gpu_memory;  // empty: all that is free
+    std::string placement, profile;  // empty: none
+    std::string gpu_memory;          // empty: all that is free
     int threads = 0;
     std::string numa = "auto";
     bool weights_in_place = false;

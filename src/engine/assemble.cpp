@@ -29,8 +29,9 @@ constexpr int64_t kMostPrefixBytesAuto = int64_t{8} << 30;
 
 class ExecutorForward : public Forward {
 public:
-    ExecutorForward(std::unique_ptr<scheduler::Executor> executor, scheduler::RoutingWatch& routing)
-        : executor_(std::move(executor)), routing_(routing) {
+    /// `admin` may be null.
+    ExecutorForward(std::unique_ptr<scheduler::Executor> executor, scheduler::RoutingWatch& routing, ExpertAdmin* admin)
+        : executor_(std::move(executor)), routing_(routing), admin_(admin) {
         executor_->record_routing(routing_.record());
     }
     int64_t vocab() const override { return executor_->plan().vocab; }
@@ -38,6 +39,8 @@ public:
     std::unique_ptr<memory::SequenceCache> new_sequence() override { return executor_->new_sequence(); }
     int64_t sequence_bytes(int64_t tokens) const override { return executor_->sequence_bytes(tokens); }
     void forward(std::span<const scheduler::Part> parts) override {
+        if (admin_ != nullptr)
+            if (const auto orders = admin_->take(); orders && executor_->movable_slots() > 0) executor_->order(*orders);
         executor_->forward(parts);
         routing_.passed(parts, executor_->residency());
         if (passes_++ % kPlaceEvery == 0) routing_.place(executor_->resident());
@@ -50,6 +53,7 @@ private:
 
     std::unique_ptr<scheduler::Executor> executor_;
     scheduler::RoutingWatch& routing_;
+    ExpertAdmin* admin_;
     int64_t passes_ = 0;
 };
 
@@ -161,7 +165,10 @@ Assembly assemble(const EngineOptions& options) {
     out.routing = std::make_unique<scheduler::RoutingWatch>(out.name, scheduler::routed_layers(model.trunk));
     if (!options.record_routing.empty()) out.routing->write_to(options.record_routing);
     if (options.keep_routing) out.routing->keep();
-    auto forward = std::make_unique<ExecutorForward>(std::move(executor), *out.routing);
+    if (!options.admin_folder.empty())
+        out.admin =
+            std::make_unique<ExpertAdmin>(options.admin_folder, out.name, *out.routing, executor->movable_slots());
+    auto forward = std::make_unique<ExecutorForward>(std::move(executor), *out.routing, out.admin.get());
     engine_limits.max_sequences = options.max_num_seqs;
     engine_limits.kv_bytes = kv_budget(options, *forward, out.gpus->any());
     engine_limits.prefix_bytes = options.prefix_bytes == kPrefixBytesAuto
@@ -178,13 +185,25 @@ Assembly assemble(const EngineOptions& options) {
 
 ExpertUse expert_use(const scheduler::RoutingWatch& routing) {
     scheduler::RoutingWatch::Counts counts = routing.counts();
-    ExpertUse use{counts.rows,
-                  std::move(counts.chosen),
-                  {},
-                  counts.residency.choices,
-                  counts.residency.hits,
-                  counts.residency.changes,
-                  counts.residency.bytes};
+    const scheduler::ResidencyCounters& residency = counts.residency;
+    ExpertUse use;
+    use.tokens = counts.rows;
+    use.chosen = std::move(counts.chosen);
+    use.choices = residency.choices;
+    use.hits = residency.hits;
+    use.moved_experts = residency.changes;
+    use.moved_bytes = residency.bytes;
+    use.card_reads = residency.card_reads;
+    use.cpu_reads = residency.cpu_reads;
+    use.expert_bytes = residency.expert_bytes;
+    use.streamed_experts = residency.streamed;
+    use.layers_played = residency.layers_played;
+    use.cpu_seconds = residency.cpu_seconds;
+    use.exposed_seconds = residency.exposed_seconds;
+    use.decode_on_card = residency.decode.on;
+    use.prompts_on_card = residency.prompts.on;
+    use.decode_gain = residency.decode.gain;
+    use.prompt_gain = residency.prompts.gain;
     use.on_card.resize(use.chosen.size());
     for (const scheduler::ExpertName& name : counts.resident)
         use.on_card[static_cast<size_t>(name.set)].push_back(name.expert);

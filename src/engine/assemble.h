@@ -8,6 +8,7 @@
 #include "scheduler/routing_watch.h"
 #include "scheduler/topology.h"
 #include "src/engine/engine.h"
+#include "src/engine/expert_admin.h"
 #include "src/engine/expert_use.h"
 #include "src/engine/request.h"
 #include "src/model/registry.h"
@@ -43,6 +44,7 @@ struct EngineOptions {
     std::string chat_encoding = "auto";  ///< auto, v4, v4-0731, v4.1
     std::string record_routing;          ///< file for a trace of the routing; empty: none
     bool keep_routing = false;           ///< keep the trace in memory too
+    std::string admin_folder;            ///< of ExpertAdmin; empty: there is none
 };
 
 inline constexpr int64_t kDefaultMaxModelLen = 32768;
@@ -58,6 +60,7 @@ struct Assembly {
     std::unique_ptr<cpu::Workers> workers;
     std::unique_ptr<scheduler::Gpus> gpus;
     std::unique_ptr<scheduler::RoutingWatch> routing;
+    std::unique_ptr<ExpertAdmin> admin;  // may be null
     std::unique_ptr<Engine> engine;
 };
 

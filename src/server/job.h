@@ -4,6 +4,7 @@
 #pragma once
 
 #include "src/engine/engine.h"
+#include "src/engine/expert_admin.h"
 #include "src/engine/expert_use.h"
 #include "src/server/generation.h"
 #include "src/server/openai.h"
@@ -28,6 +29,7 @@ struct Backend {
     ServedModel model;
     std::shared_ptr<text::WrittenTurns> turns = nullptr;  // of the assistant, for later prompts; null: none are kept
     std::function<engine::ExpertUse()> experts = {};      // any thread; empty: the model has none
+    engine::ExpertAdmin* admin = nullptr;                 // null: nothing can be changed
     std::shared_ptr<Grammars> grammars = nullptr;         // of this tokenizer; the server's
 };
 

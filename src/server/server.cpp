@@ -13,6 +13,7 @@
 #include <optional>
 #include <span>
 #include <thread>
+#include <tuple>
 #include <unistd.h>
 #include <utility>
 
@@ -106,10 +107,33 @@ void Server::add_expert_metrics() {
         metrics_.add(Metrics::Kind::kCounter, name, help,
                      [this, value] { return static_cast<double>(backend_.experts().*value); });
     };
+    const auto gauge = [&](const char* name, const char* help, auto engine::ExpertUse::*value) {
+        metrics_.add(Metrics::Kind::kGauge, name, help,
+                     [this, value] { return static_cast<double>(backend_.experts().*value); });
+    };
+    gauge("engine_expert_decode_uses_card", "Whether experts on the card take part in passes that decode.",
+          &engine::ExpertUse::decode_on_card);
+    gauge("engine_expert_prompts_use_card", "Whether experts on the card take part in passes over prompts.",
+          &engine::ExpertUse::prompts_on_card);
+    gauge("engine_expert_decode_gain", "How much longer a pass that decodes takes without them, as a share.",
+          &engine::ExpertUse::decode_gain);
+    gauge("engine_expert_prompt_gain", "How much longer a pass over a prompt takes without them, as a share.",
+          &engine::ExpertUse::prompt_gain);
     add("engine_expert_choices_total", "Routed experts that tokens chose, with a card.", &engine::ExpertUse::choices);
     add("engine_expert_hits_total", "Of these on the card.", &engine::ExpertUse::hits);
     add("engine_expert_transfers_total", "Experts brought to the card.", &engine::ExpertUse::moved_experts);
     add("engine_expert_transfer_bytes_total", "Bytes of these.", &engine::ExpertUse::moved_bytes);
+    add("engine_expert_streamed_total", "Experts sent through the card for a prompt.",
+        &engine::ExpertUse::streamed_experts);
+    add("engine_expert_card_reads_total", "Experts that the card read, each once a pass.",
+        &engine::ExpertUse::card_reads);
+    add("engine_expert_cpu_reads_total", "Experts that the CPU read, each once a pass.", &engine::ExpertUse::cpu_reads);
+    for (const auto& [name, help, value] :
+         {std::tuple{"engine_expert_cpu_seconds_total", "That the CPU computed experts, with a card.",
+                     &engine::ExpertUse::cpu_seconds},
+          std::tuple{"engine_expert_exposed_seconds_total", "Of these not hidden behind the card's own experts.",
+                     &engine::ExpertUse::exposed_seconds}})
+        metrics_.add(Metrics::Kind::kCounter, name, help, [this, value = value] { return backend_.experts().*value; });
 }
 
 Json Server::stats() const {
@@ -212,6 +236,15 @@ void Server::add_small_routes() {
         if (!backend().experts) throw RequestError(404, "this model has no routed experts");
         return json_reply(expert_atlas(backend().experts()));
     });
+    using Order = Json (*)(const Json& body, engine::ExpertAdmin& admin);
+    const std::pair<const char*, Order> orders[] = {
+        {"/v1/experts/record", record_reply}, {"/v1/experts/pin", pin_reply}, {"/v1/experts/place", place_reply}};
+    for (const auto& [path, order] : orders)
+        add_post(path, [order = order](const Json& body, const Backend& served) {
+            if (served.admin == nullptr)
+                throw RequestError(403, "this server takes no orders, start it with --admin DIR");
+            return order(body, *served.admin);
+        });
     get("/metrics", [this] {
         if (!ready_.load(std::memory_order_acquire)) throw RequestError(503, "Loading model");
         HttpReply reply;

@@ -99,9 +99,63 @@ Json slot_list(const engine::Engine::Load& load, const ServedModel& model) {
 }
 
 Json expert_atlas(const engine::ExpertUse& use) {
-    return {{"tokens", use.tokens},          {"chosen", use.chosen}, {"on_card", use.on_card},
-            {"choices", use.choices},        {"hits", use.hits},     {"moved_experts", use.moved_experts},
-            {"moved_bytes", use.moved_bytes}};
+    return {{"tokens", use.tokens},
+            {"chosen", use.chosen},
+            {"on_card", use.on_card},
+            {"choices", use.choices},
+            {"hits", use.hits},
+            {"moved_experts", use.moved_experts},
+            {"moved_bytes", use.moved_bytes},
+            {"streamed_experts", use.streamed_experts},
+            {"read_bytes",
+             {{"card", use.card_reads * use.expert_bytes},
+              {"host", use.cpu_reads * use.expert_bytes},
+              {"link", use.moved_bytes + use.streamed_experts * use.expert_bytes}}},
+            {"cpu_seconds", use.cpu_seconds},
+            {"exposed_seconds", use.exposed_seconds},
+            {"layers_played", use.layers_played},
+            {"decode", {{"uses_card", use.decode_on_card}, {"gain", use.decode_gain}}},
+            {"prompts", {{"uses_card", use.prompts_on_card}, {"gain", use.prompt_gain}}}};
+}
+
+Json record_reply(const Json& body, engine::ExpertAdmin& admin) {
+    const Fields fields(body);
+    if (!body.contains("file")) fields.refuse("file", "the name of a new file, or null to end the recording");
+    const auto file = fields.string("file");
+    if (!file) return {{"recording", nullptr}, {"tokens", admin.stop_recording()}};
+    admin.record(*file);
+    return {{"recording", *file}};
+}
+
+Json pin_reply(const Json& body, engine::ExpertAdmin& admin) {
+    const Fields fields(body);
+    const auto names = [&](const char* key) {
+        constexpr const char* kExpected = "an array of [layer, expert]";
+        engine::ExpertAdmin::Names list;
+        const Json* found = fields.find(key);
+        if (found == nullptr) return list;
+        if (!found->is_array()) fields.refuse(key, kExpected);
+        for (const Json& pair : *found) {
+            const auto number = [&](size_t at) -> int32_t {
+                const auto value = pair.is_array() && pair.size() == 2 ? as_integer(pair[at]) : std::nullopt;
+                if (!value || *value < 0 || *value >= 1 << 20) fields.refuse(key, kExpected);
+                return static_cast<int32_t>(*value);
+            };
+            list.push_back({number(0), number(1)});
+        }
+        return list;
+    };
+    const auto pinned = names("pin"), released = names("release");
+    Json list = Json::array();
+    for (const auto& name : admin.pin(pinned, released)) list.push_back(Json::array({name.set, name.expert}));
+    return {{"pinned", list}};
+}
+
+Json place_reply(const Json& body, engine::ExpertAdmin& admin) {
+    const Fields fields(body);
+    const auto profile = fields.string("profile"), placement = fields.string("placement");
+    if (profile.has_value() == placement.has_value()) fields.refuse("profile", "a file name here or as placement");
+    return {{"wanted", profile ? admin.use_profile(*profile) : admin.use_placement(*placement)}};
 }
 
 Json server_facts(const ServedModel& model, int64_t slots, const std::string& version) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "src/engine/engine.h"
+#include "src/engine/expert_admin.h"
 #include "src/engine/expert_use.h"
 #include "src/server/openai.h"
 #include "src/text/tokenizer.h"
@@ -23,6 +24,11 @@ Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer)
 Json slot_list(const engine::Engine::Load& load, const ServedModel& model);
 /// GET /v1/experts.
 Json expert_atlas(const engine::ExpertUse& use);
+/// POST /v1/experts/record {"file": NAME, or null to end}, /pin {"pin": [[layer, expert], ...], "release": [...]},
+/// /place {"profile": NAME} or {"placement": NAME}.
+Json record_reply(const Json& body, engine::ExpertAdmin& admin);
+Json pin_reply(const Json& body, engine::ExpertAdmin& admin);
+Json place_reply(const Json& body, engine::ExpertAdmin& admin);
 /// GET /props; `slots`: sequences that may run at once.
 Json server_facts(const ServedModel& model, int64_t slots, const std::string& version);
 

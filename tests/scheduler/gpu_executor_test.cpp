@@ -246,6 +246,49 @@ TEST(GpuExecutor, ExpertsThatMoveChangeNothing) {
     }
 }
 
+TEST(GpuExecutor, ExpertsThatPassThroughTheCardInAPromptChangeNothing) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 124; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    Engine cpu(*demo.model, "auto", 1);
+    const auto alone = cpu.new_sequence();
+    const Logits expected = cpu.feed(*alone, tokens, 60);
+    using Streaming = scheduler::ResidencyRules::Streaming;
+    const int64_t others = 64 - 14;
+    for (const auto& [streaming, gb_per_s, least, most] : {std::tuple{Streaming::kAll, 0.5, others, 2 * others},
+                                                           {Streaming::kShared, 50.0, int64_t{0}, 2 * others},
+                                                           {Streaming::kShared, 0.02, int64_t{0}, int64_t{0}}}) {
+        OnCard card(*demo.model, {.link = {.gb_per_s = gb_per_s}}, 1,
+                    scheduler::spread_experts(scheduler::expert_counts(plan), 14),
+                    {.policy = scheduler::ResidencyRules::Policy::kStatic, .ring = 3, .streaming = streaming});
+        const auto sequence = card.executor.new_sequence();
+        Logits found = card.feed(*sequence, std::span(tokens).first(120), 60);
+        const Logits more = card.feed(*sequence, std::span(tokens).subspan(120), 2);
+        found.insert(found.end(), more.begin(), more.end());
+        EXPECT_LT(largest_difference(found, expected), 1e-3);
+        EXPECT_GE(card.executor.residency().streamed, least) << gb_per_s;
+        EXPECT_LE(card.executor.residency().streamed, most) << gb_per_s;
+    }
+}
+
+TEST(GpuExecutor, LayersAreSharedWithTheCpu) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 40; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    Engine cpu(*demo.model, "auto", 1);
+    const auto alone = cpu.new_sequence();
+    const Logits expected = cpu.feed(*alone, tokens, 40);
+    OnCard card(*demo.model, {}, 1, scheduler::spread_experts(scheduler::expert_counts(plan), 64),
+                {.policy = scheduler::ResidencyRules::Policy::kStatic, .balances = true});
+    EXPECT_TRUE(card.executor.speed().known()) << card.executor.speed().text();
+    EXPECT_GT(card.executor.speed().card_expert, card.executor.speed().cpu_expert) << "an emulated card is slow";
+    const auto sequence = card.executor.new_sequence();
+    EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 5), expected), 1e-3);
+    EXPECT_GT(card.executor.residency().cpu_seconds, 0) << "all are on the card, but it would be the longer side";
+}
+
 // What a failed pass leaves behind: an error that says which card and why, sequences as they were, and, where the card
 // still works, passes that succeed afterwards.
 
@@ -279,6 +322,32 @@ TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
     card.executor.set_patience(std::chrono::milliseconds(0), std::chrono::milliseconds(0));
     const auto sequence = card.executor.new_sequence();
     EXPECT_NE(failure(card, *sequence, tokens), "");
+}
+
+TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 60; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    const auto rules = [](int64_t ring) {
+        return scheduler::ResidencyRules{.policy = scheduler::ResidencyRules::Policy::kStatic,
+                                         .ring = ring,
+                                         .streaming = scheduler::ResidencyRules::Streaming::kAll};
+    };
+    const auto some = scheduler::spread_experts(scheduler::expert_counts(plan), 14);
+    const OnCard whole(*demo.model, {}, 1, some, rules(3));
+    // Flags that measuring raises at the start: of two runs through all layers, three times each, and of three
+    // hand-offs.
+    for (const int64_t n : {27 + 2, 27 + 5, 27 + 30}) {
+        OnCard card(*demo.model, {.faults = {.lose_flag = n}}, 1, some, rules(3));
+        card.executor.set_patience(std::chrono::milliseconds(700), std::chrono::milliseconds(700));
+        const auto sequence = card.executor.new_sequence();
+        EXPECT_NE(failure(card, *sequence, tokens).find("GPU 0"), std::string::npos) << n;
+        card.executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));
+        Engine cpu(*demo.model, "auto", 1);
+        const auto here = cpu.new_sequence();
+        EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 60), cpu.feed(*here, tokens, 60)), 1e-3) << n;
+    }
 }
 
 TEST(GpuExecutorFaults, ALostCardSaysSoEveryTime) {

@@ -5,6 +5,7 @@
 #include "cuda/emulation/device.h"
 #include "cuda/kernels/experts.h"
 #include "cuda/kernels/handoff.h"
+#include "cuda/kernels/list.h"
 #include "src/quant/activation.h"
 #include "src/quant/reference.h"
 #include "src/quant/strips.h"
@@ -231,6 +232,75 @@ TEST(GpuExperts, AllOfThemOrOne) {
 TEST(GpuExperts, LongListsOfPairs) {
     Experts experts(kFormats[0], InputRounding::kExact, {2, 3});
     experts.check(cuda::ListPairs::kPiece / kTopK + 5, 1e-5);
+}
+
+/// R2: of those that are here as many are left to the CPU as make the longer side shortest, those of the fewest pairs
+/// first; looked for one number after the other.
+TEST(GpuExperts, WhatWouldMakeTheCardTheLongerSideIsLeftToTheCpu) {
+    std::mt19937 random(11);
+    const auto device = cuda::emulation::open({});
+    const auto stream = device->new_stream();
+    constexpr int32_t kMany = 40;
+    std::deque<cuda::DeviceMemory> memory;
+    const auto ints = [&](int64_t count) {
+        memory.emplace_back(*device, count * 4);
+        return memory.back().as<int32_t>();
+    };
+    const cuda::PairLists lists{ints(kMany), ints(kMany + 1), ints(512), ints(2), ints(kMany)};
+    int32_t *const card_ids = ints(512), *const card_slots = ints(kMany);
+    int left_in_all = 0, taken_in_all = 0;
+    for (int round = 0; round < 200; ++round) {
+        const int64_t pairs = random() % 64 + 1;
+        const auto number = [&](double most) {
+            return static_cast<float>(random() % 1000) * 1e-3f * static_cast<float>(most);
+        };
+        const cuda::Balance balance{number(20) + 0.1f, number(20), number(60) + 0.1f, number(9), number(30)};
+        std::vector<int32_t> ids(static_cast<size_t>(pairs)), slot_of(kMany), counts(kMany);
+        for (int32_t& slot : slot_of) slot = random() % 3 == 0 ? -1 : static_cast<int32_t>(random() % 30);
+        for (int32_t& id : ids) ++counts[static_cast<size_t>(id = static_cast<int32_t>(random() % kMany))];
+        stream->copy(card_ids, ids.data(), pairs * 4);
+        stream->copy(card_slots, slot_of.data(), kMany * 4);
+        cuda::launch(*stream,
+                     {.threads = cuda::ListPairs::kThreads, .shared_bytes = cuda::ListPairs::shared_bytes(kMany)},
+                     cuda::ListPairs{card_ids, card_slots, lists, pairs, kMany, balance});
+        std::vector<int32_t> taken(kMany), count(2);
+        stream->copy(taken.data(), lists.taken, kMany * 4);
+        stream->copy(count.data(), lists.count, 8);
+        stream->wait(std::chrono::minutes(1));
+
+        std::vector<int32_t> here;  // the first to be left first
+        double cpu = balance.cpu_rest;
+        bool any = false;
+        const auto cost = [&](int32_t e) {
+            return std::max(balance.cpu_expert, static_cast<float>(counts[static_cast<size_t>(e)]) * balance.cpu_pair);
+        };
+        for (int32_t e = kMany; e-- > 0;) {
+            if (counts[static_cast<size_t>(e)] == 0) continue;
+            if (slot_of[static_cast<size_t>(e)] >= 0)
+                here.push_back(e);
+            else
+                cpu += cost(e), any = true;
+        }
+        std::ranges::stable_sort(here, {}, [&](int32_t e) { return counts[static_cast<size_t>(e)]; });
+        double best = INFINITY;
+        size_t left = 0;
+        for (size_t n = 0; n <= here.size(); ++n) {
+            const double card = balance.card_rest + static_cast<double>(here.size() - n) * balance.card_expert;
+            const double longer = std::max(card, any || n > 0 ? cpu : 0.0);
+            if (longer < best - 1e-4) best = longer, left = n;
+            if (n < here.size()) cpu += cost(here[n]);
+        }
+        std::vector<int32_t> expected = slot_of;
+        for (size_t n = 0; n < left; ++n) expected[static_cast<size_t>(here[n])] = -1;
+        EXPECT_EQ(taken, expected) << round;
+        int64_t elsewhere = 0;
+        for (const int32_t id : ids) elsewhere += expected[static_cast<size_t>(id)] < 0;
+        EXPECT_EQ(count[1], elsewhere);
+        left_in_all += static_cast<int>(left);
+        taken_in_all += count[0];
+    }
+    EXPECT_GT(left_in_all, 150);
+    EXPECT_GT(taken_in_all, 300);
 }
 
 TEST(GpuExperts, WhatCannotLieOnACardIsNamed) {

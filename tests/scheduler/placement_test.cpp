@@ -145,7 +145,7 @@ TEST(PlacementFile, IsReadAsItWasWrittenAndOnlyForItsModel) {
     Placement placement;
     placement.resident = {{0, 3}, {1, 0}, {0, 1}};
     write(dump_json(placement_json(placement, "m", layers)));
-    EXPECT_EQ(read_placement(path, "m", layers), (std::vector<ExpertName>{{0, 3}, {0, 1}, {1, 0}}));
+    EXPECT_EQ(read_placement(path, "m", layers).resident, (std::vector<ExpertName>{{0, 3}, {0, 1}, {1, 0}}));
 
     const auto refusal = [&](const std::string& model, const std::vector<RoutedLayer>& of) -> std::string {
         try {
@@ -164,6 +164,18 @@ TEST(PlacementFile, IsReadAsItWasWrittenAndOnlyForItsModel) {
     json["resident"][0] = {4};
     write(dump_json(json));
     EXPECT_NE(refusal("m", layers).find("expected ids from 0 to 3"), std::string::npos);
+    placement.shares = shares_of(layers, {{9, 0, 0, 99}, {1, 2, 3, 4}});
+    json = placement_json(placement, "m", layers);
+    write(dump_json(json));
+    EXPECT_EQ(read_placement(path, "m", layers).shares, placement.shares);
+    EXPECT_NEAR(placement.shares[0][3], 2 * 99.5 / 110, 1e-12);
+    EXPECT_EQ(likeliest_experts(placement.shares, 3), (std::vector<ExpertName>{{0, 3}, {1, 3}, {1, 2}}));
+    json["shares"][1][0] = -0.5;
+    write(dump_json(json));
+    EXPECT_NE(refusal("m", layers).find("shares[1] holds -0.5"), std::string::npos) << refusal("m", layers);
+    json["shares"][1] = {1};
+    write(dump_json(json));
+    EXPECT_NE(refusal("m", layers).find("shares[1] is no list of 4"), std::string::npos);
     for (const char* damaged : {"", "{", "[]", R"({"thermocline_placement": 2})", R"({"thermocline_placement": 1})"}) {
         write(damaged);
         EXPECT_NE(refusal("m", layers), "(no error)") << damaged;

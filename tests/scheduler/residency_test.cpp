@@ -156,6 +156,46 @@ TEST(Residency, TopicsAreFollowed) {
     EXPECT_GT(adaptive, 0.95 * lru);
 }
 
+TEST(Residency, WhatIsExpectedCountsLikeWhatWasChosen) {
+    std::vector<std::vector<double>> shares(2, std::vector<double>(32, 0.01));
+    for (const int32_t e : {0, 1, 2, 3}) shares[0][static_cast<size_t>(e)] = shares[1][static_cast<size_t>(e)] = 0.9;
+    Played played({.half_life = 32, .least_per_set = 0}), unknowing({.half_life = 32, .least_per_set = 0});
+    played.residency.expect(shares);
+    for (Played* one : {&played, &unknowing})
+        for (int i = 0; i < 8; ++i) one->pass({20, 21});
+    EXPECT_TRUE(unknowing.here.contains({0, 20}));
+    for (const int32_t e : {0, 1, 2, 3}) EXPECT_TRUE(played.here.contains({1, e})) << e;
+    for (int i = 0; i < 60; ++i) played.pass({20, 21});  // what was expected fades
+    EXPECT_TRUE(played.here.contains({0, 20}) && played.here.contains({1, 21}));
+}
+
+TEST(Residency, WantedOnesComeWhateverTheRules) {
+    for (const Policy policy : {Policy::kStatic, Policy::kLru, Policy::kAdaptive}) {
+        Played played({.policy = policy, .least_per_set = 0});
+        played.residency.want({{0, 30}, {1, 2}, {0, 31}});  // the second is there
+        EXPECT_EQ(played.pass({}, 1, false, 1).size(), 1u);
+        EXPECT_TRUE(played.here.contains({0, 30}));
+        EXPECT_EQ(played.pass({}).size(), 1u);
+        EXPECT_TRUE(played.here.contains({0, 31}) && played.here.contains({1, 2}));
+        EXPECT_EQ(played.residency.waiting(), 0);
+    }
+}
+
+TEST(Residency, PinnedOnesStay) {
+    Played played({.policy = Policy::kLru, .least_per_set = 0}, 2);
+    played.residency.pin({0, 1}, true);
+    for (int32_t e = 4; e < 30; ++e) played.pass({e, e + 1, e + 2});
+    EXPECT_TRUE(played.here.contains({0, 1}));
+    EXPECT_FALSE(played.here.contains({1, 1}));
+    played.residency.want({{1, 1}, {1, 0}, {0, 0}, {0, 3}});  // more than there is room for beside the pin
+    played.pass({});
+    EXPECT_TRUE(played.here.contains({0, 1}));
+    EXPECT_EQ(played.residency.waiting(), 1);
+    played.residency.pin({0, 1}, false);
+    played.pass({});
+    EXPECT_TRUE(played.here.contains({0, 3}) && !played.here.contains({0, 1}));
+}
+
 TEST(Residency, NamesOfPolicies) {
     EXPECT_EQ(residency_policy("lru"), Policy::kLru);
     EXPECT_EQ(residency_policy("static"), Policy::kStatic);

@@ -4,6 +4,7 @@
 #include "src/server/page.h"
 #include "tests/server/server_fixture.h"
 
+#include <filesystem>
 #include <gtest/gtest.h>
 
 namespace thermocline::server {
@@ -84,6 +85,40 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
     const std::string text = httplib::Client("127.0.0.1", port).Get("/metrics")->body;
     EXPECT_EQ(sample(text, "engine_expert_choices_total"), 8);
     EXPECT_EQ(sample(text, "engine_expert_transfer_bytes_total"), 100);
+    EXPECT_EQ(sample(text, "engine_expert_decode_uses_card"), 1);
+    EXPECT_EQ(sample(text, "engine_expert_prompt_gain"), 0);
+}
+
+TEST_F(ServerTest, ExpertsAreMovedAndRecordedIfThatIsOn) {
+    serve();
+    const auto message = [&](const char* path, const std::string& body, int status) {
+        return post_json(path, body, status)["error"]["message"].get<std::string>();
+    };
+    EXPECT_NE(message("/v1/experts/pin", R"({"pin": [[0, 1]]})", 403).find("--admin DIR"), std::string::npos);
+    stop();
+    const auto folder = std::filesystem::path(::testing::TempDir()) / "server_admin";
+    std::filesystem::remove_all(folder);
+    std::filesystem::create_directories(folder);
+    scheduler::RoutingWatch routing("tiny", {{4, 2}, {4, 2}});
+    engine::ExpertAdmin real(folder, "tiny", routing, 2);
+    admin = &real;
+    start({});
+    serve();
+    EXPECT_EQ(post_json("/v1/experts/pin", R"({"pin": [[1, 3], [0, 2]]})")["pinned"], Json({{0, 2}, {1, 3}}));
+    EXPECT_EQ(post_json("/v1/experts/pin", R"({"release": [[1, 3]]})")["pinned"], Json::array({Json::array({0, 2})}));
+    EXPECT_EQ(real.take()->pinned.size(), 1u);
+    EXPECT_NE(message("/v1/experts/pin", R"({"pin": [[0, 4]]})", 400).find("expert 0:4"), std::string::npos);
+    for (const char* wrong : {R"({"pin": 3})", R"({"pin": [3]})", R"({"pin": [[0]]})", R"({"pin": [[0, "a"]]})"})
+        EXPECT_NE(message("/v1/experts/pin", wrong, 400).find("array of [layer, expert]"), std::string::npos) << wrong;
+    EXPECT_EQ(post_json("/v1/experts/record", R"({"file": "t.jsonl"})")["recording"], "t.jsonl");
+    EXPECT_EQ(post_json("/v1/experts/record", R"({"file": null})")["tokens"], 0);
+    EXPECT_TRUE(std::filesystem::exists(folder / "t.jsonl"));
+    message("/v1/experts/record", R"({"file": "../t"})", 400);
+    message("/v1/experts/record", "{}", 400);
+    EXPECT_NE(message("/v1/experts/place", R"({"profile": "none.json"})", 400).find("none.json"), std::string::npos);
+    message("/v1/experts/place", "{}", 400);
+    stop();
+    admin = nullptr;
 }
 
 TEST_F(ServerTest, ThePageIsServedWithoutKeyAndLoadsNothingFromElsewhere) {

@@ -83,7 +83,7 @@ protected:
         model.max_model_len = engine->max_model_len();
         model.vocab = engine->vocab();
         model.fingerprint = "btest";
-        server->serve({engine.get(), tokenizer.get(), model, nullptr, experts});
+        server->serve({engine.get(), tokenizer.get(), model, nullptr, experts, admin});
     }
     void stop() {
         if (!server) return;
@@ -158,6 +158,7 @@ protected:
     std::unique_ptr<text::Tokenizer> tokenizer;
     std::unique_ptr<engine::Engine> engine;
     std::function<engine::ExpertUse()> experts;  // for serve()
+    engine::ExpertAdmin* admin = nullptr;
     std::unique_ptr<Server> server;
     std::thread listener;
     int port = 0;

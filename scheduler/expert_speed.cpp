@@ -1,0 +1,130 @@
+#include "scheduler/expert_speed.h"
+
+#include "scheduler/cost_model.h"
+#include "scheduler/printed.h"
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <thread>
+#include <vector>
+
+namespace thermocline::scheduler {
+
+namespace {
+
+constexpr std::chrono::minutes kPatience(1);
+constexpr int kTimes = 3;
+
+/// The least of several.
+template <typename Work>
+double seconds_of(Work work) {
+    double least = std::numeric_limits<double>::infinity();
+    for (int i = 0; i < kTimes; ++i) {
+        const auto began = std::chrono::steady_clock::now();
+        work(i);
+        least = std::min(least, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
+    }
+    return least;
+}
+
+/// Experts of each set that lie on the card, as many as a row may choose.
+std::vector<std::vector<int32_t>> some_residents(std::span<const Handoff> handoffs, const GpuExperts& experts) {
+    std::vector<std::vector<int32_t>> of_set(handoffs.size());
+    for (const ExpertName& name : experts.resident())
+        for (size_t i = 0; i < handoffs.size(); ++i)
+            if (handoffs[i].step->experts == name.set && std::ssize(of_set[i]) < handoffs[i].step->top_k)
+                of_set[i].push_back(name.expert);
+    return of_set;
+}
+
+/// All layers one after the other, a row's choices being up to `most` different residents.
+void play_on_card(std::span<const Handoff> handoffs, const cuda::Frame& f,
+                  const std::vector<std::vector<int32_t>>& residents, size_t most) {
+    for (size_t i = 0; i < handoffs.size(); ++i) {
+        if (residents[i].empty()) continue;
+        const ops::Experts& step = *handoffs[i].step;
+        const cuda::HostJob& to = handoffs[i].to;
+        for (int32_t k = 0; k < step.top_k; ++k)
+            to.chosen[k] = residents[i][static_cast<size_t>(k) % std::min(most, residents[i].size())];
+        f.stream.copy(f.slot(step.ids), to.chosen, int64_t{step.top_k} * 4);
+        cuda::send_job(step, f, to);
+        cuda::run(step, f);
+    }
+    f.stream.wait(kPatience);
+}
+
+/// The same on the CPU: `rows` rows choose the same `count` experts each, others with every call.
+void play_on_host(std::span<const Handoff> handoffs, const cpu::Frame& f, int64_t rows, int32_t count, int number) {
+    for (const Handoff& handoff : handoffs) {
+        const ops::Experts& step = *handoff.step;
+        const auto experts = static_cast<int32_t>(f.plan.experts[static_cast<size_t>(step.experts)].w1.size());
+        for (int64_t t = 0; t < f.batch.rows(); ++t)
+            for (int32_t k = 0; k < step.top_k; ++k)
+                f.int_row(step.ids, t)[k] = t < rows && k < count ? (number * step.top_k + k) % experts : -1;
+        cpu::run(step, f);
+    }
+}
+
+double handoff_seconds(const Handoff& handoff, const cuda::Frame& f) {
+    return seconds_of([&](int) {
+        handoff.to.job->value = handoff.to.done->value = 0;
+        cuda::send_job(*handoff.step, f, handoff.to);
+        f.stream.wait_for(handoff.to.done);
+        const auto deadline = std::chrono::steady_clock::now() + kPatience;
+        while (flag_of(handoff.to.job) == 0 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+        raise(handoff.to.done);
+        f.stream.wait(kPatience);
+    });
+}
+
+}  // namespace
+
+double ExpertSpeed::cpu(int64_t pairs) const { return std::max(cpu_expert, static_cast<double>(pairs) * cpu_pair); }
+
+cuda::Balance ExpertSpeed::balance() const {
+    const auto us = [](double seconds) { return static_cast<float>(seconds * 1e6); };
+    return {us(card_expert), us(card_rest), us(cpu_expert), us(cpu_pair), us(cpu_rest)};
+}
+
+std::string ExpertSpeed::text() const {
+    return printed(
+        "an expert takes %.1f us on the card, %.1f us on the CPU (%.2f us a row), %.1f us over the link; a "
+        "job for the CPU %.1f us",
+        card_expert * 1e6, cpu_expert * 1e6, cpu_pair * 1e6, link * 1e6, cpu_rest * 1e6);
+}
+
+ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cpu::Frame& on_host,
+                            const GpuExperts& experts) {
+    const auto layers = static_cast<double>(handoffs.size());
+    const int64_t rows = on_host.batch.rows();
+    const ops::Experts& first = *handoffs.front().step;
+    for (const ops::Slot slot : {first.x, first.weights}) {
+        std::fill_n(on_host.slot(slot), rows * on_host.cols(slot), 0.0f);
+        on_card.stream.copy(on_card.slot(slot), on_host.slot(slot), on_host.cols(slot) * 4);
+    }
+    const auto residents = some_residents(handoffs, experts);
+    double more = 0, any = 0;  // residents beyond the first of each layer; layers with one
+    for (const auto& of_set : residents) {
+        more += static_cast<double>(std::max<size_t>(of_set.size(), 1) - 1);
+        any += !of_set.empty();
+    }
+    const double card_one = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, 1); });
+    const double card_more = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, SIZE_MAX); });
+    const double cpu_one = seconds_of([&](int i) { play_on_host(handoffs, on_host, 1, 1, i); }) / layers;
+    const double cpu_more = seconds_of([&](int i) { play_on_host(handoffs, on_host, 1, first.top_k, i); }) / layers;
+    const double cpu_rows = seconds_of([&](int i) { play_on_host(handoffs, on_host, rows, 1, i); }) / layers;
+
+    ExpertSpeed speed;
+    speed.card_expert = more > 0 ? std::max(card_more - card_one, 0.02 * card_one) / more : card_one / any;
+    const TokenWork work = token_work(on_card.plan, 1);
+    speed.card_rest = work.shared_bytes / work.layers / work.expert_bytes * speed.card_expert;
+    speed.cpu_expert = first.top_k > 1 ? std::max(cpu_more - cpu_one, 0.02 * cpu_one) / (first.top_k - 1) : cpu_one;
+    const double call = std::max(0.0, cpu_one - speed.cpu_expert);
+    speed.cpu_pair = std::max(0.0, cpu_rows - call) / static_cast<double>(rows);
+    speed.cpu_rest = call + handoff_seconds(handoffs.front(), on_card);
+    speed.link = experts.link_seconds();
+    return speed;
+}
+
+}  // namespace thermocline::scheduler
