@@ -139,11 +139,14 @@ public:
     void with_workers(const scheduler::WorkerPlaces& places) {
         cpu::Workers workers(places.cpus, places.slices);
         scheduler::BandwidthProbe probe(workers);
-        // Of the fastest unit that multiplies: matmul is float32 in every tier, but for int8 inputs.
+        // Of the fastest unit that multiplies: bf16 where the tier has such a matmul, int8 for int8 inputs.
         const auto limit_now = [&] {
-            const auto peak = [&](cpu::Unit unit) { return scheduler::measure_peak(workers, kernels_, unit); };
-            const double f32 = peak(cpu::Unit::kF32);
-            return Limit{probe.read(), flags_.model.activations == "int8" ? std::max(f32, peak(cpu::Unit::kI8)) : f32};
+            const auto peak = [&](cpu::Unit unit, bool used) {
+                return used ? scheduler::measure_peak(workers, kernels_, unit) : 0.0;
+            };
+            return Limit{probe.read(),
+                         std::max({peak(cpu::Unit::kF32, true), peak(cpu::Unit::kBF16, kernels_.matmul_bf16 != nullptr),
+                                   peak(cpu::Unit::kI8, flags_.model.activations == "int8")})};
         };
         BenchRun run(model_, routed_, workers, kernels_, max_tokens_, max_batch_, flags_.model.seed);
         for (const BenchTest& test : tests_) {
