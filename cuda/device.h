@@ -41,7 +41,8 @@ class Stream {
 public:
     virtual ~Stream() = default;
 
-    /// Starts kernel number `kernel` of the list with these members; launch() of kernels/list.h calls this.
+    /// Starts kernel number `kernel` of the list with these members; launch() of kernels/list.h calls this. A grid
+    /// without blocks starts nothing: a pass that wants no logits has no output rows.
     virtual void launch(int kernel, const Grid& grid, const void* members, size_t bytes) = 0;
 
     /// Between any two of: pinned host memory, memory of the card.

@@ -37,11 +37,8 @@ std::map<std::string, std::vector<std::string>> exported_symbols(const std::stri
 
 TEST(IsaSymbols, NothingButTheTableLeavesAnIsaUnit) {
     const std::map<std::string, std::string> tables = {
-        {"scalar.cpp.o", "kScalarKernels"},
-        {"avx2.cpp.o", "kAvx2Kernels"},
-        {"avx512.cpp.o", "kAvx512Kernels"},
-        {"avx512_bf16.cpp.o", "kAvx512Bf16Kernels"},
-        {"amx.cpp.o", "kAmxKernels"},
+        {"scalar.cpp.o", "kScalarKernels"},          {"avx2.cpp.o", "kAvx2Kernels"}, {"avx512.cpp.o", "kAvx512Kernels"},
+        {"avx512_bf16.cpp.o", "kAvx512Bf16Kernels"}, {"amx.cpp.o", "kAmxKernels"},
     };
     const auto symbols = exported_symbols(CPU_LIBRARY);
     for (const auto& [object, table] : tables) {

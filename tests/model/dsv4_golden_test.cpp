@@ -64,11 +64,13 @@ TEST(Dsv4Golden, PlainLogitsByDecoding) {
     EXPECT_EQ(argmax_mismatches(logits, tiny::golden()["plain"]), 0);
 }
 
-// At position 192 a number lies between two codes to within float32: the golden's own float64 program, its weights
-// perturbed by a relative 6e-8, now and then takes the other one too and then differs by 0.0616 at position 204 and by
-// less than 1e-2 elsewhere. So: 1e-4 before that, 1e-2 after it, and 204 may be either.
+// Here and there a number lies between two codes to within float32, and becomes either one by the order of its sums.
+// Where: the golden's own float64 program, its weights perturbed by a relative 6e-8, first differs at position 192 or
+// not at all; our scalar kernels, gains of norms perturbed by at most two units, 200 times, first at 69 (32 times), 84
+// (10), 109 (6), 128 (2), 192 (34) or 23 (5), else at the last one, by 1.1e-4, or not; with 16 lanes they do at 109.
+// Behind the first logits differ by less than 1e-2, at position 204 by 0.0616.
 TEST(Dsv4Golden, FakeQuantisedLogits) {
-    constexpr size_t kTie = 192, kFarthest = 204;
+    constexpr size_t kTies[] = {69, 84, 109, 128, 192, kTokens - 1, kTokens}, kFarthest = 204;
     const Json& fakequant = tiny::golden()["fakequant"];
     for (const std::string& tier : available_tiers()) {
         SCOPED_TRACE(tier);
@@ -78,8 +80,11 @@ TEST(Dsv4Golden, FakeQuantisedLogits) {
             const Logits logits = engine.feed(*sequence, tiny::tokens(kTokens), chunk);
             EXPECT_EQ(argmax_mismatches(logits, fakequant), 0);
             const std::vector<double> deviations = logits_deviations(logits, fakequant);
-            for (size_t i = 0; i < kTokens; ++i)
-                EXPECT_LT(deviations[i], i < kTie ? 1e-4 : i == kFarthest ? 0.07 : 1e-2) << "position " << i;
+            const auto tie = static_cast<size_t>(
+                std::ranges::find_if(deviations, [](double d) { return !(d < 1e-4); }) - deviations.begin());
+            EXPECT_NE(std::ranges::find(kTies, tie), std::end(kTies)) << "position " << tie;
+            for (size_t i = tie; i < kTokens; ++i)
+                EXPECT_LT(deviations[i], i == kFarthest ? 0.07 : 1e-2) << "position " << i;
         }
     }
 }
