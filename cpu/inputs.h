@@ -40,8 +40,8 @@ struct InputForm {
                                    quant::kStripBlock);
             return;
         }
-        if (bf16 && kernels.bf16_tiles && m == 1) return convert(in, out, width);
         if (bf16 && kernels.bf16_tiles) {
+            if (m == 1) return convert(in, out, width);
             for (int64_t k = 0; k < width; k += quant::kStripBlock) {
                 float numbers[quant::kStripBlock];
                 convert(in + k, numbers, quant::kStripBlock);

@@ -189,6 +189,25 @@ TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
     }
 }
 
+/// More vectors than a kernel takes in one go, and one left over.
+TEST_P(Strips, MatmulOfManyE4M3VectorsIsThatOfEachAlone) {
+    constexpr int64_t kVectors = 257;
+    for (const MatrixShape& shape : {MatrixShape{Format::kE4M3, 16, 256, Format::kE8M0, 128, 128},
+                                     MatrixShape{Format::kE2M1Pair, 16, 256, Format::kE8M0, 1, 32},
+                                     MatrixShape{Format::kE2M1Pair, 16, 256, Format::kE4M3, 1, 16}}) {
+        const Packed packed(shape, 10);
+        const std::vector<float> x = random_floats(kVectors * shape.cols, 11);
+        const std::vector<float> all = multiply(packed.strips, 0, 16, x, kVectors, ops::InputRounding::kE4M3);
+        for (int64_t t = 0; t < kVectors; ++t) {
+            const std::vector<float> alone =
+                multiply(packed.strips, 0, 16, {x.begin() + t * shape.cols, x.begin() + (t + 1) * shape.cols}, 1,
+                         ops::InputRounding::kE4M3);
+            EXPECT_EQ(std::memcmp(alone.data(), &all[static_cast<size_t>(t * 16)], 16 * sizeof(float)), 0)
+                << to_string(shape) << " vector " << t;
+        }
+    }
+}
+
 TEST_P(Strips, MatmulOfE4M3VectorsEqualsTheReferenceInDouble) {
     constexpr int64_t kTokens = 3;
     for (const MatrixShape& shape : packed_shapes()) {
