@@ -258,7 +258,7 @@ TEST(GpuExecutor, ExpertsThatPassThroughTheCardInAPromptChangeNothing) {
     const int64_t others = 64 - 14;
     for (const auto& [streaming, gb_per_s, least, most] : {std::tuple{Streaming::kAll, 0.5, others, 2 * others},
                                                            {Streaming::kShared, 50.0, int64_t{0}, 2 * others},
-                                                           {Streaming::kShared, 0.02, int64_t{0}, int64_t{0}}}) {
+                                                           {Streaming::kShared, 0.004, int64_t{0}, int64_t{0}}}) {
         OnCard card(*demo.model, {.link = {.gb_per_s = gb_per_s}}, 1,
                     scheduler::spread_experts(scheduler::expert_counts(plan), 14),
                     {.policy = scheduler::ResidencyRules::Policy::kStatic, .ring = 3, .streaming = streaming});
@@ -303,17 +303,40 @@ std::string failure(OnCard& card, memory::SequenceCache& sequence, std::span<con
     return "";
 }
 
+struct Retried {
+    std::vector<std::string> errors;
+    Logits logits;  // of the pass that was whole
+};
+
+/// On a loaded machine what is slow looks like what never comes, and what is lost may be lost in a later pass than the
+/// first: plays with more and more patience until a pass is whole.
+Retried feed_until_whole(OnCard& card, memory::SequenceCache& sequence, std::span<const int32_t> tokens) {
+    Retried result;
+    for (std::chrono::milliseconds patience(500); patience < std::chrono::minutes(3); patience *= 2) {
+        card.executor.set_patience(patience, patience);
+        const int64_t before = sequence.position();
+        try {
+            result.logits = card.feed(sequence, tokens, std::ssize(tokens));
+            return result;
+        } catch (const Error& error) {
+            EXPECT_EQ(sequence.position(), before);
+            result.errors.push_back(error.what());
+        }
+    }
+    ADD_FAILURE() << "no pass is whole: " << result.errors.back();
+    return result;
+}
+
 TEST(GpuExecutorFaults, ALostFlagEndsThePassInTime) {
     const std::vector<int32_t> tokens = tiny::tokens(8);
     OnCard card(KvCacheDtype::kF32, {.faults = {.lose_flag = 3}});
-    card.executor.set_patience(std::chrono::milliseconds(300), std::chrono::milliseconds(300));
     const auto sequence = card.executor.new_sequence();
-    EXPECT_NE(failure(card, *sequence, tokens).find("GPU 0: no job for the experts"), std::string::npos);
-    // Once: the next pass is whole.
-    card.executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));
+    const Retried found = feed_until_whole(card, *sequence, tokens);
+    ASSERT_FALSE(found.errors.empty());
+    EXPECT_NE(found.errors.back().find("GPU 0: no job for the experts"), std::string::npos) << found.errors.back();
     Engine& cpu = tiny_engine(KvCacheDtype::kF32);
     const auto here = cpu.new_sequence();
-    EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 8), cpu.feed(*here, tokens, 8)), 1e-4);
+    EXPECT_LT(largest_difference(found.logits, cpu.feed(*here, tokens, 8)), 1e-4);
 }
 
 TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
@@ -325,7 +348,7 @@ TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
 }
 
 TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
-    if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there: what is slow looks like what never comes";
+    if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there";
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
     std::vector<int32_t> tokens;
@@ -336,18 +359,17 @@ TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
                                          .streaming = scheduler::ResidencyRules::Streaming::kAll};
     };
     const auto some = scheduler::spread_experts(scheduler::expert_counts(plan), 14);
-    const OnCard whole(*demo.model, {}, 1, some, rules(3));
     // Flags that measuring raises at the start: of two runs through all layers, three times each, and of three
     // hand-offs.
     for (const int64_t n : {27 + 2, 27 + 5, 27 + 30}) {
         OnCard card(*demo.model, {.faults = {.lose_flag = n}}, 1, some, rules(3));
-        card.executor.set_patience(std::chrono::milliseconds(700), std::chrono::milliseconds(700));
         const auto sequence = card.executor.new_sequence();
-        EXPECT_NE(failure(card, *sequence, tokens).find("GPU 0"), std::string::npos) << n;
-        card.executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));
+        const Retried found = feed_until_whole(card, *sequence, tokens);
+        ASSERT_FALSE(found.errors.empty()) << n;
+        EXPECT_NE(found.errors.back().find("GPU 0"), std::string::npos) << n;
         Engine cpu(*demo.model, "auto", 1);
         const auto here = cpu.new_sequence();
-        EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 40), cpu.feed(*here, tokens, 40)), 1e-3) << n;
+        EXPECT_LT(largest_difference(found.logits, cpu.feed(*here, tokens, 40)), 1e-3) << n;
     }
 }
 
