@@ -5,17 +5,18 @@
 #include "cpu/run.h"
 
 #include <bit>
-#include <cstring>
 
 namespace thermocline::cpu {
 
 struct InputForm {
+    const quant::Matrix& matrix;
     const KernelTable& kernels;
     bool e4m3, int8, bf16, panel;
     float factor;
 
     InputForm(const quant::Matrix& w, ops::InputRounding rounding, const KernelTable& table)
-        : kernels(table),
+        : matrix(w),
+          kernels(table),
           e4m3(rounding == ops::InputRounding::kE4M3),
           int8(rounding == ops::InputRounding::kInt8 && quant::has_integer_codes(w)),
           bf16(e4m3 && kernels.matmul_bf16 != nullptr && quant::has_bf16_codes(w)),
@@ -40,14 +41,11 @@ struct InputForm {
                                    quant::kStripBlock);
             return;
         }
-        if (bf16 && kernels.bf16_tiles) {
-            if (m == 1) return convert(in, out, width);
-            for (int64_t k = 0; k < width; k += quant::kStripBlock) {
+        if (bf16 && kernels.put_in_panel != nullptr) {
+            for (int64_t b = 0; b < width / quant::kStripBlock; ++b) {
                 float numbers[quant::kStripBlock];
-                convert(in + k, numbers, quant::kStripBlock);
-                make_pairs(numbers);
-                for (int64_t step = 0; step < 4; ++step)
-                    std::memcpy(out + ((k / 32 + step) * m + i) * 16, numbers + 16 * step, 16 * sizeof(float));
+                convert(in + b * quant::kStripBlock, numbers, quant::kStripBlock);
+                kernels.put_in_panel(matrix, numbers, b, i, m, out);
             }
             return;
         }

@@ -45,11 +45,13 @@ struct KernelTable {
                         int64_t m, float* y, int64_t y_stride) noexcept;
     /// The same for packed FP8 and FP4 matrices and vectors rounded to e4m3 (quant::has_bf16_codes), as matmul but that
     /// x is not multiplied and a number of the panel is a pair of bf16 columns: of every four 0 and 2, then 1 and 3.
-    /// With bf16_tiles the panel is [K / 32][m][16] of them, and one vector lies as it is. Null where the tier has no
-    /// instruction for it.
+    /// Null where the tier has no instruction for it.
     void (*matmul_bf16)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
                         int64_t m, float* y, int64_t y_stride) noexcept;
-    bool bf16_tiles;
+    /// Null: matmul_bf16 takes such a panel. Else one of its own, of [m * K] numbers, and x_stride does not matter:
+    /// puts the rounded columns 128 b on of vector i of m, `numbers` [128], where they belong.
+    void (*put_in_panel)(const quant::Matrix& w, const float* numbers, int64_t b, int64_t i, int64_t m,
+                         float* panel) noexcept;
     int panel_tokens;  ///< most vectors of a group of a panel
     /// Row n of W (layout kRows) as float32: out [W.cols].
     void (*decode_row)(const quant::Matrix& w, int64_t row, float* out) noexcept;

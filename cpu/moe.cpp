@@ -51,12 +51,12 @@ Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& s
     float* at = f.shared.data();
     const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
     Dispatch d{};
+    d.x = take(pairs * std::max(set.hidden, set.intermediate));  // first: panels are read by cache lines
+    d.h = take(pairs * set.intermediate);
     d.begin = reinterpret_cast<int32_t*>(take(experts + 2));
     d.row = reinterpret_cast<int32_t*>(take(pairs));
     d.weight = take(pairs);
     d.active = reinterpret_cast<int32_t*>(take(std::min(experts, pairs)));
-    d.h = take(pairs * set.intermediate);
-    d.x = take(pairs * std::max(set.hidden, set.intermediate));
 
     std::fill(d.begin, d.begin + experts + 2, 0);
     for (int64_t t = 0; t < rows; ++t)

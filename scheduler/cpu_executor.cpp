@@ -40,8 +40,8 @@ CpuExecutor::CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu
     for (const ops::SlotSpec& slot : plan.slots) total += slot_floats(slot);
     for (const ops::RopeTable& rope : plan.ropes) total += padded(rope.dims() * limits.max_rows);
 
-    storage_.resize(static_cast<size_t>(total));
-    float* at = storage_.data();
+    storage_.emplace(static_cast<size_t>(total) * sizeof(float));
+    auto* at = reinterpret_cast<float*>(storage_->bytes().data());
     const auto take = [&](int64_t floats) { return std::exchange(at, at + floats); };
     for (const ops::SlotSpec& slot : plan.slots) slots_.push_back(take(slot_floats(slot)));
     for (const ops::RopeTable& rope : plan.ropes) rotations_.push_back(take(padded(rope.dims() * limits.max_rows)));
@@ -105,6 +105,6 @@ const float* CpuExecutor::streams(int64_t row) const {
     return slots_[static_cast<size_t>(plan_.streams)] + row * plan_.slots[static_cast<size_t>(plan_.streams)].cols;
 }
 
-int64_t CpuExecutor::workspace_bytes() const { return static_cast<int64_t>(storage_.size() * sizeof(float)); }
+int64_t CpuExecutor::workspace_bytes() const { return std::ssize(storage_->bytes()); }
 
 }  // namespace thermocline::scheduler

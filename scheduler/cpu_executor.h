@@ -6,9 +6,11 @@
 #include "cpu/workers.h"
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
+#include "src/base/pages.h"
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -40,7 +42,7 @@ private:
     const cpu::KernelTable& kernels_;
     ExecutorLimits limits_;
     BatchRows rows_;
-    std::vector<float> storage_;  // of all slots, rotations and scratch
+    std::optional<Pages> storage_;  // of all slots, rotations and scratch
     std::vector<float*> slots_;
     std::vector<float*> rotations_;
     std::span<float> shared_, per_worker_;

@@ -126,9 +126,12 @@ void GpuExecutor::take_host_memory() {
     }
 
     const cpu::ScratchSize scratch = cpu::scratch_size(plan_, limits_.max_rows, limits_.max_tokens);
-    cpu_scratch_.resize(static_cast<size_t>(scratch.shared + scratch.per_worker * workers_.count()));
-    shared_ = std::span(cpu_scratch_).first(static_cast<size_t>(scratch.shared));
-    per_worker_ = std::span(cpu_scratch_).subspan(static_cast<size_t>(scratch.shared));
+    const auto shared = static_cast<size_t>(scratch.shared),
+               per_worker = static_cast<size_t>(scratch.per_worker * workers_.count());
+    cpu_scratch_.emplace((shared + per_worker) * sizeof(float));
+    auto* floats = reinterpret_cast<float*>(cpu_scratch_->bytes().data());
+    shared_ = {floats, shared};
+    per_worker_ = {floats + shared, per_worker};
 }
 
 std::unique_ptr<memory::SequenceCache> GpuExecutor::new_sequence() {

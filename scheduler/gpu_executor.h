@@ -21,6 +21,7 @@
 #include "scheduler/gpu_weights.h"
 #include "scheduler/handoff.h"
 #include "scheduler/placement.h"
+#include "src/base/pages.h"
 
 #include <chrono>
 #include <cstdint>
@@ -132,7 +133,7 @@ private:
     float *host_embeddings_ = nullptr, *host_logits_ = nullptr, *host_streams_ = nullptr;
     std::vector<Handoff> handoffs_;
     std::vector<float*> host_slots_;  // of the experts' steps; others null
-    std::vector<float> cpu_scratch_;
+    std::optional<Pages> cpu_scratch_;
     std::span<float> shared_, per_worker_;
 
     /// By rows, outputs, and whether experts on the card take part.

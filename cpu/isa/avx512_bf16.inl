@@ -32,6 +32,19 @@ using HalfTable = __m512i;
     return (F)_mm512_permutexvar_epi16((__m512i)words, table);
 }
 
+/// A table of 16 bytes four times, so that of every byte the low four bits alone count.
+using SpareBitsTable = __m512i;
+[[gnu::always_inline]] inline SpareBitsTable make_spare_bits_table(const uint8_t* values) {
+    return _mm512_broadcast_i32x4(load_16_bytes(values));
+}
+[[gnu::always_inline]] inline U look_up_spare_bits(const SpareBitsTable& table, U words) {
+    return (U)_mm512_permutexvar_epi8((__m512i)words, table);
+}
+/// sums + products of four unsigned bytes and the signed quad at p.
+[[gnu::always_inline]] inline I add_products_of_bytes(U bytes_, const int8_t* p, I sums) {
+    return (I)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)bytes_, broadcast_quad(p));
+}
+
 /// The bytes of bf16 numbers, each in the place of the code that it comes from.
 struct SplitBF16 {
     __m512i low, high;

@@ -24,7 +24,7 @@ constexpr KernelTable make_kernels(const char* name) {
         .matmul = matmul,
         .matmul_int8 = matmul_int8,
         .matmul_bf16 = nullptr,
-        .bf16_tiles = false,
+        .put_in_panel = nullptr,
         .panel_tokens = kStripTokens,
         .decode_row = decode_row,
         .dot = dot,
