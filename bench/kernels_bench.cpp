@@ -80,11 +80,12 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
     }
     const InputForm form(w, kRoundings[static_cast<int>(kind)], kernels);
     const std::vector<float> numbers = random_floats(m * w.cols, 2);
-    std::vector<float> x(numbers.size() + kPanelSlack);
-    for (int64_t i = 0; i < m; ++i) form.prepare(numbers.data() + i * w.cols, w.cols, x.data(), i, m);
+    const Pages x_pages((numbers.size() + kPanelSlack) * sizeof(float));
+    auto* x = reinterpret_cast<float*>(x_pages.bytes().data());
+    for (int64_t i = 0; i < m; ++i) form.prepare(numbers.data() + i * w.cols, w.cols, x, i, m);
     std::vector<float> y(static_cast<size_t>(m * w.rows));
     for (auto _ : state) {
-        form.matmul()(w, 0, w.rows, x.data(), form.stride(m, w.cols), m, y.data(), w.rows);
+        form.matmul()(w, 0, w.rows, x, form.stride(m, w.cols), m, y.data(), w.rows);
         benchmark::DoNotOptimize(y.data());
     }
     const auto rate = benchmark::Counter::kIsIterationInvariantRate;
