@@ -27,10 +27,6 @@ std::string number(double value) {
     return out.find_first_of(".en") == std::string::npos ? out + ".0" : out;
 }
 
-void write_header(std::string& out, const std::string& name, const std::string& help, const char* type) {
-    out += "# HELP " + name + " " + help + "\n# TYPE " + name + " " + type + "\n";
-}
-
 void write_counter(std::string& out, const std::string& name, const std::string& help, const std::string& labels,
                    double value) {
     write_header(out, name, help, "counter");
@@ -57,6 +53,22 @@ Json latency_json(const Histogram& histogram) {
 }
 
 }  // namespace
+
+void write_header(std::string& out, const std::string& name, const std::string& help, const char* type) {
+    out += "# HELP " + name + " " + help + "\n# TYPE " + name + " " + type + "\n";
+}
+
+void write_histogram(std::string& out, const std::string& name, const std::string& labels,
+                     std::span<const double> bounds, std::span<const uint64_t> counts, double sum) {
+    uint64_t count = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+        count += counts[i];
+        const std::string bound = i < bounds.size() ? number(bounds[i]) : "+Inf";
+        out += name + "_bucket{" + labels + ",le=\"" + bound + "\"} " + number(static_cast<double>(count)) + "\n";
+    }
+    out += name + "_count{" + labels + "} " + number(static_cast<double>(count)) + "\n";
+    out += name + "_sum{" + labels + "} " + number(sum) + "\n";
+}
 
 Histogram::Histogram(std::vector<double> bounds)
     : bounds_(std::move(bounds)), counts_(std::make_unique<std::atomic<uint64_t>[]>(bounds_.size() + 1)) {}
@@ -86,14 +98,8 @@ double Histogram::quantile(double share) const {
 }
 
 void Histogram::write(std::string& out, const std::string& name, const std::string& labels) const {
-    uint64_t count = 0;
-    for (size_t i = 0; i <= bounds_.size(); ++i) {
-        count += counts_[i];
-        const std::string bound = i < bounds_.size() ? number(bounds_[i]) : "+Inf";
-        out += name + "_bucket{" + labels + ",le=\"" + bound + "\"} " + number(static_cast<double>(count)) + "\n";
-    }
-    out += name + "_count{" + labels + "} " + number(static_cast<double>(count)) + "\n";
-    out += name + "_sum{" + labels + "} " + number(sum_) + "\n";
+    const std::vector<uint64_t> counts(counts_.get(), counts_.get() + bounds_.size() + 1);
+    write_histogram(out, name, labels, bounds_, counts, sum_);
 }
 
 Metrics::Metrics()
@@ -140,6 +146,7 @@ std::string Metrics::prometheus(const std::string& model_name) const {
         write_header(out, reading.name, reading.help, reading.kind == Kind::kCounter ? "counter" : "gauge");
         out += reading.name + "{" + labels + "} " + number(reading.read()) + "\n";
     }
+    for (const Writer& write : writers_) write(out, labels);
     const auto tokens = [](const std::atomic<uint64_t>& count) { return static_cast<double>(count.load()); };
     write_counter(out, "vllm:prompt_tokens_total", "Tokens of prompts.", labels, tokens(prompt_tokens));
     write_counter(out, "vllm:generation_tokens_total", "Tokens generated.", labels, tokens(output_tokens));

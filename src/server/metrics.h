@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace thermocline::server {
@@ -38,6 +40,12 @@ private:
 enum class Outcome { kStop, kLength, kAbort, kError };
 inline constexpr std::array<const char*, 4> kOutcomeNames = {"stop", "length", "abort", "error"};
 
+/// Lines of what /metrics answers.
+void write_header(std::string& out, const std::string& name, const std::string& help, const char* type);
+/// `counts`: below each bound, then beyond the last.
+void write_histogram(std::string& out, const std::string& name, const std::string& labels,
+                     std::span<const double> bounds, std::span<const uint64_t> counts, double sum);
+
 class Metrics {
 public:
     Metrics();
@@ -45,6 +53,9 @@ public:
     enum class Kind { kCounter, kGauge };
     /// A number that is read when somebody asks. Before the first request only.
     void add(Kind kind, std::string name, std::string help, std::function<double()> read);
+    /// The same for what is more than one number: `write` makes its lines with the labels that all samples have.
+    using Writer = std::function<void(std::string& out, const std::string& labels)>;
+    void add(Writer write) { writers_.push_back(std::move(write)); }
 
     std::string prometheus(const std::string& model_name) const;
     /// What the page shows, without what the engine alone knows.
@@ -72,6 +83,7 @@ private:
 
     const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
     std::vector<Reading> readings_;
+    std::vector<Writer> writers_;
     std::array<std::atomic<uint64_t>, 600> responses_{};  // by status
 };
 

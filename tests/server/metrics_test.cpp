@@ -66,6 +66,7 @@ TEST_F(ServerTest, MetricsCountWhatWasServed) {
     EXPECT_EQ(stats["seconds"]["time_to_first_token"]["count"], 3);
     EXPECT_EQ(stats["requests"]["running"], 0);
     EXPECT_EQ(stats["model"], "tiny");
+    EXPECT_EQ(stats["memory_gb_per_second"], 20.0);
 }
 
 TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {

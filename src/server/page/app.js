@@ -82,14 +82,15 @@ class Answer {
   }
 
   add(delta) {
-    if (delta.reasoning_content) {
+    const thought = delta.reasoning_content || delta.reasoning;  // --reasoning-field
+    if (thought) {
       if (!this.thought) {
         const details = document.createElement('details');
         this.turn.prepend(details);
         element(details, 'summary', '', 'Thinking');
         this.thought = element(details, 'div', 'text', '');
       }
-      this.message.reasoning_content = (this.message.reasoning_content || '') + delta.reasoning_content;
+      this.message.reasoning_content = (this.message.reasoning_content || '') + thought;
       this.thought.textContent = this.message.reasoning_content;
     }
     if (delta.content) {
@@ -222,7 +223,7 @@ function reset() {
 
 // Dashboard.
 
-const peaks = {decode: 1, prefill: 1};
+const peaks = {decode: 1, prefill: 1};  // where the server did not measure its memory
 const timeNames = {time_to_first_token: 'to the first token', inter_token_latency: 'between tokens', queue: 'waiting',
                    request: 'whole request'};
 
@@ -231,9 +232,10 @@ function setMeter(id, share, text) {
   at(id + '-text').textContent = text;
 }
 
-function showBandwidth(id, value) {
+function showBandwidth(id, value, limit) {
   peaks[id] = Math.max(peaks[id], value);
-  setMeter(id, value / peaks[id], value.toFixed(value < 1 ? 3 : 1) + ' GB/s');
+  const share = limit ? ', ' + (100 * value / limit).toFixed(value < limit / 10 ? 1 : 0) + ' %' : '';
+  setMeter(id, value / (limit || peaks[id]), value.toFixed(value < 1 ? 3 : 1) + ' GB/s' + share);
 }
 
 function showStats(stats) {
@@ -246,8 +248,11 @@ function showStats(stats) {
   setMeter('kv', stats.kv_cache_usage, (100 * stats.kv_cache_usage).toFixed(1) + ' %');
   const share = stats.tokens.prompt > 0 ? stats.tokens.cached / stats.tokens.prompt : 0;
   setMeter('hits', share, (100 * share).toFixed(1) + ' %');
-  showBandwidth('decode', stats.last_request.decode_gb_per_second);
-  showBandwidth('prefill', stats.last_request.prefill_gb_per_second);
+  const limit = stats.memory_gb_per_second;
+  showBandwidth('decode', stats.last_request.decode_gb_per_second, limit);
+  showBandwidth('prefill', stats.last_request.prefill_gb_per_second, limit);
+  at('bandwidth-scale').textContent = limit ? `the ${limit.toFixed(1)} GB/s that the memory of this machine gave at the start`
+                                            : 'the highest value since this page was opened';
   at('times').replaceChildren();
   for (const [name, time] of Object.entries(stats.seconds)) {
     const row = element(at('times'), 'tr', '');
