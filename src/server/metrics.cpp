@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -77,6 +78,7 @@ void Histogram::observe(double value) {
     const auto bucket = std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin();
     ++counts_[static_cast<size_t>(bucket)];
     sum_ += value;
+    recent_[observed_++ % kRecent] = static_cast<float>(value);
 }
 
 uint64_t Histogram::count() const {
@@ -86,15 +88,13 @@ uint64_t Histogram::count() const {
 }
 
 double Histogram::quantile(double share) const {
-    const double wanted = share * static_cast<double>(count());
-    double below = 0;
-    for (size_t i = 0; i < bounds_.size(); ++i) {
-        const auto here = static_cast<double>(counts_[i]);
-        const double lower = i == 0 ? 0 : bounds_[i - 1];
-        if (here > 0 && below + here >= wanted) return lower + (bounds_[i] - lower) * (wanted - below) / here;
-        below += here;
-    }
-    return below < wanted ? bounds_.back() : 0;
+    std::vector<float> values(recent_.begin(),
+                              recent_.begin() + static_cast<std::ptrdiff_t>(std::min(observed_.load(), kRecent)));
+    if (values.empty()) return 0;
+    const auto rank = static_cast<std::ptrdiff_t>(std::ceil(share * static_cast<double>(values.size())));
+    const auto at = values.begin() + std::max<std::ptrdiff_t>(rank, 1) - 1;
+    std::nth_element(values.begin(), at, values.end());
+    return static_cast<double>(*at);
 }
 
 void Histogram::write(std::string& out, const std::string& name, const std::string& labels) const {

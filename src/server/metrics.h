@@ -22,11 +22,12 @@ namespace thermocline::server {
 /// Counts of values below ascending bounds.
 class Histogram {
 public:
+    static constexpr size_t kRecent = 512;
     explicit Histogram(std::vector<double> bounds);
     void observe(double value);
     uint64_t count() const;
     double sum() const { return sum_; }
-    /// The value that a part `share` of all observations is below, interpolated inside its bucket; 0 without any.
+    /// The value that a part `share` of the last kRecent observations does not exceed; 0 without any.
     double quantile(double share) const;
     void write(std::string& out, const std::string& name, const std::string& labels) const;
 
@@ -34,6 +35,8 @@ private:
     std::vector<double> bounds_;
     std::unique_ptr<std::atomic<uint64_t>[]> counts_;  // [bounds + 1]
     std::atomic<double> sum_ = 0;
+    std::array<std::atomic<float>, kRecent> recent_{};
+    std::atomic<size_t> observed_ = 0;
 };
 
 /// Why a sequence ended, in the words of vllm:request_success_total.

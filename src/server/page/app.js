@@ -43,8 +43,11 @@ function show(name) {
     refresh();
     refreshExperts();
   }
-  if (location.hash !== '#' + name) history.replaceState(null, '', '#' + name);
+  if (location.hash !== '#/' + name) history.replaceState(null, '', '#/' + name);
 }
+
+// A fragment that is no element's id: the browser would take the focus away to it.
+function viewOfAddress() { return views.find((view) => '#/' + view === location.hash) || 'chat'; }
 
 document.querySelector('nav').addEventListener('keydown', (event) => {
   const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
@@ -72,6 +75,17 @@ function addTurn(role) {
   return turn;
 }
 
+// Text with code between lines of ``` as the model writes it; what is open is code to the end.
+function showText(box, text) {
+  const parts = text.split(/^```.*(?:\n|$)/m);
+  if (parts.length === 1) {
+    box.textContent = text;
+    return;
+  }
+  box.replaceChildren();
+  parts.forEach((part, i) => { if (part.trim()) element(box, i % 2 === 0 ? 'div' : 'pre', '', part.replace(/\n$/, '')); });
+}
+
 // One answer while it arrives: where its pieces go, and the message it becomes.
 class Answer {
   constructor() {
@@ -96,7 +110,7 @@ class Answer {
     if (delta.content) {
       if (!this.text) this.text = element(this.turn, 'div', 'text', '');
       this.message.content += delta.content;
-      this.text.textContent = this.message.content;
+      showText(this.text, this.message.content);
     }
     for (const piece of delta.tool_calls || []) this.addCall(piece);
   }
@@ -337,10 +351,10 @@ document.addEventListener('keydown', (event) => { if (event.key === 'Escape') st
 settings.addEventListener('input', saveSettings);
 settings.elements.key.addEventListener('change', showModel);
 settings.addEventListener('submit', (event) => event.preventDefault());
-window.addEventListener('hashchange', () => show(views.find((view) => '#' + view === location.hash) || 'chat'));
+window.addEventListener('hashchange', () => show(viewOfAddress()));
 
 loadSettings();
 showModel();
-show(views.find((view) => '#' + view === location.hash) || 'chat');
+show(viewOfAddress());
 setInterval(refresh, 2000);
 setInterval(refreshExperts, 5000);
