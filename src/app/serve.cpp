@@ -104,8 +104,11 @@ double memory_speed(cpu::Workers& workers) {
 
 /// True if the engine broke: clients hear of it for some seconds, then a supervisor may start us again.
 bool wait_for_end(server::StopSignal& stop, const engine::Engine& engine) {
-    while (!stop.wait(std::chrono::milliseconds(500)))
-        if (engine.broken()) return stop.wait(std::chrono::seconds(5)), true;
+    while (!stop.wait(std::chrono::milliseconds(500))) {
+        if (!engine.broken()) continue;
+        stop.wait(std::chrono::seconds(5));
+        return true;
+    }
     return false;
 }
 

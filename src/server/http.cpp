@@ -348,7 +348,8 @@ void HttpServer::State::set_up() {
         if (request.method == "OPTIONS") {
             response.status = 200;
             response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-            response.set_header("Access-Control-Allow-Headers", "*");
+            // Browsers do not count Authorization among "*".
+            response.set_header("Access-Control-Allow-Headers", "*, Authorization");
             response.set_header("Access-Control-Max-Age", "86400");
             return httplib::Server::HandlerResponse::Handled;
         }

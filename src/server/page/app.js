@@ -83,7 +83,7 @@ function showText(box, text) {
     return;
   }
   box.replaceChildren();
-  parts.forEach((part, i) => { if (part.trim()) element(box, i % 2 === 0 ? 'div' : 'pre', '', part.replace(/\n$/, '')); });
+  parts.forEach((part, i) => { if (part.trim()) element(box, i % 2 === 0 ? 'div' : 'pre', '', part.replace(/^\n+|\n+$/g, '')); });
 }
 
 // One answer while it arrives: where its pieces go, and the message it becomes.
