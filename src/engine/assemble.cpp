@@ -117,10 +117,8 @@ uint64_t state_hash(const EngineOptions& options, const model::Checkpoint& check
     return hash;
 }
 
-std::unique_ptr<memory::PrefixDisk> prefix_disk(const EngineOptions& options, const model::Model& model,
-                                                Forward& forward, const std::string& arithmetic) {
+std::unique_ptr<memory::PrefixDisk> prefix_disk(const EngineOptions& options, uint64_t hash) {
     if (options.prefix_disk.empty()) return nullptr;
-    const uint64_t hash = state_hash(options, model.checkpoint, arithmetic, forward.new_sequence()->fingerprint());
     auto disk = std::make_unique<memory::PrefixDisk>(options.prefix_disk, options.prefix_disk_bytes, hash);
     log::info("prefix cache on disk: {}, {} files, {} of {} MB", options.prefix_disk, disk->files(),
               disk->bytes() / 1'000'000, options.prefix_disk_bytes / 1'000'000);
@@ -176,7 +174,9 @@ Assembly assemble(const EngineOptions& options) {
                                      : options.prefix_bytes;
     log::info("{} requests at once, {} MB for their caches, {} MB for the prefix cache", options.max_num_seqs,
               engine_limits.kv_bytes / 1'000'000, engine_limits.prefix_bytes / 1'000'000);
-    auto disk = prefix_disk(options, model, *forward, std::string(kernels.name) + " " + out.gpus->name());
+    const std::string arithmetic = std::string(kernels.name) + " " + out.gpus->name();
+    out.state_hash = state_hash(options, model.checkpoint, arithmetic, forward->new_sequence()->fingerprint());
+    auto disk = prefix_disk(options, out.state_hash);
     out.engine = std::make_unique<Engine>(std::move(forward), std::move(engine_limits), kernels, std::move(disk));
     log::info("{}: {}, {} tokens of context, {} workers, {} kernels, chat encoding {}", out.name, model.architecture,
               context, out.workers->count(), kernels.name, text::revision_name(out.encoding.revision));

@@ -57,6 +57,7 @@ struct Assembly {
     text::RevisionChoice encoding;
     SamplingParams sampling;  // defaults of the checkpoint
     std::string name;         // of the model
+    uint64_t state_hash = 0;  // of all that its numbers depend on: weights, arithmetic, the program
     std::unique_ptr<cpu::Workers> workers;
     std::unique_ptr<scheduler::Gpus> gpus;
     std::unique_ptr<scheduler::RoutingWatch> routing;

@@ -4,6 +4,7 @@
 #include "src/base/log.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <exception>
 #include <new>
@@ -14,6 +15,9 @@ namespace {
 
 /// A sequence leaves a state in the prefix cache every so many tokens (hybrid-engine.md 5.3).
 constexpr int64_t kRememberTokens = 2048;
+
+/// A card that is lost fails every pass; a request that fails its passes is not sent that often in a row.
+constexpr int kMostFailedPasses = 8;
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
@@ -82,6 +86,8 @@ Engine::Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::K
       prefixes_(limits_.prefix_bytes, std::move(disk)),
       batcher_(batch_limits(*model_, max_sequences_, limits_.kv_bytes),
                [model = model_.get()](int64_t tokens) { return bytes_of(*model, tokens); }) {
+    counted_.kv_sequence_bytes = bytes_of(*model_, max_model_len_);
+    slots_.resize(static_cast<size_t>(max_sequences_));
     publish();
     thread_ = std::thread([this] { run(); });
 }
@@ -132,7 +138,7 @@ std::shared_ptr<Ticket> Engine::submit(Request request, std::shared_ptr<Listener
         const std::lock_guard lock(mutex_);
         const auto queued = std::count_if(waiting_.begin(), waiting_.end(),
                                           [](const auto& waiting) { return !waiting.second->ticket->cancelled(); });
-        if (draining_ || stopping_ || (limits_.max_queue > 0 && queued >= limits_.max_queue)) return nullptr;
+        if (draining_ || stopping_ || broken_ || (limits_.max_queue > 0 && queued >= limits_.max_queue)) return nullptr;
         sequence->id = next_id_++;
         batcher_.add(sequence->id, sequence->request.priority, std::ssize(sequence->tokens),
                      sequence->request.prompt_logprobs >= 0);
@@ -153,6 +159,16 @@ Counters Engine::counters() const {
     now.running = batcher_.running();
     now.waiting = batcher_.waiting();
     return now;
+}
+
+std::vector<Engine::Slot> Engine::slots() const {
+    const std::lock_guard lock(mutex_);
+    return slots_;
+}
+
+bool Engine::broken() const {
+    const std::lock_guard lock(mutex_);
+    return broken_;
 }
 
 void Engine::drain() {
@@ -224,7 +240,12 @@ void Engine::turn_over() {
     {
         const std::lock_guard lock(mutex_);
         turn = batcher_.turn_over();
-        for (const SequenceId id : turn.admitted) running_.insert(waiting_.extract(id));
+        for (const SequenceId id : turn.admitted) {
+            Sequence& sequence = *running_.insert(waiting_.extract(id)).position->second;
+            const auto free = std::find_if(slots_.begin(), slots_.end(), [](const Slot& s) { return s.sequence < 0; });
+            sequence.slot = static_cast<size_t>(free - slots_.begin());
+            *free = {id, sequence.statistics.prompt_tokens, sequence.statistics.output_tokens};
+        }
     }
     for (const SequenceId id : turn.preempted) {
         Sequence& sequence = *running_.at(id);
@@ -250,6 +271,7 @@ void Engine::turn_over() {
 void Engine::to_queue(SequenceId id) {
     ++counted_.preemptions;
     auto node = running_.extract(id);
+    slots_[node.mapped()->slot] = {};
     node.mapped()->cache.reset();
     node.mapped()->loading = false;
     waiting_.insert(std::move(node));
@@ -334,7 +356,8 @@ void Engine::go_on(Sequence& sequence, int64_t loaded) {
 
 /// Keeps the state at a position for others, who may begin with the same tokens.
 void Engine::remember(Sequence& sequence, int64_t position) {
-    if (sequence.request.prompt_logprobs >= 0) return;  // they come by thousands, and never read
+    // Those with prompt_logprobs come by thousands, and never read.
+    if (sequence.request.prompt_logprobs >= 0 || !sequence.request.reuse_prefix) return;
     prefixes_.keep(*sequence.cache, sequence.request.cache_salt,
                    std::span(sequence.tokens).first(static_cast<size_t>(position)));
     sequence.remembered = position;
@@ -414,10 +437,9 @@ void Engine::pass() {
     try {
         model_->forward(parts_);
     } catch (const std::exception& error) {
-        for (const Share& share : shares_) fail_with(*running_.at(share.id), error.what());
-        return;
+        return fail_pass(error.what());
     }
-    ++counted_.passes;
+    count_pass();
     int64_t output = 0;
     for (const Share& share : shares_) {
         Sequence& sequence = *running_.at(share.id);
@@ -430,6 +452,35 @@ void Engine::pass() {
         }
         output += share.outputs;
     }
+}
+
+void Engine::count_pass() {
+    failed_passes_ = 0;
+    ++counted_.passes;
+    int64_t tokens = 0;
+    for (const Share& share : shares_) {
+        tokens += share.rows;
+        counted_.longest_sequence = std::max(counted_.longest_sequence, running_.at(share.id)->cache->position());
+    }
+    counted_.pass_tokens += tokens;
+    counted_.pass_sequences += std::ssize(shares_);
+    const auto size = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(tokens - 1)));
+    ++counted_.passes_by_tokens[std::min(size, Counters::kPassSizes - 1)];
+}
+
+/// Those that took part have failed; after too many such passes everybody has.
+void Engine::fail_pass(const std::string& error) {
+    std::vector<Sequence*> failed;
+    for (const Share& share : shares_) failed.push_back(running_.at(share.id).get());
+    if (++failed_passes_ == kMostFailedPasses) {
+        log::error("{} passes failed one after the other, nothing more is computed: {}", kMostFailedPasses, error);
+        const std::lock_guard lock(mutex_);
+        broken_ = true;
+        failed.clear();
+        for (const Sequences* some : {&running_, &waiting_})
+            for (const auto& one : *some) failed.push_back(one.second.get());
+    }
+    for (Sequence* sequence : failed) fail_with(*sequence, error);
 }
 
 /// After a pass: reports, and draws if all tokens are in the caches.
@@ -500,21 +551,24 @@ std::optional<FinishReason> Engine::draw(Sequence& sequence, std::span<const flo
                                        static_cast<uint64_t>(step));
     if (request.constraint) request.constraint->accept(id);
     Token token;
-    if (request.logprobs >= 0) token = sampler_.with_logprobs(logits, id, request.logprobs);
+    if (request.logprobs >= 0)
+        token =
+            sampler_.with_logprobs(request.processed_logprobs ? sampler_.drawn_from() : logits, id, request.logprobs);
     token.id = id;
     token.ends = contains(sequence.stop_tokens, id);
     sequence.history->add_output(id);
     sequence.tokens.push_back(id);
     ++sequence.statistics.output_tokens;
     ++counted_.output_tokens;
+    if (token.ends && !contains(limits_.eos_ids, id)) sequence.stop_token = id;
+    std::optional<FinishReason> reason;
+    if (token.ends || (request.constraint && request.constraint->ended()))
+        reason = FinishReason::kStop;
+    else if (sequence.statistics.output_tokens >= sequence.max_output)
+        reason = FinishReason::kLength;
+    token.is_last = reason.has_value();
     const bool goes_on = sequence.listener->on_token(token);
-    if (token.ends) {
-        if (!contains(limits_.eos_ids, id)) sequence.stop_token = id;
-        return FinishReason::kStop;
-    }
-    if (!goes_on || (request.constraint && request.constraint->ended())) return FinishReason::kStop;
-    if (sequence.statistics.output_tokens >= sequence.max_output) return FinishReason::kLength;
-    return std::nullopt;
+    return goes_on ? reason : FinishReason::kStop;
 }
 
 std::span<const float> Engine::logits(int64_t output) const {
@@ -555,7 +609,13 @@ void Engine::end(Sequence& sequence, Result result) {
         const std::lock_guard lock(mutex_);
         const SequenceId id = sequence.id;
         batcher_.remove(id);
-        if (running_.erase(id) == 0) waiting_.erase(id);
+        const auto running = running_.find(id);
+        if (running != running_.end()) {
+            slots_[running->second->slot] = {};
+            running_.erase(running);
+        } else {
+            waiting_.erase(id);
+        }
         publish();
     }
     listener->on_finish(result);
@@ -568,6 +628,8 @@ void Engine::publish() {
     counters_.prefix_disk_bytes = prefixes_.disk_bytes();
     counters_.kv_used_bytes = batcher_.kv_used();
     counters_.kv_total_bytes = batcher_.limits().kv_bytes;
+    for (const auto& [id, sequence] : running_)
+        slots_[sequence->slot] = {id, sequence->statistics.prompt_tokens, sequence->statistics.output_tokens};
 }
 
 }  // namespace thermocline::engine

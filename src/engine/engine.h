@@ -14,6 +14,7 @@
 #include "src/engine/sampler.h"
 #include "src/engine/sequence.h"
 
+#include <array>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -48,10 +49,15 @@ private:
 
 /// How the engine stands, and what it has done since its start.
 struct Counters {
+    static constexpr size_t kPassSizes = 16;
     int64_t running = 0, waiting = 0;
-    int64_t kv_used_bytes = 0, kv_total_bytes = 0;  // caches of what runs; the budget
-    int64_t passes = 0;                             // forward passes
-    int64_t prompt_tokens = 0;                      // of requests that began
+    int64_t kv_used_bytes = 0, kv_total_bytes = 0;       // caches of what runs; the budget
+    int64_t kv_sequence_bytes = 0;                       // caches of the longest sequence
+    int64_t passes = 0;                                  // forward passes
+    int64_t pass_tokens = 0, pass_sequences = 0;         // in all of them together
+    std::array<int64_t, kPassSizes> passes_by_tokens{};  // [i]: more than 2^(i-1), at most 2^i; the last: any more
+    int64_t longest_sequence = 0;                        // tokens in its caches, so far
+    int64_t prompt_tokens = 0;                           // of requests that began
     int64_t output_tokens = 0;
     int64_t preemptions = 0;
     int64_t prefix_queries = 0, prefix_hits = 0;      // prompt tokens looked up in the prefix cache, found there
@@ -89,6 +95,14 @@ public:
     };
     Load load() const;
     Counters counters() const;
+    /// A place for each sequence that may run at once.
+    struct Slot {
+        SequenceId sequence = -1;  // -1: free
+        int64_t prompt_tokens = 0, output_tokens = 0;
+    };
+    std::vector<Slot> slots() const;
+    /// So many passes failed in a row that no other will succeed: what ran and waited has failed, nothing is taken.
+    bool broken() const;
     /// Refuses what waits and what comes; what has begun goes on.
     void drain();
     bool draining() const;
@@ -118,6 +132,8 @@ private:
     void give_way(Sequence& sequence);
     void reserve_room();
     void pass();
+    void count_pass();
+    void fail_pass(const std::string& error);
     void advance(Sequence& sequence, const Share& share, int64_t first_output);
     void report_prompt(Sequence& sequence, int64_t first, int64_t first_output, int64_t count);
     std::optional<FinishReason> draw(Sequence& sequence, std::span<const float> logits);
@@ -141,6 +157,7 @@ private:
     std::vector<Share> shares_;           // of the pass at hand
     std::vector<scheduler::Part> parts_;  // likewise
     Counters counted_;
+    int failed_passes_ = 0;  // since the last one that succeeded
 
     mutable std::mutex mutex_;  // guards what follows
     std::condition_variable wake_;
@@ -148,9 +165,11 @@ private:
     Sequences waiting_;
     std::vector<Loaded> loaded_;  // from the disk, not yet taken
     Counters counters_;           // as of the last pass
+    std::vector<Slot> slots_;     // likewise
     SequenceId next_id_ = 0;
     bool draining_ = false;
     bool stopping_ = false;
+    bool broken_ = false;
 
     std::thread thread_;  // last: starts when all else is there
 };

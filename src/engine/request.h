@@ -38,10 +38,11 @@ struct Request {
     std::vector<int32_t> stop_tokens;  ///< end the sequence as EOS does
     bool ignore_eos = false;           ///< EOS cannot be drawn
     int32_t logprobs = -1;             ///< N >= 0: log-probability of each token, and of the N best
+    bool processed_logprobs = false;   ///< these in the distribution that was drawn from, not in the model's own
     int32_t prompt_logprobs = -1;      ///< the same for the tokens of the prompt; all of it is computed then
     int32_t priority = 0;              ///< lower ones go first
-    bool reuse_prefix = true;          ///< continue from what earlier sequences left in the prefix cache
-    std::string cache_salt;            ///< prefixes are shared only between requests with the same salt
+    bool reuse_prefix = true;  ///< continue from what earlier ones left in the prefix cache, and leave something
+    std::string cache_salt;    ///< prefixes are shared only between requests with the same salt
 
     /// Restricts the output; null: anything may come. Requests do not share one.
     std::shared_ptr<TokenConstraint> constraint;
@@ -54,11 +55,12 @@ struct Candidate {
 
 struct Token {
     int32_t id = -1;
-    /// Natural log of its probability in the unmodified distribution; NaN when not asked for, and for a prompt's first.
+    /// Natural log of its probability; NaN when not asked for, and for a prompt's first.
     float logprob = std::numeric_limits<float>::quiet_NaN();
     std::vector<Candidate> top;  // best first
     int32_t rank = 0;            // 1: the likeliest; of prompt tokens only
     bool ends = false;           // EOS or a stop token: counted, but no part of the text
+    bool is_last = false;        // on_finish follows at once
 };
 
 enum class FinishReason : uint8_t {

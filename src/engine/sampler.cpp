@@ -90,15 +90,20 @@ double Sampler::weigh(std::span<const float> logits, float largest, float factor
     return total;
 }
 
-/// Ids of the numbers that are at least `least`, larger logits first, lower ids first among equals.
-std::span<const int32_t> Sampler::best_first(std::span<const float> numbers, float least,
-                                             std::span<const float> logits) {
+/// Ids of the numbers that are at least `least`, larger logits first, lower ids first among equals; the `most` first.
+std::span<const int32_t> Sampler::best_first(std::span<const float> numbers, float least, std::span<const float> logits,
+                                             int64_t most) {
     const int64_t count = kernels_.at_least(numbers.data(), static_cast<int64_t>(numbers.size()), least, ids_.data());
-    std::sort(ids_.begin(), ids_.begin() + count, [&](int32_t a, int32_t b) {
+    const auto is_better = [&](int32_t a, int32_t b) {
         const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
         return x != y ? x > y : a < b;
-    });
-    return {ids_.data(), static_cast<size_t>(count)};
+    };
+    if (most >= count) {
+        std::sort(ids_.begin(), ids_.begin() + count, is_better);
+    } else {
+        std::partial_sort(ids_.begin(), ids_.begin() + most, ids_.begin() + count, is_better);
+    }
+    return {ids_.data(), static_cast<size_t>(std::min(most, count))};
 }
 
 /// The token where the running sum of the weights, in the order of ids, passes `target`, which is below their total.
@@ -121,17 +126,18 @@ int32_t Sampler::draw_any(double target) const {
 int32_t Sampler::draw_top_p(double p, double total, double uniform) {
     // What is below this share belongs to the removed tail in any case: all such together weigh less than 1 - p.
     const double least = total * (1.0 - p) / static_cast<double>(weights_.size());
-    const std::span<const int32_t> ids = best_first(weights_, static_cast<float>(least), work_);
+    const std::span<const int32_t> ids = best_first(weights_, static_cast<float>(least), work_, std::ssize(weights_));
     const auto weight = [&](size_t i) { return double{weights_[static_cast<size_t>(ids[i])]}; };
     double kept = 0;
     size_t count = 0;
     while (count < ids.size() && (count == 0 || kept < p * total)) kept += weight(count++);
+    last_ = ids[count - 1];
     double reached = 0;
     for (size_t i = 0; i < count; ++i) {
         reached += weight(i);
         if (reached > uniform * kept) return ids[i];
     }
-    return ids[count - 1];
+    return last_;
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
@@ -143,15 +149,29 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& par
     const float largest = work_[static_cast<size_t>(best)];
     if (largest == -kInfinity)
         throw RequestFault("every token is forbidden by masks, biases and min_tokens, nothing is left to draw");
+    factor_ = 1;
+    least_ = -kInfinity;
+    last_ = -1;
     if (params.temperature < kGreedyTemperature) return best;
 
     // log(min_p) is the least distance to the largest logit, in units of temperature; -infinity when off.
-    float least = largest + std::log(params.min_p) * params.temperature;
+    least_ = largest + std::log(params.min_p) * params.temperature;
     if (params.top_k > 0 && params.top_k < vocab)  // whatever equals the last of the k stays
-        least = std::max(least, kernels_.kth_largest(work_.data(), vocab, params.top_k, ids_.data()));
-    const double total = weigh(work_, largest, 1.0f / params.temperature, least);
+        least_ = std::max(least_, kernels_.kth_largest(work_.data(), vocab, params.top_k, ids_.data()));
+    factor_ = 1.0f / params.temperature;
+    const double total = weigh(work_, largest, factor_, least_);
     const double uniform = random_uniform(params.seed, step);
     return params.top_p < 1.0f ? draw_top_p(params.top_p, total, uniform) : draw_any(uniform * total);
+}
+
+std::span<const float> Sampler::drawn_from() {
+    const float border = last_ < 0 ? -kInfinity : work_[static_cast<size_t>(last_)];
+    for (size_t id = 0; id < work_.size(); ++id) {
+        float& logit = work_[id];
+        const bool in_top = last_ < 0 || logit > border || (logit == border && id <= static_cast<size_t>(last_));
+        logit = in_top && logit >= least_ ? logit * factor_ : -kInfinity;
+    }
+    return work_;
 }
 
 Token Sampler::with_logprobs(std::span<const float> logits, int32_t id, int32_t top) {
@@ -165,8 +185,7 @@ Token Sampler::with_logprobs(std::span<const float> logits, int32_t id, int32_t 
     const int64_t count = std::clamp<int64_t>(top, 0, vocab);
     if (count == 0) return token;
     const float border = kernels_.kth_largest(logits.data(), vocab, count, ids_.data());
-    for (const int32_t i : best_first(logits, border, logits).first(static_cast<size_t>(count)))
-        token.top.push_back({i, logprob(i)});
+    for (const int32_t i : best_first(logits, border, logits, count)) token.top.push_back({i, logprob(i)});
     return token;
 }
 

@@ -47,6 +47,7 @@ struct Sequence {
     int64_t scored = 0;                            // prompt tokens reported to on_prompt
     int64_t remembered = 0;                        // position of its last state in the prefix cache
     bool loading = false;                          // it rests until its prefix has come from the disk
+    size_t slot = 0;                               // while it runs: its place in Engine::slots()
     Clock::time_point started, first_token;
     Statistics statistics;
 };

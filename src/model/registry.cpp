@@ -44,12 +44,14 @@ int32_t first_id(const Json& config, const char* name) {
     return id >= 0 && id < (1 << 24) ? static_cast<int32_t>(id) : -1;
 }
 
-/// Bytes of all different matrices that the plans read; views of the same bytes count once.
-int64_t weight_bytes(const Model& model) {
+/// Bytes of all different matrices that the plans read, and parameters, vectors included; views of the same bytes count
+/// once.
+void count_weights(Model& model) {
     std::set<const std::byte*> seen;
-    int64_t total = 0;
     const auto count = [&](const quant::Matrix& matrix) {
-        if (seen.insert(matrix.data).second) total += matrix.bytes();
+        if (!seen.insert(matrix.data).second) return;
+        model.weight_bytes += matrix.bytes();
+        model.parameters += matrix.rows * matrix.cols;
     };
     for (const ops::Plan* plan : {&model.trunk, model.mtp ? &*model.mtp : nullptr}) {
         if (plan == nullptr) continue;
@@ -57,8 +59,8 @@ int64_t weight_bytes(const Model& model) {
         for (const ops::ExpertSet& set : plan->experts)
             for (const auto* projection : {&set.w1, &set.w2, &set.w3})
                 for (const quant::Matrix& matrix : *projection) count(matrix);
+        for (const ops::NamedVector& named : plan->vectors) model.parameters += std::ssize(named.values);
     }
-    return total;
 }
 
 void make_dummy_tensors(const std::vector<DummyTensor>& tensors, const LoadOptions& options, Checkpoint& checkpoint) {
@@ -92,7 +94,7 @@ std::unique_ptr<Model> load_model(const std::string& path, const LoadOptions& op
     MatrixFinder finder(model->checkpoint);
     architecture.build(finder, options, *model);
     model->warnings = finder.warnings();
-    model->weight_bytes = weight_bytes(*model);
+    count_weights(*model);
     for (const std::string& warning : model->warnings) log::warn("{}", warning);
     if (const auto unused = finder.unused(); !unused.empty() && options.layers == 0)
         log::info("{} tensors are not used, for example {}", unused.size(), unused.front());

@@ -39,6 +39,7 @@ struct Model {
     int64_t max_context = 0;  // max_position_embeddings
     int32_t bos_id = -1, eos_id = -1;
     int64_t weight_bytes = 0;  // of everything the plans read
+    int64_t parameters = 0;    // numbers in it
     std::vector<std::string> warnings;
 };
 

@@ -45,13 +45,17 @@ public:
         const int64_t reasoning = output_->reasoning_tokens();
         if (!token.ends) delta.events = output_->push(token.id);
         delta.in_reasoning = output_->reasoning_tokens() > reasoning;
-        return send(std::move(delta)) && !output_->stopped_by();
+        const bool stopped = output_->stopped_by().has_value();
+        if (!token.is_last && !stopped) return send(std::move(delta));
+        last_ = std::move(delta);
+        return !stopped;
     }
 
     void on_finish(const engine::Result& result) override {
-        Delta delta = new_delta();
+        Delta delta = last_ ? std::move(*last_) : new_delta();
         const bool by_length = result.reason == engine::FinishReason::kLength;
-        delta.events = output_->finish(by_length ? text::Ending::kLength : text::Ending::kStop);
+        for (text::OutputEvent& event : output_->finish(by_length ? text::Ending::kLength : text::Ending::kStop))
+            delta.events.push_back(std::move(event));
         Ending ending;
         ending.result = result;
         if (!delta.events.empty() && delta.events.back().kind == text::OutputEvent::Kind::kFinish) {
@@ -82,7 +86,8 @@ private:
     std::shared_ptr<DeltaQueue> queue_;
     std::unique_ptr<engine::Output> output_;
     bool wants_progress_;
-    int64_t cached_ = -1;  // tokens of the prompt that the caches had
+    std::optional<Delta> last_;  // with the last token: the ending joins it
+    int64_t cached_ = -1;        // tokens of the prompt that the caches had
     engine::Clock::time_point started_;
 };
 
@@ -114,7 +119,10 @@ Generation::Generation(engine::Engine& engine, std::vector<ChoicePlan> choices, 
         same_prompt_.push_back(is_same ? same_prompt_.back() : i);
     }
     begun_.resize(choices_.size());
-    if (!submit_next()) throw RequestError(429, "too many requests are waiting, try again later");
+    if (!submit_next()) {
+        if (engine_.broken()) throw RequestError(503, kBroken);
+        throw RequestError(429, "too many requests are waiting, try again later");
+    }
     submit_ready();
 }
 
@@ -148,6 +156,7 @@ std::optional<Delta> Generation::next(std::chrono::milliseconds timeout) {
     if (!done() && tickets_.size() == ended_) {
         // The queue filled up between two choices of this request: it is served already, so it waits.
         if (engine_.draining()) throw RequestError(503, "the server is shutting down");
+        if (engine_.broken()) throw RequestError(503, kBroken);
         std::this_thread::sleep_for(timeout);
         return std::nullopt;
     }

@@ -18,6 +18,9 @@
 
 namespace thermocline::server {
 
+/// What is said when no forward pass succeeds any more.
+inline constexpr const char* kBroken = "the engine has failed, the server ends";
+
 /// How a choice ended.
 struct Ending {
     engine::Result result;

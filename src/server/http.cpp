@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <condition_variable>
 #include <cstdlib>
+#include <deque>
 #include <dirent.h>
 #include <httplib.h>
 #include <mutex>
@@ -14,10 +16,13 @@
 #include <random>
 #include <set>
 #include <sys/socket.h>
+#include <system_error>
 #include <thread>
 
 namespace thermocline::server {
 namespace {
+
+constexpr size_t kMaxHeaderBytes = 64 << 10;
 
 std::string random_id() {
     std::random_device device;
@@ -68,6 +73,79 @@ public:
 
 private:
     httplib::DataSink& sink_;
+};
+
+/// Of a Content-Type, in lower case; "" if it names none.
+std::string charset_of(std::string type) {
+    std::transform(type.begin(), type.end(), type.begin(), [](unsigned char c) { return std::tolower(c); });
+    const size_t found = type.find("charset=");
+    if (found == std::string::npos) return "";
+    type.erase(0, found + 8);
+    type.erase(std::min(type.find_first_of("; "), type.size()));
+    type.erase(std::remove(type.begin(), type.end(), '"'), type.end());
+    return type;
+}
+
+size_t header_bytes(const httplib::Request& request) {
+    size_t bytes = 0;
+    for (const auto& [name, value] : request.headers) bytes += name.size() + value.size() + 4;
+    return bytes;
+}
+
+/// Threads that are made when a connection finds none idle: a stream holds one, and so does a client that keeps its
+/// connection; a health check must not wait for either.
+class ConnectionThreads : public httplib::TaskQueue {
+public:
+    explicit ConnectionThreads(size_t most) : most_(most) {}
+
+    void enqueue(std::function<void()> connection) override {
+        const std::lock_guard lock(mutex_);
+        waiting_.push_back(std::move(connection));
+        if (waiting_.size() > idle_ && threads_.size() < most_) {
+            try {
+                threads_.emplace_back([this] { serve(); });
+            } catch (const std::system_error& error) {
+                if (threads_.empty()) throw;
+                log::warn("no thread more than {} for connections: {}", threads_.size(), error.what());
+            }
+        }
+        wake_.notify_one();
+    }
+
+    void shutdown() override {
+        {
+            const std::lock_guard lock(mutex_);
+            ending_ = true;
+        }
+        wake_.notify_all();
+        for (std::thread& thread : threads_) thread.join();
+    }
+
+private:
+    void serve() {
+        std::unique_lock lock(mutex_);
+        while (true) {
+            ++idle_;
+            wake_.wait(lock, [this] { return !waiting_.empty() || ending_; });
+            --idle_;
+            if (waiting_.empty()) return;
+            {
+                const std::function<void()> connection = std::move(waiting_.front());
+                waiting_.pop_front();
+                lock.unlock();
+                connection();
+            }
+            lock.lock();
+        }
+    }
+
+    const size_t most_;
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable wake_;
+    std::deque<std::function<void()>> waiting_;
+    std::vector<std::thread> threads_;
+    size_t idle_ = 0;
+    bool ending_ = false;
 };
 
 /// httplib lets 5 connections wait to be accepted. When more come within one turn of its loop, the kernel falls back to
@@ -137,6 +215,9 @@ struct HttpServer::State {
         } else if (!is_chunked &&
                    !std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; })) {
             refused = refusal(out, 400, "Content-Length is not a number");
+        } else if (const std::string charset = charset_of(request.get_header_value("Content-Type"));
+                   charset != "" && charset != "utf-8" && charset != "utf8" && charset != "us-ascii") {
+            refused = refusal(out, 415, "the charset of the body is " + printable(charset, 40) + ", expected utf-8");
         } else if (request.is_multipart_form_data()) {
             refused = refusal(out, 400, "multipart bodies are not supported, expected JSON");
         } else {
@@ -177,7 +258,12 @@ void HttpServer::State::answer(const httplib::Request& request, httplib::Respons
     try {
         const Route* route = find(out.method == "HEAD" ? "GET" : out.method, out.path);
         std::optional<HttpReply> refused;
-        if (reader != nullptr) refused = read_body(request, *reader, out);
+        if (header_bytes(request) > kMaxHeaderBytes) {
+            refused = refusal(out, 431, "the headers are larger than " + std::to_string(kMaxHeaderBytes) + " bytes");
+            refused->close = true;
+        } else if (reader != nullptr) {
+            refused = read_body(request, *reader, out);
+        }
         if (!refused && gate) refused = gate(out);
         if (refused) {
             reply = std::move(*refused);
@@ -250,7 +336,7 @@ void HttpServer::State::set_up() {
     server.set_write_timeout(600);
     server.set_keep_alive_timeout(75);
     server.set_keep_alive_max_count(10000);
-    server.new_task_queue = [this] { return new httplib::ThreadPool(static_cast<size_t>(options.threads)); };
+    server.new_task_queue = [this] { return new ConnectionThreads(static_cast<size_t>(options.connections)); };
     server.set_pre_routing_handler([this](const httplib::Request& request, httplib::Response& response) {
         // Ranges make no sense here, and httplib would cut a JSON body by them; it would also compress event streams
         // ("text/event-stream; charset=..." is not the name it looks for). The object itself is not const.
@@ -262,7 +348,8 @@ void HttpServer::State::set_up() {
         if (request.method == "OPTIONS") {
             response.status = 200;
             response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-            response.set_header("Access-Control-Allow-Headers", "*");
+            // Browsers do not count Authorization among "*".
+            response.set_header("Access-Control-Allow-Headers", "*, Authorization");
             response.set_header("Access-Control-Max-Age", "86400");
             return httplib::Server::HandlerResponse::Handled;
         }

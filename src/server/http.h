@@ -50,7 +50,7 @@ struct HttpOptions {
     std::string host = "127.0.0.1";
     int port = 8000;  // 0: any free one
     size_t max_body = size_t{128} << 20;
-    int threads = 128;  // connections served at the same time
+    int connections = 1024;  // served at the same time, each on a thread of its own; more wait
     /// Origins whose pages may call: "*" for all; named ones are reflected, with credentials; none for none.
     std::vector<std::string> cors_origins = {"*"};
     std::string server_name = "thermocline";

@@ -31,6 +31,7 @@ struct Backend {
     std::function<engine::ExpertUse()> experts = {};      // any thread; empty: the model has none
     engine::ExpertAdmin* admin = nullptr;                 // null: nothing can be changed
     std::shared_ptr<Grammars> grammars = nullptr;         // of this tokenizer; the server's
+    double read_gb_per_second = 0;                        // of the memory, measured; 0: not known
 };
 
 class Job {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -25,10 +26,6 @@ std::string number(double value) {
     const auto [end, error] = std::to_chars(text.data(), text.data() + text.size(), value);
     std::string out(text.data(), end);
     return out.find_first_of(".en") == std::string::npos ? out + ".0" : out;
-}
-
-void write_header(std::string& out, const std::string& name, const std::string& help, const char* type) {
-    out += "# HELP " + name + " " + help + "\n# TYPE " + name + " " + type + "\n";
 }
 
 void write_counter(std::string& out, const std::string& name, const std::string& help, const std::string& labels,
@@ -58,6 +55,22 @@ Json latency_json(const Histogram& histogram) {
 
 }  // namespace
 
+void write_header(std::string& out, const std::string& name, const std::string& help, const char* type) {
+    out += "# HELP " + name + " " + help + "\n# TYPE " + name + " " + type + "\n";
+}
+
+void write_histogram(std::string& out, const std::string& name, const std::string& labels,
+                     std::span<const double> bounds, std::span<const uint64_t> counts, double sum) {
+    uint64_t count = 0;
+    for (size_t i = 0; i < counts.size(); ++i) {
+        count += counts[i];
+        const std::string bound = i < bounds.size() ? number(bounds[i]) : "+Inf";
+        out += name + "_bucket{" + labels + ",le=\"" + bound + "\"} " + number(static_cast<double>(count)) + "\n";
+    }
+    out += name + "_count{" + labels + "} " + number(static_cast<double>(count)) + "\n";
+    out += name + "_sum{" + labels + "} " + number(sum) + "\n";
+}
+
 Histogram::Histogram(std::vector<double> bounds)
     : bounds_(std::move(bounds)), counts_(std::make_unique<std::atomic<uint64_t>[]>(bounds_.size() + 1)) {}
 
@@ -65,6 +78,7 @@ void Histogram::observe(double value) {
     const auto bucket = std::lower_bound(bounds_.begin(), bounds_.end(), value) - bounds_.begin();
     ++counts_[static_cast<size_t>(bucket)];
     sum_ += value;
+    recent_[observed_++ % kRecent] = static_cast<float>(value);
 }
 
 uint64_t Histogram::count() const {
@@ -74,26 +88,18 @@ uint64_t Histogram::count() const {
 }
 
 double Histogram::quantile(double share) const {
-    const double wanted = share * static_cast<double>(count());
-    double below = 0;
-    for (size_t i = 0; i < bounds_.size(); ++i) {
-        const auto here = static_cast<double>(counts_[i]);
-        const double lower = i == 0 ? 0 : bounds_[i - 1];
-        if (here > 0 && below + here >= wanted) return lower + (bounds_[i] - lower) * (wanted - below) / here;
-        below += here;
-    }
-    return below < wanted ? bounds_.back() : 0;
+    std::vector<float> values(recent_.begin(),
+                              recent_.begin() + static_cast<std::ptrdiff_t>(std::min(observed_.load(), kRecent)));
+    if (values.empty()) return 0;
+    const auto rank = static_cast<std::ptrdiff_t>(std::ceil(share * static_cast<double>(values.size())));
+    const auto at = values.begin() + std::max<std::ptrdiff_t>(rank, 1) - 1;
+    std::nth_element(values.begin(), at, values.end());
+    return static_cast<double>(*at);
 }
 
 void Histogram::write(std::string& out, const std::string& name, const std::string& labels) const {
-    uint64_t count = 0;
-    for (size_t i = 0; i <= bounds_.size(); ++i) {
-        count += counts_[i];
-        const std::string bound = i < bounds_.size() ? number(bounds_[i]) : "+Inf";
-        out += name + "_bucket{" + labels + ",le=\"" + bound + "\"} " + number(static_cast<double>(count)) + "\n";
-    }
-    out += name + "_count{" + labels + "} " + number(static_cast<double>(count)) + "\n";
-    out += name + "_sum{" + labels + "} " + number(sum_) + "\n";
+    const std::vector<uint64_t> counts(counts_.get(), counts_.get() + bounds_.size() + 1);
+    write_histogram(out, name, labels, bounds_, counts, sum_);
 }
 
 Metrics::Metrics()
@@ -140,6 +146,7 @@ std::string Metrics::prometheus(const std::string& model_name) const {
         write_header(out, reading.name, reading.help, reading.kind == Kind::kCounter ? "counter" : "gauge");
         out += reading.name + "{" + labels + "} " + number(reading.read()) + "\n";
     }
+    for (const Writer& write : writers_) write(out, labels);
     const auto tokens = [](const std::atomic<uint64_t>& count) { return static_cast<double>(count.load()); };
     write_counter(out, "vllm:prompt_tokens_total", "Tokens of prompts.", labels, tokens(prompt_tokens));
     write_counter(out, "vllm:generation_tokens_total", "Tokens generated.", labels, tokens(output_tokens));

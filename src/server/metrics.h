@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace thermocline::server {
@@ -20,11 +22,12 @@ namespace thermocline::server {
 /// Counts of values below ascending bounds.
 class Histogram {
 public:
+    static constexpr size_t kRecent = 512;
     explicit Histogram(std::vector<double> bounds);
     void observe(double value);
     uint64_t count() const;
     double sum() const { return sum_; }
-    /// The value that a part `share` of all observations is below, interpolated inside its bucket; 0 without any.
+    /// The value that a part `share` of the last kRecent observations does not exceed; 0 without any.
     double quantile(double share) const;
     void write(std::string& out, const std::string& name, const std::string& labels) const;
 
@@ -32,11 +35,19 @@ private:
     std::vector<double> bounds_;
     std::unique_ptr<std::atomic<uint64_t>[]> counts_;  // [bounds + 1]
     std::atomic<double> sum_ = 0;
+    std::array<std::atomic<float>, kRecent> recent_{};
+    std::atomic<size_t> observed_ = 0;
 };
 
 /// Why a sequence ended, in the words of vllm:request_success_total.
 enum class Outcome { kStop, kLength, kAbort, kError };
 inline constexpr std::array<const char*, 4> kOutcomeNames = {"stop", "length", "abort", "error"};
+
+/// Lines of what /metrics answers.
+void write_header(std::string& out, const std::string& name, const std::string& help, const char* type);
+/// `counts`: below each bound, then beyond the last.
+void write_histogram(std::string& out, const std::string& name, const std::string& labels,
+                     std::span<const double> bounds, std::span<const uint64_t> counts, double sum);
 
 class Metrics {
 public:
@@ -45,6 +56,9 @@ public:
     enum class Kind { kCounter, kGauge };
     /// A number that is read when somebody asks. Before the first request only.
     void add(Kind kind, std::string name, std::string help, std::function<double()> read);
+    /// The same for what is more than one number: `write` makes its lines with the labels that all samples have.
+    using Writer = std::function<void(std::string& out, const std::string& labels)>;
+    void add(Writer write) { writers_.push_back(std::move(write)); }
 
     std::string prometheus(const std::string& model_name) const;
     /// What the page shows, without what the engine alone knows.
@@ -72,6 +86,7 @@ private:
 
     const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
     std::vector<Reading> readings_;
+    std::vector<Writer> writers_;
     std::array<std::atomic<uint64_t>, 600> responses_{};  // by status
 };
 

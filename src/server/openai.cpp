@@ -124,9 +124,12 @@ void read_common(const Fields& fields, const ServedModel& model, Call& call) {
     call.return_token_ids = fields.boolean("return_token_ids", false);
     call.tokens_as_ids = fields.boolean("return_tokens_as_token_ids", false);
     call.request.min_tokens = fields.integer("min_tokens", 0).value_or(0);
-    call.prompt_logprobs = static_cast<int32_t>(fields.integer("prompt_logprobs", 0, kMaxLogprobs).value_or(-1));
-    if (call.prompt_logprobs >= 0 && call.stream)
-        throw RequestError(400, "prompt_logprobs is given together with stream: true", "prompt_logprobs");
+    call.request.processed_logprobs = model.processed_logprobs;
+    if (const auto most = fields.integer("prompt_logprobs", -1, model.max_logprobs)) {
+        if (call.stream)
+            throw RequestError(400, "prompt_logprobs is given together with stream: true", "prompt_logprobs");
+        call.prompt_logprobs = static_cast<int32_t>(*most < 0 ? model.vocab : *most);
+    }
     call.request.prompt_logprobs = call.prompt_logprobs;
 }
 
@@ -213,7 +216,7 @@ ChatCall chat_call(const Json& body, const ServedModel& model) {
     check_min_tokens(fields, call);
 
     const bool logprobs = fields.boolean("logprobs", false);
-    const auto top = fields.integer("top_logprobs", 0, kMaxLogprobs).value_or(0);
+    const auto top = fields.integer("top_logprobs", 0, model.max_logprobs).value_or(0);
     if (top > 0 && !logprobs) fields.refuse("top_logprobs", "logprobs: true with it");
     call.request.logprobs = logprobs ? static_cast<int32_t>(top) : -1;
 
@@ -254,7 +257,7 @@ CompletionCall completion_call(const Json& body, const ServedModel& model) {
     if (logprobs != nullptr && logprobs->is_boolean()) {
         call.request.logprobs = logprobs->get<bool>() ? 1 : -1;
     } else {
-        call.request.logprobs = static_cast<int32_t>(fields.integer("logprobs", 0, kMaxLogprobs).value_or(-1));
+        call.request.logprobs = static_cast<int32_t>(fields.integer("logprobs", 0, model.max_logprobs).value_or(-1));
     }
     if (call.echo) call.request.prompt_logprobs = std::max(call.request.logprobs, call.prompt_logprobs);
     return call;

@@ -17,6 +17,9 @@
 
 namespace thermocline::server {
 
+/// What answers of chats call the reasoning.
+enum class ReasoningField : uint8_t { kReasoningContent, kReasoning, kBoth };
+
 /// What the routes must know of the model that is served.
 struct ServedModel {
     std::string name;
@@ -28,18 +31,21 @@ struct ServedModel {
     int64_t vocab = 0;
     int64_t hidden = 0;
     int64_t weight_bytes = 0;
+    int64_t parameters = 0;
     engine::SamplingParams sampling;  // defaults (generation_config.json)
     text::PromptRevision revision = text::PromptRevision::kV4;
     text::ChatDefaults chat;
     bool anthropic_thinks = false;  // /v1/messages without `thinking` gets reasoning
-    std::string fingerprint;        // system_fingerprint, "b..."
+    ReasoningField reasoning_field = ReasoningField::kReasoningContent;
+    bool processed_logprobs = false;  // engine::Request::processed_logprobs
+    int32_t max_logprobs = 20;        // candidates that a request may ask for, for each token
+    std::string fingerprint;          // system_fingerprint, "b..."
 };
 
 constexpr int kMaxChoices = 128;
 constexpr int kMaxPrompts = 1024;
 constexpr int kMaxStops = 16;
 constexpr int kMaxTools = 512;
-constexpr int kMaxLogprobs = 20;
 /// Of prompt_logprobs in one answer: candidates, the token itself among them, over all tokens of its prompts.
 constexpr int64_t kMaxPromptLogprobs = int64_t{1} << 18;
 

@@ -1,4 +1,4 @@
-// The web page at "/": src/server/page, made part of the binary by CMake.
+// The web page at "/", and the description of the API: src/server/page, made part of the binary by CMake.
 #pragma once
 
 #include <span>

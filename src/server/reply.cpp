@@ -82,7 +82,7 @@ Json chat_choice(const ReplyHead& head, const ChatCall& call, const ChoiceText& 
     Json message = {{"role", "assistant"}};
     const bool has_text = !choice.content.empty();
     message["content"] = has_text ? Json(choice.content) : Json(nullptr);
-    if (!choice.reasoning.empty()) message["reasoning_content"] = choice.reasoning;
+    if (!choice.reasoning.empty()) put_reasoning(message, choice.reasoning, *head.model);
     message["refusal"] = nullptr;
     if (!choice.tool_calls.empty()) {
         message["tool_calls"] = Json::array();
@@ -178,6 +178,11 @@ void ReasoningView::apply(Delta& delta) {
         events.push_back(std::move(event));
     }
     delta.events = std::move(events);
+}
+
+void put_reasoning(Json& message, const std::string& reasoning, const ServedModel& model) {
+    if (model.reasoning_field != ReasoningField::kReasoning) message["reasoning_content"] = reasoning;
+    if (model.reasoning_field != ReasoningField::kReasoningContent) message["reasoning"] = reasoning;
 }
 
 std::string finish_reason_json(const Ending& ending) {
@@ -307,6 +312,7 @@ Json model_entry(const ServedModel& model, const std::string& id) {
     Json meta = {{"n_vocab", model.vocab},
                  {"n_ctx_train", model.trained_context},
                  {"n_embd", model.hidden},
+                 {"n_params", model.parameters},
                  {"size", model.weight_bytes}};
     return {{"id", id},
             {"object", "model"},

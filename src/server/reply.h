@@ -60,6 +60,9 @@ private:
     bool split_, include_, open_;
 };
 
+/// Puts reasoning into a message or delta, under the name that the server was started with.
+void put_reasoning(Json& message, const std::string& reasoning, const ServedModel& model);
+
 /// "stop", "length", "tool_calls".
 std::string finish_reason_json(const Ending& ending);
 /// The stop string or stop token that ended it, or null.

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <fcntl.h>
 #include <optional>
+#include <poll.h>
 #include <span>
 #include <thread>
 #include <tuple>
@@ -25,18 +26,6 @@ using std::chrono::milliseconds;
 constexpr milliseconds kPoll{100};
 /// Headers go out after that time without a token, so that clients and proxies see that the request lives.
 constexpr milliseconds kSilentStart{2000};
-
-/// Runs a handler; what is wrong with the request becomes its error body.
-HttpReply guarded(const HttpHandler& handler, const HttpRequest& request) {
-    const Dialect dialect = dialect_of(request.path);
-    try {
-        return handler(request);
-    } catch (const RequestError& error) {
-        return error_reply(error, dialect, request.id);
-    } catch (const Error& error) {
-        return error_reply(bad_request(error), dialect, request.id);
-    }
-}
 
 bool equal_in_constant_time(const std::string& a, const std::string& b) {
     unsigned char difference = a.size() == b.size() ? 0 : 1;
@@ -100,6 +89,68 @@ double Server::cache_usage() const {
                                    : static_cast<double>(now.kv_used_bytes) / static_cast<double>(now.kv_total_bytes);
 }
 
+/// What the forward passes were like.
+void Server::add_pass_metrics() {
+    const engine::Engine* engine = backend_.engine;
+    metrics_.add([engine](std::string& out, const std::string& labels) {
+        // vLLM's bounds: 1, 8, 16 and on.
+        const engine::Counters now = engine->counters();
+        std::vector<double> bounds = {1};
+        std::vector<uint64_t> counts(2);
+        for (size_t i = 0; i < now.passes_by_tokens.size(); ++i) {
+            counts[i == 0 ? 0 : counts.size() - 1] += static_cast<uint64_t>(now.passes_by_tokens[i]);
+            if (i < 3 || i + 1 == now.passes_by_tokens.size()) continue;
+            bounds.push_back(static_cast<double>(int64_t{1} << i));
+            counts.push_back(0);
+        }
+        const char* name = "vllm:iteration_tokens_total";
+        write_header(out, name, "Tokens in a forward pass.", "histogram");
+        write_histogram(out, name, labels, bounds, counts, static_cast<double>(now.pass_tokens));
+
+        name = "vllm:cache_config_info";
+        write_header(out, name, "What the caches hold: blocks of the longest sequence.", "gauge");
+        out += name + ("{" + labels) + ",block_size=\"" + std::to_string(engine->max_model_len()) +
+               "\",num_gpu_blocks=\"" +
+               std::to_string(now.kv_sequence_bytes == 0 ? engine->max_sequences()
+                                                         : now.kv_total_bytes / now.kv_sequence_bytes) +
+               "\"} 1.0\n";
+    });
+}
+
+/// The names of llama-server, for dashboards that were made for it.
+void Server::add_llama_metrics() {
+    if (!options_.has_llama_metrics) return;
+    using Kind = Metrics::Kind;
+    const engine::Engine* engine = backend_.engine;
+    const auto share = [](double amount, double of) { return of > 0 ? amount / of : 0.0; };
+    const auto computed = [this] { return static_cast<double>(metrics_.prompt_tokens - metrics_.cached_tokens); };
+    const auto generated = [this] { return static_cast<double>(metrics_.output_tokens); };
+    const auto pass_sequences = [engine, share] {
+        const engine::Counters now = engine->counters();
+        return share(static_cast<double>(now.pass_sequences), static_cast<double>(now.passes));
+    };
+    metrics_.add(Kind::kCounter, "llamacpp:prompt_tokens_total", "Prompt tokens computed.", computed);
+    metrics_.add(Kind::kCounter, "llamacpp:prompt_seconds_total", "Computing prompts.",
+                 [this] { return metrics_.prefill.sum(); });
+    metrics_.add(Kind::kCounter, "llamacpp:tokens_predicted_total", "Tokens generated.", generated);
+    metrics_.add(Kind::kCounter, "llamacpp:tokens_predicted_seconds_total", "Generating.",
+                 [this] { return metrics_.decode.sum(); });
+    metrics_.add(Kind::kCounter, "llamacpp:n_decode_total", "Forward passes.",
+                 [engine] { return static_cast<double>(engine->counters().passes); });
+    metrics_.add(Kind::kGauge, "llamacpp:prompt_tokens_seconds", "Prompt tokens a second of computing them.",
+                 [this, share, computed] { return share(computed(), metrics_.prefill.sum()); });
+    metrics_.add(Kind::kGauge, "llamacpp:predicted_tokens_seconds", "Tokens a second of generating them, of a request.",
+                 [this, share, generated] { return share(generated(), metrics_.decode.sum()); });
+    metrics_.add(Kind::kGauge, "llamacpp:requests_processing", "Sequences in the engine.",
+                 [engine] { return static_cast<double>(engine->load().running); });
+    metrics_.add(Kind::kGauge, "llamacpp:requests_deferred", "Sequences that wait for the engine.",
+                 [engine] { return static_cast<double>(engine->load().waiting); });
+    metrics_.add(Kind::kGauge, "llamacpp:n_busy_slots_per_decode", "Sequences in a forward pass, mean.",
+                 pass_sequences);
+    metrics_.add(Kind::kGauge, "llamacpp:n_tokens_max", "Tokens of the longest sequence so far.",
+                 [engine] { return static_cast<double>(engine->counters().longest_sequence); });
+}
+
 /// How much of what the routers chose was on the card.
 void Server::add_expert_metrics() {
     if (!backend_.experts) return;
@@ -147,6 +198,7 @@ Json Server::stats() const {
                     {"disk_bytes", now.prefix_disk_bytes},
                     {"disk_hits", now.prefix_disk_hits},
                     {"disk_loads", now.prefix_loads}}}};
+    if (backend_.read_gb_per_second > 0) stats["memory_gb_per_second"] = backend_.read_gb_per_second;
     const Json counted = metrics_.stats();
     for (const auto& [key, value] : counted.items()) stats[key] = value;
     return stats;
@@ -176,6 +228,8 @@ void Server::serve(Backend backend) {
     backend_.grammars =
         std::make_shared<Grammars>(*backend_.tokenizer, backend_.engine->vocab(), backend_.engine->eos_ids());
     add_metrics();
+    add_pass_metrics();
+    add_llama_metrics();
     add_expert_metrics();
     ready_.store(true, std::memory_order_release);
 }
@@ -186,18 +240,40 @@ const Backend& Server::backend() const {
     return backend_;
 }
 
-/// API keys: everything but liveness needs one when there are any.
-std::optional<HttpReply> Server::check_access(const HttpRequest& request) const {
-    for (const char* open : {"/health", "/v1/health", "/ping", "/ready", "/version", "/load", "/metrics"})
-        if (request.path == open) return std::nullopt;
+/// Needs no key.
+bool Server::is_open(const std::string& path) const {
+    for (const char* open : {"/health", "/v1/health", "/ping", "/ready", "/version", "/load"})
+        if (path == open) return true;
     for (const PageFile& file : page_files())
-        if (request.path == file.path) return std::nullopt;
-    if (options_.api_keys.empty()) return std::nullopt;
+        if (path == file.path) return true;
+    const auto is_at = [&path](const std::string& base) { return path == base || path.starts_with(base + "/"); };
+    return (path == "/metrics" && !options_.guards_metrics) ||
+           (options_.opens_models && (is_at("/v1/models") || is_at("/models")));
+}
+
+/// API keys: everything else needs one when there are any.
+std::optional<HttpReply> Server::check_access(const HttpRequest& request) const {
+    if (options_.api_keys.empty() || is_open(request.path)) return std::nullopt;
     const std::string key = api_key(request);
     bool is_known = false;
     for (const std::string& known : options_.api_keys) is_known |= equal_in_constant_time(key, known);
     if (is_known) return std::nullopt;
     return error_reply(RequestError(401, "the API key is missing or wrong"), dialect_of(request.path), request.id);
+}
+
+/// Runs a handler; what is wrong with the request becomes its error body.
+HttpReply Server::guarded(const HttpHandler& handler, const HttpRequest& request) const {
+    const Dialect dialect = dialect_of(request.path);
+    HttpReply reply;
+    try {
+        reply = handler(request);
+    } catch (const RequestError& error) {
+        reply = error_reply(error, dialect, request.id);
+    } catch (const Error& error) {
+        reply = error_reply(bad_request(error), dialect, request.id);
+    }
+    reply.close |= draining_;
+    return reply;
 }
 
 void Server::add(const std::string& method, const std::string& path, HttpHandler handler) {
@@ -220,7 +296,7 @@ void Server::add_post(const std::string& path, BodyFunction function) {
 
 void Server::add_small_routes() {
     const auto get = [this](const char* path, auto function) {
-        http_.route("GET", path, [function](const HttpRequest& request) {
+        http_.route("GET", path, [this, function](const HttpRequest& request) {
             return guarded([&](const HttpRequest&) { return function(); }, request);
         });
     };
@@ -253,8 +329,8 @@ void Server::add_small_routes() {
         return reply;
     });
     get("/slots", [this] {
-        if (!options_.shows_slots) throw RequestError(501, "/slots is off, start the server with --slots");
-        return json_reply(slot_list(backend().engine->load(), backend().model));
+        if (!options_.shows_slots) throw RequestError(501, "/slots is off, start the server without --no-slots");
+        return json_reply(slot_list(backend().engine->slots(), backend().model));
     });
     for (const char* path : {"/v1/embeddings", "/embeddings"})
         add_post(path, [](const Json&, const Backend&) -> Json {
@@ -267,7 +343,7 @@ void Server::add_small_routes() {
 }
 
 HttpReply Server::health() const {
-    backend();  // 503 while loading and draining
+    if (backend().engine->broken()) throw RequestError(503, kBroken);
     return json_reply({{"status", "ok"}});
 }
 
@@ -400,10 +476,9 @@ StopSignal::StopSignal() {
     sigaction(SIGTERM, &action, nullptr);
 }
 
-void StopSignal::wait() {
-    char byte;
-    while (read(signal_pipe[0], &byte, 1) < 0 && errno == EINTR) {
-    }
+bool StopSignal::wait(milliseconds time) {
+    pollfd came{signal_pipe[0], POLLIN, 0};
+    return poll(&came, 1, static_cast<int>(time.count())) > 0;
 }
 
 }  // namespace thermocline::server

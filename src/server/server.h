@@ -26,7 +26,10 @@ struct ServerOptions {
     int64_t drain_seconds = 30;         // running requests may go on that long after shut_down()
     int64_t queue_seconds = 0;          // a request that has not begun by then is refused; 0: no limit
     int64_t request_seconds = 0;        // a request that has not ended by then is broken off; 0: no limit
-    bool shows_slots = false;           // GET /slots
+    bool shows_slots = true;            // GET /slots
+    bool opens_models = false;          // GET /v1/models needs no key
+    bool guards_metrics = false;        // GET /metrics needs one
+    bool has_llama_metrics = false;     // there also by the names of llama-server
     int64_t replay_bytes = 0;           // of answers as the model wrote them; 0: none are kept
     bool isolates_keys = false;         // requests with different API keys share nothing in the caches
     std::string version;
@@ -87,10 +90,14 @@ private:
     void add_small_routes();
     void add_page();
     void add_metrics();
+    void add_pass_metrics();
+    void add_llama_metrics();
     void add_expert_metrics();
     Json stats() const;
     double cache_usage() const;
+    bool is_open(const std::string& path) const;
     std::optional<HttpReply> check_access(const HttpRequest& request) const;
+    HttpReply guarded(const HttpHandler& handler, const HttpRequest& request) const;
     /// The call by the name of its request, and with its own part of the caches if keys are kept apart.
     template <typename AnyCall>
     AnyCall asked_by(const HttpRequest& request, AnyCall call) const {
@@ -120,8 +127,8 @@ private:
 class StopSignal {
 public:
     StopSignal();
-    /// Blocks until a signal came.
-    void wait();
+    /// Blocks until a signal came; false if none did within that time.
+    bool wait(std::chrono::milliseconds time);
 };
 
 }  // namespace thermocline::server

@@ -91,10 +91,15 @@ Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer)
             {"model_max_length", model.max_model_len}};
 }
 
-Json slot_list(const engine::Engine::Load& load, const ServedModel& model) {
+Json slot_list(const std::vector<engine::Engine::Slot>& slots, const ServedModel& model) {
     Json list = Json::array();
-    for (int64_t id = 0; id < std::max<int64_t>(1, load.running); ++id)
-        list.push_back({{"id", id}, {"n_ctx", model.max_model_len}, {"is_processing", id < load.running}});
+    for (const engine::Engine::Slot& slot : slots)
+        list.push_back({{"id", list.size()},
+                        {"id_task", slot.sequence},
+                        {"n_ctx", model.max_model_len},
+                        {"is_processing", slot.sequence >= 0},
+                        {"n_prompt_tokens", slot.prompt_tokens},
+                        {"n_decoded", slot.output_tokens}});
     return list;
 }
 

@@ -20,8 +20,8 @@ Json tokenize_reply(const Json& body, const ServedModel& model, const text::Toke
 Json detokenize_reply(const Json& body, const text::Tokenizer& tokenizer);
 Json template_reply(const Json& body, const ServedModel& model);
 Json tokenizer_facts(const ServedModel& model, const text::Tokenizer& tokenizer);
-/// GET /slots: one object for every sequence that runs, and an idle one when none does.
-Json slot_list(const engine::Engine::Load& load, const ServedModel& model);
+/// GET /slots: one object for every sequence that can run at once.
+Json slot_list(const std::vector<engine::Engine::Slot>& slots, const ServedModel& model);
 /// GET /v1/experts.
 Json expert_atlas(const engine::ExpertUse& use);
 /// POST /v1/experts/record {"file": NAME, or null to end}, /pin {"pin": [[layer, expert], ...], "release": [...]},

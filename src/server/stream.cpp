@@ -99,10 +99,11 @@ std::string ChatStream::on(Delta delta) {
     }
     for (const text::OutputEvent& event : delta.events) {
         if (event.text.empty()) continue;  // the ends of calls, and no empty pieces
-        Json call = {{"index", event.call_index}};
+        Json call = {{"index", event.call_index}}, reasoning = Json::object();
         switch (event.kind) {
             case Kind::kReasoning:
-                out += piece(delta.choice, {{"reasoning_content", event.text}});
+                put_reasoning(reasoning, event.text, *head_.model);
+                out += piece(delta.choice, std::move(reasoning));
                 break;
             case Kind::kContent:
                 out += piece(delta.choice, {{"content", event.text}});

@@ -259,7 +259,8 @@ int32_t GrammarBuilder::emit_copies(Expr part, int64_t count, int32_t from, std:
         stride = static_cast<int32_t>(accepts_.size()) - end;
         begin = end;
     }
-    if (count >= kLeastRun) runs_.push_back({{base, stride, static_cast<int32_t>(count)}, part});
+    if (count >= kLeastRun)
+        runs_.push_back({{base, stride, static_cast<int32_t>(count), exit.value_or(-1), from}, part});
     return begin;
 }
 

@@ -31,6 +31,8 @@ struct Grammar {
     /// `count` equal copies of an automaton in a row, each of which takes at least one byte.
     struct Run {
         int32_t base, stride, count;  // [base + i * stride, base + (i + 1) * stride): the end of copy i and its inside
+        int32_t exit;   // where to go on in front of every copy, and behind the last; -1: behind that only
+        int32_t begin;  // in front of the first copy; other things may begin there too
     };
     std::vector<int32_t> first_edge;  // [states + 1]
     std::vector<Edge> edges;

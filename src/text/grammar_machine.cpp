@@ -52,6 +52,13 @@ void ListNumbers::clear() {
 
 GrammarMachine::GrammarMachine(std::shared_ptr<const Grammar> grammar)
     : grammar_(std::move(grammar)), met_(grammar_->accepts.size(), 0) {
+    const auto edges = [this](int32_t state) {
+        return grammar_->first_edge[static_cast<size_t>(state) + 1] - grammar_->first_edge[static_cast<size_t>(state)];
+    };
+    for (size_t i = 0; i < grammar_->runs.size(); ++i) {
+        const Grammar::Run& run = grammar_->runs[i];
+        if (run.exit >= 0 && edges(run.begin) == edges(run.base)) run_begins_[run.begin] = static_cast<int32_t>(i);
+    }
     clear();
 }
 
@@ -259,18 +266,98 @@ int32_t GrammarMachine::number(Config config) {
     return id;
 }
 
+int32_t GrammarMachine::run_of(int32_t state) const {
+    const auto& runs = grammar_->runs;
+    const auto behind =
+        std::upper_bound(runs.begin(), runs.end(), state, [](int32_t s, const Grammar::Run& r) { return s < r.base; });
+    if (behind == runs.begin()) return -1;
+    const Grammar::Run& run = *(behind - 1);
+    return state < run.base + run.stride * run.count ? static_cast<int32_t>(behind - runs.begin()) - 1 : -1;
+}
+
 int32_t GrammarMachine::like(int32_t set, int32_t length) {
     const ListNumbers::List& kernel = set_numbers_.list(set);
-    if (kernel.size() != 1) return set;
-    const int32_t state = kernel[0];
-    const auto& runs = grammar_->runs;
-    auto run =
-        std::upper_bound(runs.begin(), runs.end(), state, [](int32_t s, const Grammar::Run& r) { return s < r.base; });
-    if (run == runs.begin()) return set;
-    --run;
-    const int32_t copy = (state - run->base) / run->stride;
-    const int32_t far = run->count - 1 - (length + 1);  // the last copy that is that far from the end
-    return copy >= far ? set : set_of({state + (far - copy) * run->stride});
+    const int32_t at = kernel.size() == 1 ? run_of(kernel[0]) : -1;
+    if (at < 0) return set;
+    const Grammar::Run& run = grammar_->runs[static_cast<size_t>(at)];
+    const int32_t state = kernel[0], copy = (state - run.base) / run.stride;
+    const int32_t far = run.count - 1 - (length + 1);  // the last copy that is that far from the end
+    return copy >= far ? set : set_of({state + (far - copy) * run.stride});
+}
+
+std::optional<GrammarMachine::InRun> GrammarMachine::place_in_run(int32_t state) const {
+    if (const auto begins = run_begins_.find(state); begins != run_begins_.end())
+        return InRun{begins->second, 0, grammar_->runs[static_cast<size_t>(begins->second)].count};
+    const int32_t at = run_of(state);
+    if (at < 0 || grammar_->runs[static_cast<size_t>(at)].exit < 0) return std::nullopt;
+    const Grammar::Run& run = grammar_->runs[static_cast<size_t>(at)];
+    const int32_t place = state - run.base;
+    return InRun{at, place % run.stride, run.count - 1 - place / run.stride};
+}
+
+std::optional<GrammarMachine::InRun> GrammarMachine::in_run(int32_t set) const {
+    const ListNumbers::List& kernel = set_numbers_.list(set);
+    return kernel.size() == 1 ? place_in_run(kernel[0]) : std::nullopt;
+}
+
+std::vector<int32_t> GrammarMachine::parts(int32_t set) {
+    const ListNumbers::List kernel = set_numbers_.list(set);
+    std::vector<int32_t> out;
+    const bool is_apart = kernel.size() > 1 && std::any_of(kernel.begin(), kernel.end(), [&](int32_t state) {
+                              return place_in_run(state).has_value();
+                          });
+    if (!is_apart) return {set};
+    for (const int32_t state : kernel) out.push_back(set_of({state}));
+    return out;
+}
+
+GrammarMachine::CopySteps GrammarMachine::copy_steps(int32_t run, int32_t state) const {
+    const Grammar::Run& of = grammar_->runs[static_cast<size_t>(run)];
+    // The second copy lies between the ends of the first and the second, which is state 0 of the next stride.
+    const int32_t begin = of.base, end = of.base + of.stride;
+    using States = std::vector<int32_t>;
+    const States at_end = {begin};
+    std::map<States, int32_t> numbers = {{at_end, 0}};
+    std::vector<States> open = {at_end};
+    const auto number = [&](States states) {
+        std::sort(states.begin(), states.end());
+        const auto [known, is_new] = numbers.try_emplace(states, static_cast<int32_t>(open.size()));
+        if (is_new) open.push_back(std::move(states));
+        return known->second;
+    };
+    CopySteps out;
+    out.start = state == 0 ? 0 : number({end + state});
+    for (size_t row = 0; row < open.size(); ++row) {
+        std::array<States, 256> targets;
+        States states = open[row];  // and what is reached from them through empty edges
+        for (size_t i = 0; i < states.size(); ++i) {
+            const auto at = static_cast<size_t>(states[i]);
+            for (int32_t e = grammar_->first_edge[at]; e < grammar_->first_edge[at + 1]; ++e) {
+                const Grammar::Edge& edge = grammar_->edges[static_cast<size_t>(e)];
+                if (edge.rule == Grammar::kEmpty && states[i] == begin && edge.target == of.exit) continue;
+                const int32_t target = edge.target == end ? begin : edge.target;
+                if (edge.rule >= 0 || edge.target < end || edge.target >= end + of.stride) return {};
+                if (edge.rule == Grammar::kEmpty) {
+                    if (std::find(states.begin(), states.end(), target) == states.end()) states.push_back(target);
+                    continue;
+                }
+                for (int byte = edge.low; byte <= edge.high; ++byte) {
+                    States& to = targets[static_cast<size_t>(byte)];
+                    if (std::find(to.begin(), to.end(), target) == to.end()) to.push_back(target);
+                }
+            }
+        }
+        // One may be at the end of a copy, or inside one: not both at once.
+        if (row > 0 && std::find(states.begin(), states.end(), begin) != states.end()) return {};
+        out.rows.emplace_back().fill(kDead);
+        for (size_t byte = 0; byte < targets.size(); ++byte) {
+            States& to = targets[byte];
+            if (to.empty()) continue;
+            if (to.size() > 1 && std::find(to.begin(), to.end(), begin) != to.end()) return {};
+            out.rows.back()[byte] = number(std::move(to));
+        }
+    }
+    return out;
 }
 
 }  // namespace thermocline::text

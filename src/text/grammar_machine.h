@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -71,6 +72,24 @@ public:
     /// their end.
     int32_t like(int32_t set, int32_t length);
 
+    /// A set that is one state in a run of copies that may end behind each of them: the run, which state of a copy (0:
+    /// the end of one), and how many more copies may begin.
+    struct InRun {
+        int32_t run, state, left;
+    };
+    std::optional<InRun> in_run(int32_t set) const;
+    /// Sets that together are one; apart from each other where some state of it is in such a run.
+    std::vector<int32_t> parts(int32_t set);
+    /// What a run's copies take, from one of their states on: the next row by each byte, kDead: none. Row 0 is the end
+    /// of a copy. No rows if one may be at an end and inside a copy at once, or if other rules are called.
+    struct CopySteps {
+        std::vector<std::array<int32_t, 256>> rows;
+        int32_t start = 0;
+    };
+    CopySteps copy_steps(int32_t run, int32_t state) const;
+    /// What goes on behind a copy, alone, above kUnknown.
+    int32_t behind_copies(int32_t run) { return local(set_of({grammar_->runs[static_cast<size_t>(run)].exit}), true); }
+
     size_t size_bytes() const;
     /// Grows by about one for every few nanoseconds spent on what was not known before; clear() leaves it.
     int64_t work() const { return work_; }
@@ -101,6 +120,9 @@ private:
         auto operator<=>(const Place&) const = default;
     };
 
+    /// The run that a state belongs to; -1: none.
+    int32_t run_of(int32_t state) const;
+    std::optional<InRun> place_in_run(int32_t state) const;
     int32_t set_of(std::vector<int32_t> kernel);
     int32_t frame_of(const std::vector<Item>& returns);
     int32_t compute_step(const Config& from, uint8_t byte);
@@ -112,6 +134,7 @@ private:
     void remember(Config& config, uint8_t byte, int32_t target);
 
     std::shared_ptr<const Grammar> grammar_;
+    std::unordered_map<int32_t, int32_t> run_begins_;  // state -> run, where nothing else begins
     ListNumbers set_numbers_, frame_numbers_, config_numbers_;
     std::deque<Set> sets_;
     std::deque<Config> configs_;

@@ -3,7 +3,9 @@
 //
 // Nearly all tokens are judged without looking at what lies around a rule: for a set of states the tokens that stay
 // inside the rule are found once, by a walk over the vocabulary, and kept; tokens that run over the end of the rule are
-// kept as open ends and judged, once more only once, for the set in which the caller goes on, and so on outwards. After
+// kept as open ends and judged, once more only once, for the set in which the caller goes on, and so on outwards. Where
+// something may be repeated a limited number of times, a walk also counts the repetitions that each token begins: one
+// walk serves all places, however many are left there. After
 // a while a mask is put together from a few kept ones, or is itself kept (bench/grammar_bench measures it). A walk
 // that was not done before takes up to some milliseconds.
 //
@@ -17,6 +19,7 @@
 #include "src/text/token_trie.h"
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -31,7 +34,7 @@ class TokenMasks {
 public:
     static constexpr size_t kKeptBytes = size_t{32} << 20;
     /// In units of GrammarMachine::work(), a few nanoseconds each.
-    static constexpr int64_t kWorkAtOnce = 100'000'000, kWorkPerMask = 1'000'000, kPreparingWork = 6'000'000;
+    static constexpr int64_t kWorkAtOnce = 100'000'000, kWorkPerMask = 1'000'000, kPreparingWork = 20'000'000;
 
     /// Throws Error if the vocabulary lacks a token that the grammar names.
     TokenMasks(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const TokenTrie> trie,
@@ -61,13 +64,24 @@ private:
         std::vector<uint64_t> bits;
         std::vector<OpenEnd> open;
         std::vector<std::pair<int32_t, std::unique_ptr<Kept>>> behind;  // by the set that goes on
+        // In a run: its tokens, those first that begin few copies; how many begin at most 0, 1, ... of them; and what
+        // the open ends begin.
+        std::vector<int32_t> tokens;
+        std::vector<size_t> within;
+        std::vector<uint16_t> open_copies;
+        bool counts() const { return !within.empty(); }
     };
 
     Kept& inside(int32_t set);
+    Kept* inside_run(const GrammarMachine::InRun& place);
+    bool walk_run(const GrammarMachine::InRun& place, Kept& out);
+    void count(Kept& kept, std::span<const int32_t> tokens, uint16_t copies);
+    void sort_tokens(Kept& kept);
+    void add(const Kept& kept, int32_t left, std::span<uint64_t> mask);
     Kept& behind(Kept& kept, int32_t set);
     std::unique_ptr<Kept> new_kept();
-    void walk(uint32_t begin, uint32_t end, Kept& out);
-    bool combine(Kept& kept, int32_t frame, std::span<uint64_t> mask, int& budget);
+    void walk(uint32_t begin, uint32_t end, Kept& out, std::optional<uint16_t> copies);
+    bool combine(Kept& kept, int32_t left, int32_t frame, std::span<uint64_t> mask, int& budget);
     void fill(int32_t config, std::span<uint64_t> mask);
     void fill_slowly(int32_t config, std::span<uint64_t> mask);
     int64_t work() const { return machine_.work() + nodes_walked_; }
@@ -79,12 +93,18 @@ private:
     uint64_t epoch_ = 0;
     std::vector<int32_t> named_;  // ids of the tokens that the grammar names
     std::unordered_map<int32_t, std::unique_ptr<Kept>> inside_;
-    std::unordered_map<int32_t, std::vector<uint64_t>> whole_;  // masks of configurations met lately
+    std::map<std::pair<int32_t, int32_t>, std::unique_ptr<Kept>> inside_runs_;  // by run and state; null: not countable
+    std::unordered_map<int32_t, std::vector<uint64_t>> whole_;                  // masks of configurations met lately
+    std::vector<int32_t> whole_order_;                                          // a ring of their keys
+    size_t oldest_ = 0;                                                         // in it
+    std::vector<uint64_t> spare_;                                               // the next one
     int64_t nodes_walked_ = 0;
     int64_t work_allowed_ = kWorkAtOnce;  // the work at which the grammar is given up
     // Of a walk: the configuration at every depth of the way, and the depths at which the rule may have ended.
     std::vector<int32_t> way_;
     std::vector<uint16_t> left_;
+    std::vector<uint16_t> token_copies_;  // [vocab] of a walk that counts: begun by a token whose bit is set
+    std::vector<uint64_t> few_;           // scratch of add()
 };
 
 class GrammarMatcher {

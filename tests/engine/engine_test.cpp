@@ -186,6 +186,10 @@ TEST_F(EngineTest, ContinuesFromEarlierConversations) {
     recorder = run(*engine, greedy("qqq", 1));
     EXPECT_EQ(recorder->result.statistics.cached_tokens, 0);
 
+    Request alone = greedy("sssr", 1);
+    alone.reuse_prefix = false;
+    run(*engine, alone);
+    EXPECT_EQ(run(*engine, greedy("sssr", 1))->result.statistics.cached_tokens, 0) << "it has left nothing";
     Request request = greedy("qqqr", 1);
     request.reuse_prefix = false;
     EXPECT_EQ(run(*engine, request)->result.statistics.cached_tokens, 0);
@@ -195,7 +199,7 @@ TEST_F(EngineTest, ContinuesFromEarlierConversations) {
     EXPECT_EQ(run(*engine, request)->result.statistics.cached_tokens, 3);
     const Counters counters = engine->counters();
     EXPECT_EQ(counters.prefix_hits, 9 + 5 + 5 + 3);
-    EXPECT_EQ(counters.prompt_tokens, 6 + 11 + 6 + 6 + 5 + 3 + 4 + 4 + 4);
+    EXPECT_EQ(counters.prompt_tokens, 6 + 11 + 6 + 6 + 5 + 3 + 4 + 4 + 4 + 4 + 4);
     EXPECT_GT(counters.prefix_bytes, 0);
 }
 

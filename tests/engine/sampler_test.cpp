@@ -206,6 +206,38 @@ TEST(Sampler, BiasAndMaskDecide) {
     EXPECT_EQ(sample_one(kLogits, params, 0, {1}), 3) << "a bias does not lift a mask";
 }
 
+TEST(Sampler, TellsWhatItDrewFrom) {
+    const float infinity = std::numeric_limits<float>::infinity();
+    Sampler sampler(std::ssize(kLogits), cpu::select_kernels("auto"));
+    TokenHistory history(std::ssize(kLogits));
+    history.add_output(0);
+    const auto drawn = [&](const SamplingParams& params, const std::vector<int32_t>& forbidden) {
+        sampler.sample(kLogits, params, history, {{}, forbidden}, 0);
+        const std::span<const float> logits = sampler.drawn_from();
+        return std::vector<float>(logits.begin(), logits.end());
+    };
+    SamplingParams params;  // of 1, 3, 2, 3, -1
+    params.presence_penalty = 0.5f;
+    params.logit_bias = {{4, 3.0f}};
+    EXPECT_EQ(drawn(params, {1}), (std::vector<float>{0.5f, -infinity, 2.0f, 3.0f, 2.0f}));
+    params.temperature = 0.5f;
+    EXPECT_EQ(drawn(params, {1}), (std::vector<float>{1.0f, -infinity, 4.0f, 6.0f, 4.0f}));
+    params.top_k = 2;
+    EXPECT_EQ(drawn(params, {1}), (std::vector<float>{-infinity, -infinity, 4.0f, 6.0f, 4.0f}))
+        << "both of the equal ones";
+    params.top_k = 0;
+    params.top_p = 0.8f;  // 6, 4, 4, 1: 0.783, 0.106, 0.106, 0.005
+    EXPECT_EQ(drawn(params, {1}), (std::vector<float>{-infinity, -infinity, 4.0f, 6.0f, -infinity})) << "the lower id";
+    params.temperature = 0;
+    EXPECT_EQ(drawn(params, {1}), (std::vector<float>{0.5f, -infinity, 2.0f, 3.0f, 2.0f})) << "greedy: no truncation";
+    const Token token = sampler.with_logprobs(drawn(params, {0, 1, 2, 4}), 3, 3);
+    EXPECT_EQ(token.logprob, 0.0f);
+    ASSERT_EQ(token.top.size(), 3u);
+    EXPECT_EQ(token.top[0].id, 3);
+    EXPECT_EQ(token.top[1].id, 0) << "of equal ones the lower id";
+    EXPECT_EQ(token.top[1].logprob, -infinity);
+}
+
 TEST(Sampler, RefusesWhatIsNoDistribution) {
     const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
     EXPECT_THROW(sample_one({1.0f, nan}, {}), Error);

@@ -18,10 +18,19 @@ TEST(Histogram, BucketsAreCumulativeAndBoundsInclusive) {
     EXPECT_EQ(text,
               "h_bucket{a=\"b\",le=\"1.0\"} 2.0\nh_bucket{a=\"b\",le=\"2.5\"} 3.0\nh_bucket{a=\"b\",le=\"+Inf\"} 4.0\n"
               "h_count{a=\"b\"} 4.0\nh_sum{a=\"b\"} 12.5\n");
+}
+
+TEST(Histogram, QuantilesAreOfWhatWasSeenLately) {
+    Histogram histogram({100});
+    EXPECT_EQ(histogram.quantile(0.5), 0);
+    for (const double value : {0.5, 9.0, 2.0, 1.0}) histogram.observe(value);
+    EXPECT_EQ(histogram.quantile(0), 0.5);
     EXPECT_EQ(histogram.quantile(0.5), 1.0);
-    EXPECT_EQ(histogram.quantile(0.75), 2.5);
-    EXPECT_EQ(histogram.quantile(1), 2.5) << "beyond the last bound nothing is known";
-    EXPECT_EQ(Histogram({1}).quantile(0.5), 0);
+    EXPECT_EQ(histogram.quantile(0.75), 2.0);
+    EXPECT_EQ(histogram.quantile(0.95), 9.0);
+    for (size_t i = 0; i < Histogram::kRecent; ++i) histogram.observe(3.0);
+    EXPECT_EQ(histogram.quantile(1), 3.0);
+    EXPECT_EQ(histogram.count(), 4 + Histogram::kRecent);
 }
 
 /// The value of a sample in Prometheus' text; -1 if it is not there.
@@ -66,6 +75,7 @@ TEST_F(ServerTest, MetricsCountWhatWasServed) {
     EXPECT_EQ(stats["seconds"]["time_to_first_token"]["count"], 3);
     EXPECT_EQ(stats["requests"]["running"], 0);
     EXPECT_EQ(stats["model"], "tiny");
+    EXPECT_EQ(stats["memory_gb_per_second"], 20.0);
 }
 
 TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {

@@ -164,7 +164,7 @@ TEST(Chat, RefusesWhatIsOutOfRangeAndNamesTheField) {
         {R"("top_logprobs": 2)", "top_logprobs"},
         {R"("logprobs": true, "top_logprobs": 21)", "top_logprobs"},
         {R"("min_tokens": 5, "max_tokens": 4)", "min_tokens"},
-        {R"("prompt_logprobs": -1)", "prompt_logprobs"},
+        {R"("prompt_logprobs": -2)", "prompt_logprobs"},
         {R"("prompt_logprobs": 21)", "prompt_logprobs"},
         {R"("prompt_logprobs": true)", "prompt_logprobs"},
         {R"("prompt_logprobs": 1, "stream": true)", "prompt_logprobs"},

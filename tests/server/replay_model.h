@@ -4,7 +4,8 @@
 
 #include "tests/server/server_fixture.h"
 
-#include <atomic>
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -13,7 +14,9 @@
 namespace thermocline::server {
 
 struct Replay {
-    std::vector<int32_t> answer;  // set between requests only
+    std::vector<int32_t> answer;      // set between requests only, or by on_prompt
+    std::function<void()> on_prompt;  // a new answer begins
+    std::chrono::duration<double> pace{0};
 };
 
 class ReplayForward : public engine::Forward {
@@ -34,6 +37,8 @@ public:
             // One row that is what was spelled last: the answer goes on. All else is a prompt.
             const bool goes_on = size == 1 && next_ > 0 && part.tokens[0] == replay_->answer[next_ - 1];
             if (!goes_on) next_ = 0;
+            if (!goes_on && part.outputs > 0 && replay_->on_prompt) replay_->on_prompt();
+            if (part.outputs > 0) std::this_thread::sleep_for(replay_->pace);
             for (int32_t i = 0; i < part.outputs; ++i) {
                 logits_.resize(logits_.size() + kVocab, 0.0f);
                 const bool ends = next_ == replay_->answer.size();

@@ -63,7 +63,6 @@ protected:
         engine = std::make_unique<engine::Engine>(new_model(), engine::EngineLimits{max_queue, {kEos}},
                                                   cpu::select_kernels("auto"));
         options.http.port = 0;
-        options.http.threads = 16;
         options.http.max_body = 100000;
         options.drain_seconds = 1;
         options.api_keys = std::move(keys);
@@ -83,7 +82,7 @@ protected:
         model.max_model_len = engine->max_model_len();
         model.vocab = engine->vocab();
         model.fingerprint = "btest";
-        server->serve({engine.get(), tokenizer.get(), model, nullptr, experts, admin});
+        server->serve({engine.get(), tokenizer.get(), model, nullptr, experts, admin, nullptr, 20.0});
     }
     void stop() {
         if (!server) return;

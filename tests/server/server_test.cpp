@@ -170,6 +170,7 @@ TEST_F(ServerTest, RoutesAndMethods) {
     result = client.Options("/v1/chat/completions");
     EXPECT_EQ(result->status, 200);
     EXPECT_EQ(result->get_header_value("Access-Control-Allow-Origin"), "*");
+    EXPECT_EQ(result->get_header_value("Access-Control-Allow-Headers"), "*, Authorization");
     result = client.Get("/health", {{"x-request-id", "abc-1"}});
     EXPECT_EQ(result->get_header_value("x-request-id"), "abc-1");
     EXPECT_EQ(client.Get("/" + std::string(8000, 'x'))->status, 404);

@@ -5,6 +5,7 @@
 #include "src/text/gbnf_grammar.h"
 #include "src/text/schema_grammar.h"
 #include "src/text/tokenizer_json.h"
+#include "src/text/tool_grammar.h"
 
 #include <gtest/gtest.h>
 #include <random>
@@ -27,7 +28,25 @@ std::shared_ptr<const Grammar> grammar_of(const char* name) {
         "name": {"type": "string", "maxLength": 60}, "age": {"type": "integer", "minimum": 0, "maximum": 150},
         "tags": {"type": "array", "items": {"enum": ["a", "the", "and he said"]}}, "child": {"$ref": "#"}, "any": {}},
         "required": ["name"], "additionalProperties": {"type": "null"}})";
+    static const char* const kCounted = R"({"type": "array", "items": {"anyOf": [{"type": "string", "maxLength": 20},
+        {"type": "string", "minLength": 3, "maxLength": 45}, {"type": "string", "minLength": 18, "maxLength": 300},
+        {"type": "string", "pattern": "^[a-z]{2,25}(x|yy){0,17}[0-9]?$"}, {"type": "array", "items": {"type": "string",
+        "maxLength": 16}, "maxItems": 18}, {"type": "array", "items": {"type": "boolean"}, "maxItems": 20}]}})";
     const std::string kind = name;
+    if (kind == "counted") return std::make_shared<const Grammar>(schema_grammar(parse_json(kCounted, "s"), "s"));
+    if (kind == "call") {
+        ToolGrammarOptions options;
+        options.mark_is_token = false;
+        options.tools = {{"t", parse_json(R"({"name": "t", "parameters": {"type": "object", "properties": {
+            "a": {"type": "string", "maxLength": 30}, "b": {"type": "string", "minLength": 1, "maxLength": 17}}}})",
+                                          "t")}};
+        return std::make_shared<const Grammar>(tool_call_grammar(options));
+    }
+    // What follows the run may begin as its copies do, in the same rule or behind its end.
+    if (kind == "overlap")
+        return std::make_shared<const Grammar>(
+            gbnf_grammar("root ::= (few \"ab\" | few [a-m]* \"!\") (\"-\" few)*\n"
+                         "few ::= [a-z ]{0,18} | [^\\n<]{0,30} \"</x>\" | (\"a\" | \"an\" | \"n\"){0,20}"));
     if (kind == "schema") return std::make_shared<const Grammar>(schema_grammar(parse_json(kSchema, "s"), "s"));
     if (kind == "any") return std::make_shared<const Grammar>(schema_grammar(Json(true), "s"));
     return std::make_shared<const Grammar>(
@@ -85,12 +104,17 @@ void check_walks(const char* name, size_t kept_bytes, bool prepares = false) {
 }
 
 TEST(TokenMasks, AreThoseOfTheObviousWay) {
-    for (const char* name : {"schema", "any", "gbnf"}) check_walks(name, TokenMasks::kKeptBytes);
+    for (const char* name : {"schema", "any", "gbnf", "counted", "call", "overlap"})
+        check_walks(name, TokenMasks::kKeptBytes);
 }
 
-TEST(TokenMasks, AreTheSameWhenTheyWerePrepared) { check_walks("schema", TokenMasks::kKeptBytes, true); }
+TEST(TokenMasks, AreTheSameWhenTheyWerePrepared) {
+    for (const char* name : {"schema", "counted"}) check_walks(name, TokenMasks::kKeptBytes, true);
+}
 
-TEST(TokenMasks, AreTheSameWhenEverythingIsForgottenAllTheTime) { check_walks("schema", 1); }
+TEST(TokenMasks, AreTheSameWhenEverythingIsForgottenAllTheTime) {
+    for (const char* name : {"schema", "counted"}) check_walks(name, 1);
+}
 
 TEST(TokenMasks, MatchersGoBack) {
     const auto masks = std::make_shared<TokenMasks>(grammar_of("any"), demo_trie());

@@ -43,8 +43,11 @@ function show(name) {
     refresh();
     refreshExperts();
   }
-  if (location.hash !== '#' + name) history.replaceState(null, '', '#' + name);
+  if (location.hash !== '#/' + name) history.replaceState(null, '', '#/' + name);
 }
+
+// A fragment that is no element's id: the browser would take the focus away to it.
+function viewOfAddress() { return views.find((view) => '#/' + view === location.hash) || 'chat'; }
 
 document.querySelector('nav').addEventListener('keydown', (event) => {
   const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
@@ -72,6 +75,17 @@ function addTurn(role) {
   return turn;
 }
 
+// Text with code between lines of ``` as the model writes it; what is open is code to the end.
+function showText(box, text) {
+  const parts = text.split(/^```.*(?:\n|$)/m);
+  if (parts.length === 1) {
+    box.textContent = text;
+    return;
+  }
+  box.replaceChildren();
+  parts.forEach((part, i) => { if (part.trim()) element(box, i % 2 === 0 ? 'div' : 'pre', '', part.replace(/^\n+|\n+$/g, '')); });
+}
+
 // One answer while it arrives: where its pieces go, and the message it becomes.
 class Answer {
   constructor() {
@@ -82,20 +96,21 @@ class Answer {
   }
 
   add(delta) {
-    if (delta.reasoning_content) {
+    const thought = delta.reasoning_content || delta.reasoning;  // --reasoning-field
+    if (thought) {
       if (!this.thought) {
         const details = document.createElement('details');
         this.turn.prepend(details);
         element(details, 'summary', '', 'Thinking');
         this.thought = element(details, 'div', 'text', '');
       }
-      this.message.reasoning_content = (this.message.reasoning_content || '') + delta.reasoning_content;
+      this.message.reasoning_content = (this.message.reasoning_content || '') + thought;
       this.thought.textContent = this.message.reasoning_content;
     }
     if (delta.content) {
       if (!this.text) this.text = element(this.turn, 'div', 'text', '');
       this.message.content += delta.content;
-      this.text.textContent = this.message.content;
+      showText(this.text, this.message.content);
     }
     for (const piece of delta.tool_calls || []) this.addCall(piece);
   }
@@ -222,7 +237,7 @@ function reset() {
 
 // Dashboard.
 
-const peaks = {decode: 1, prefill: 1};
+const peaks = {decode: 1, prefill: 1};  // where the server did not measure its memory
 const timeNames = {time_to_first_token: 'to the first token', inter_token_latency: 'between tokens', queue: 'waiting',
                    request: 'whole request'};
 
@@ -231,9 +246,10 @@ function setMeter(id, share, text) {
   at(id + '-text').textContent = text;
 }
 
-function showBandwidth(id, value) {
+function showBandwidth(id, value, limit) {
   peaks[id] = Math.max(peaks[id], value);
-  setMeter(id, value / peaks[id], value.toFixed(value < 1 ? 3 : 1) + ' GB/s');
+  const share = limit ? ', ' + (100 * value / limit).toFixed(value < limit / 10 ? 1 : 0) + ' %' : '';
+  setMeter(id, value / (limit || peaks[id]), value.toFixed(value < 1 ? 3 : 1) + ' GB/s' + share);
 }
 
 function showStats(stats) {
@@ -246,8 +262,11 @@ function showStats(stats) {
   setMeter('kv', stats.kv_cache_usage, (100 * stats.kv_cache_usage).toFixed(1) + ' %');
   const share = stats.tokens.prompt > 0 ? stats.tokens.cached / stats.tokens.prompt : 0;
   setMeter('hits', share, (100 * share).toFixed(1) + ' %');
-  showBandwidth('decode', stats.last_request.decode_gb_per_second);
-  showBandwidth('prefill', stats.last_request.prefill_gb_per_second);
+  const limit = stats.memory_gb_per_second;
+  showBandwidth('decode', stats.last_request.decode_gb_per_second, limit);
+  showBandwidth('prefill', stats.last_request.prefill_gb_per_second, limit);
+  at('bandwidth-scale').textContent = limit ? `the ${limit.toFixed(1)} GB/s that the memory of this machine gave at the start`
+                                            : 'the highest value since this page was opened';
   at('times').replaceChildren();
   for (const [name, time] of Object.entries(stats.seconds)) {
     const row = element(at('times'), 'tr', '');
@@ -332,10 +351,10 @@ document.addEventListener('keydown', (event) => { if (event.key === 'Escape') st
 settings.addEventListener('input', saveSettings);
 settings.elements.key.addEventListener('change', showModel);
 settings.addEventListener('submit', (event) => event.preventDefault());
-window.addEventListener('hashchange', () => show(views.find((view) => '#' + view === location.hash) || 'chat'));
+window.addEventListener('hashchange', () => show(viewOfAddress()));
 
 loadSettings();
 showModel();
-show(views.find((view) => '#' + view === location.hash) || 'chat');
+show(viewOfAddress());
 setInterval(refresh, 2000);
 setInterval(refreshExperts, 5000);
