@@ -18,7 +18,7 @@ constexpr double kMostFactor = 20.0;  // of a CPU that somebody else holds up
 
 ExpertStream::ExpertStream(const ops::Plan& plan, cuda::Device& device, GpuExperts& experts, int64_t max_rows,
                            const ExpertSpeed& speed, bool cpu_helps)
-    : plan_(plan), experts_(experts), speed_(speed), cpu_helps_(cpu_helps), link_(device.new_stream()) {
+    : plan_(plan), experts_(experts), speed_(speed), cpu_helps_(cpu_helps) {
     int64_t most_experts = 0, most_pairs = 0;
     for (const ops::Step& step : plan.steps)
         if (const auto* one = std::get_if<ops::Experts>(&step)) {
@@ -39,6 +39,7 @@ ExpertStream::ExpertStream(const ops::Plan& plan, cuda::Device& device, GpuExper
     };
     host_ = cuda::PinnedMemory(device, lay_out(nullptr));
     lay_out(host_.data());
+    link_ = device.new_stream();
     std::iota(constants_, constants_ + cuda::kMostRing, static_cast<int32_t>(experts.ring_begin()));
     constants_[cuda::kMostRing] = 1;  // experts of a list; pairs elsewhere: 0
     place_.resize(static_cast<size_t>(most_experts));

@@ -51,7 +51,6 @@ private:
     ExpertSpeed speed_;
     bool cpu_helps_;
     double cpu_factor_ = 1, expected_ = 0;  // of what the CPU takes; seconds of what it does now
-    std::unique_ptr<cuda::Stream> link_;
 
     cuda::PinnedMemory host_;
     cuda::Flag *arrived_ = nullptr, *used_ = nullptr;  // [experts of a layer], by their turn
@@ -60,6 +59,7 @@ private:
     int32_t *constants_ = nullptr, *taken_ = nullptr;  // [ring + 2]; [experts of a layer]
 
     StreamQueue queue_;
+    std::unique_ptr<cuda::Stream> link_;               // behind the memory of which its work is
     std::vector<StreamQueue::Item> items_;
     std::vector<int32_t> place_;  // of each expert in the queue
     const Handoff* job_ = nullptr;

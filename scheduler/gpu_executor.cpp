@@ -66,22 +66,32 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       limits_(limits),
       rows_(limits),
       variants_(cuda::try_variants(device)),
-      stream_(device.new_stream()),
       bytes_(card_bytes(plan, limits, sequences, resident.empty() ? 0 : std::ssize(resident) + rules.ring)),
       memory_(memory.bytes() < bytes_.all() ? cuda::DeviceMemory(device, bytes_.all()) : std::move(memory)),
-      weights_(plan, device, *stream_, memory_.data()),
+      stream_(device.new_stream()),
+      weights_(plan, device, memory_.data()),
       workspace_(memory_.data() + bytes_.weights, plan, limits, !resident.empty()),
-      pages_(device, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
-      experts_(plan, device, *stream_, resident, memory_.data() + bytes_.all() - bytes_.experts, rules),
+      pages_(device, *stream_, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
+      experts_(plan, device, resident, memory_.data() + bytes_.all() - bytes_.experts, rules),
       table_(embedding_table(plan)),
       balances_(rules.balances) {
     take_host_memory();
     stream_->copy(workspace_.tickets, upload_, cuda::kMostSiteRows * int64_t{sizeof(uint32_t)});  // zeros
+    try {
+        begin(rules, !resident.empty());
+    } catch (...) {
+        abandon();
+        stream_.reset();  // ends with its work, which is about the memory of this object
+        throw;
+    }
+}
+
+void GpuExecutor::begin(const ResidencyRules& rules, bool any_resident) {
     stream_->wait(patience_many_);
     const bool streams = rules.streaming != ResidencyRules::Streaming::kNone && experts_.ring() > 0;
-    if (!resident.empty() && (balances_ || streams)) measure();
+    if (any_resident && (balances_ || streams)) measure();
     if (streams)
-        stream_of_experts_ = std::make_unique<ExpertStream>(plan, device, experts_, limits.max_rows, speed_,
+        stream_of_experts_ = std::make_unique<ExpertStream>(plan_, device_, experts_, limits_.max_rows, speed_,
                                                             rules.streaming == ResidencyRules::Streaming::kShared);
 }
 
@@ -417,6 +427,7 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         if (routing_ != nullptr) routing_->ids[layer].assign(ids.begin(), ids.end());
     }
     layers_played_ += std::ssize(handoffs_);
+        for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
     experts_.end_pass(Clock::now() - began);
 }
 

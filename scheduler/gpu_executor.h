@@ -82,6 +82,7 @@ private:
     };
 
     void take_host_memory();
+    void begin(const ResidencyRules& rules, bool any_resident);
     cuda::Frame frame(const ops::Batch& batch) const;
     void upload(const ops::Batch& batch, const float* streams_in);
     /// Puts the steps of a pass into the stream.
@@ -118,9 +119,9 @@ private:
     std::chrono::milliseconds patience_few_{2000}, patience_many_{60000};
 
     const cuda::Variants variants_;
-    std::unique_ptr<cuda::Stream> stream_;
     CardBytes bytes_;
-    cuda::DeviceMemory memory_;  // weights, workspace, pages, experts
+    cuda::DeviceMemory memory_;             // weights, workspace, pages, experts
+    std::unique_ptr<cuda::Stream> stream_;  // behind the memory: if what comes next fails, its work ends before
     GpuWeights weights_;
     WorkspaceLayout workspace_;
     GpuPages pages_;

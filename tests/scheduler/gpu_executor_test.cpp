@@ -347,6 +347,33 @@ TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
     EXPECT_NE(failure(card, *sequence, tokens), "");
 }
 
+/// Rows that a long pass overwrites are gone, whatever became of it; and what it still does, ends before others use the
+/// memory.
+TEST(GpuExecutorFaults, ASequenceGoesOnAfterAFailureOnlyWithWhatItNeeds) {
+    const std::vector<int32_t> tokens = tiny::tokens(76);
+    Engine& cpu = tiny_engine(KvCacheDtype::kF32);
+    const auto here = cpu.new_sequence();
+    const Logits expected = cpu.feed(*here, tokens, 64);
+    const auto fail_then_feed = [&](size_t rows, bool may_go_on) {
+        OnCard card(KvCacheDtype::kF32);
+        const auto sequence = card.executor.new_sequence();
+        card.feed(*sequence, std::span(tokens).first(40), 40);
+        const std::vector<std::byte> before = sequence->snapshot();
+        const auto next = std::span(tokens).subspan(40, rows);
+        card.executor.set_patience(std::chrono::milliseconds(0), std::chrono::milliseconds(0));
+        EXPECT_NE(failure(card, *sequence, next), "");
+        card.executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));
+        EXPECT_EQ(sequence->can_go_on(), may_go_on);
+        if (!may_go_on) sequence->restore(before);  // while the card still plays
+        EXPECT_TRUE(sequence->can_go_on());
+        const Logits found = card.feed(*sequence, next, static_cast<int64_t>(rows));
+        EXPECT_LT(largest_difference(found, {expected.begin() + 40, expected.begin() + 40 + static_cast<long>(rows)}),
+                  1e-4);
+    };
+    fail_then_feed(36, false);
+    fail_then_feed(5, true);
+}
+
 TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
     if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there";
     const Demo demo;
