@@ -74,9 +74,9 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       pages_(device, *stream_, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
       experts_(plan, device, resident, memory_.data() + bytes_.all() - bytes_.experts, rules),
       table_(embedding_table(plan)),
-      balances_(rules.balances) {
+      balances_(rules.balances),
+      streams_all_(rules.streaming == ResidencyRules::Streaming::kAll) {
     take_host_memory();
-    stream_->copy(workspace_.tickets, upload_, cuda::kMostSiteRows * int64_t{sizeof(uint32_t)});  // zeros
     try {
         begin(rules, !resident.empty());
     } catch (...) {
@@ -87,6 +87,7 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
 }
 
 void GpuExecutor::begin(const ResidencyRules& rules, bool any_resident) {
+    stream_->copy(workspace_.tickets, upload_, cuda::kMostSiteRows * int64_t{sizeof(uint32_t)});  // zeros
     stream_->wait(patience_many_);
     const bool streams = rules.streaming != ResidencyRules::Streaming::kNone && experts_.ring() > 0;
     if (any_resident && (balances_ || streams)) measure();
@@ -194,7 +195,15 @@ cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
             workspace_.pairs,
             workspace_.tickets,
             variants_,
-            balances_ && batch.rows() <= kGraphRows ? speed_.balance() : cuda::Balance()};
+            balance(batch.rows())};
+}
+
+/// Where all others pass through the card, none of its own are left to the CPU.
+cuda::Balance GpuExecutor::balance(int64_t rows) const {
+    if (!balances_ || handoffs_.empty() || (rows > kGraphRows && streams_all_)) return {};
+    const ops::Experts& step = *handoffs_.front().step;
+    const int64_t pairs = rows * step.top_k, experts = std::ssize(plan_.experts[static_cast<size_t>(step.experts)].w1);
+    return speed_.balance(rows, static_cast<double>(pairs) / static_cast<double>(std::min(pairs, experts)));
 }
 
 void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff& handoff) {
@@ -293,7 +302,7 @@ void GpuExecutor::measure() {
         return ops::Batch{std::span(tokens).first(count), std::span(positions).first(count), {}, {}};
     };
     const ops::Batch one = batch_of(1), many = batch_of(rows);
-    speed_ = measure_experts(handoffs_, frame(one), host_frame(many), experts_);
+    speed_ = measure_experts(handoffs_, frame(one), frame(many), host_frame(many), experts_);
     log::info("GPU {}: {}", device_.info().index, speed_.text());
 }
 
@@ -340,6 +349,7 @@ void GpuExecutor::await_job(const Handoff& handoff, Clock::time_point deadline) 
     for (int looks = 0; flag_of(handoff.to.job) == 0; ++looks) {
         if (looks < kLooks) continue;
         looks = 0;
+        if (streaming_) (void)stream_of_experts_->all_come();
         (void)stream_->finished();  // throws if the card is lost
         if (Clock::now() > deadline)
             fail("GPU ", device_.info().index, ": no job for the experts ",
@@ -410,11 +420,14 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
             if (stream_of_experts_ && batch.rows() > kGraphRows && f.expert_slots != nullptr)
                 streaming_ = Pass{&batch, &f, deadline};
             play(f);
-            if (!std::exchange(streaming_, std::nullopt)) serve_experts(batch, deadline);
+            if (!streaming_) serve_experts(batch, deadline);
+            while (streaming_ && !stream_of_experts_->all_come() && Clock::now() < deadline) std::this_thread::yield();
+            streaming_.reset();
             stream_->wait(patience);
         }
     } catch (const Error&) {
         abandon();
+        for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
         throw;
     }
     for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
@@ -427,7 +440,6 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         if (routing_ != nullptr) routing_->ids[layer].assign(ids.begin(), ids.end());
     }
     layers_played_ += std::ssize(handoffs_);
-        for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
     experts_.end_pass(Clock::now() - began);
 }
 
@@ -439,7 +451,11 @@ ResidencyCounters GpuExecutor::residency() const {
     counters.layers_played = layers_played_;
     counters.cpu_seconds = cpu_seconds_;
     counters.exposed_seconds = exposed_seconds_;
-    counters.streamed = stream_of_experts_ ? stream_of_experts_->sent() : 0;
+    if (stream_of_experts_) {
+        counters.streamed = stream_of_experts_->sent();
+        counters.link_seconds = static_cast<double>(counters.streamed) * experts_.link_seconds();
+        counters.phase_seconds = stream_of_experts_->phase_seconds();
+    }
     return counters;
 }
 
