@@ -85,10 +85,18 @@ double ExpertSpeed::cpu(int64_t pairs) const { return std::max(cpu_expert, stati
 
 double ExpertSpeed::card(double pairs) const { return std::max(card_expert, pairs * card_pair); }
 
+double ExpertSpeed::card_rest_of(int64_t rows) const {
+    return card_expert > 0 ? card_rest / card_expert * card(static_cast<double>(rows)) : 0.0;
+}
+
 cuda::Balance ExpertSpeed::balance(int64_t rows, double pairs) const {
     const auto us = [](double seconds) { return static_cast<float>(seconds * 1e6); };
-    const double rest = card_expert > 0 ? card_rest / card_expert * card(static_cast<double>(rows)) : 0.0;
-    return {us(card(pairs)), us(rest), us(cpu_expert), us(cpu_pair), us(cpu_rest)};
+    return {us(card(pairs)), us(card_rest_of(rows)), us(cpu_expert), us(cpu_pair), us(cpu_rest)};
+}
+
+bool ExpertSpeed::cpu_takes_all(int64_t rows, int64_t pairs, int64_t experts) const {
+    const double most = cpu_rest + static_cast<double>(experts) * cpu_expert + static_cast<double>(pairs) * cpu_pair;
+    return known() && most < card_rest_of(rows) + card_expert;
 }
 
 std::string ExpertSpeed::text() const {

@@ -26,7 +26,13 @@ struct ExpertSpeed {
     double card(double pairs) const;
     /// For passes of so many rows, in which a chosen expert has so many of their choices on average.
     cuda::Balance balance(int64_t rows, double pairs) const;
+    /// Whether the CPU is sooner done with all `experts` of such a pass, `pairs` choices in all, than the card with
+    /// one.
+    bool cpu_takes_all(int64_t rows, int64_t pairs, int64_t experts) const;
     std::string text() const;
+
+private:
+    double card_rest_of(int64_t rows) const;
 };
 
 /// `on_card`: of one row, its stream idle; `many`: the same of some rows; `on_host`: of the workers and as many. Their

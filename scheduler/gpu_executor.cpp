@@ -182,6 +182,7 @@ void GpuExecutor::upload(const ops::Batch& batch, const float* streams_in) {
 
 cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
     const UploadLayout there(workspace_.upload, plan_, limits_, 0);
+    const std::optional<cuda::Balance> divided = balance(batch.rows());
     return {plan_,
             weights_.on_card(),
             {there.tokens, there.positions, there.segment_of, there.segments, there.caches, there.output_rows,
@@ -191,19 +192,22 @@ cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
             workspace_.embeddings,
             workspace_.scratch,
             *stream_,
-            experts_.on_card(),
+            divided ? experts_.on_card() : nullptr,
             workspace_.pairs,
             workspace_.tickets,
             variants_,
-            balance(batch.rows())};
+            divided.value_or(cuda::Balance())};
 }
 
-/// Where all others pass through the card, none of its own are left to the CPU.
-cuda::Balance GpuExecutor::balance(int64_t rows) const {
-    if (!balances_ || handoffs_.empty() || (rows > kGraphRows && streams_all_)) return {};
+/// How a pass of so many rows is divided; nothing: its experts are all of the CPU.
+std::optional<cuda::Balance> GpuExecutor::balance(int64_t rows) const {
+    // Where all others pass through the card, none of its own are left to the CPU.
+    if (!balances_ || handoffs_.empty() || (rows > kGraphRows && streams_all_)) return cuda::Balance();
     const ops::Experts& step = *handoffs_.front().step;
-    const int64_t pairs = rows * step.top_k, experts = std::ssize(plan_.experts[static_cast<size_t>(step.experts)].w1);
-    return speed_.balance(rows, static_cast<double>(pairs) / static_cast<double>(std::min(pairs, experts)));
+    const int64_t pairs = rows * step.top_k, all = std::ssize(plan_.experts[static_cast<size_t>(step.experts)].w1);
+    const int64_t chosen = std::min(pairs, all);
+    if (speed_.cpu_takes_all(rows, pairs, chosen)) return std::nullopt;
+    return speed_.balance(rows, static_cast<double>(pairs) / static_cast<double>(chosen));
 }
 
 void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff& handoff) {

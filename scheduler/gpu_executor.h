@@ -84,7 +84,7 @@ private:
     void take_host_memory();
     void begin(const ResidencyRules& rules, bool any_resident);
     cuda::Frame frame(const ops::Batch& batch) const;
-    cuda::Balance balance(int64_t rows) const;
+    std::optional<cuda::Balance> balance(int64_t rows) const;
     void upload(const ops::Batch& batch, const float* streams_in);
     /// Puts the steps of a pass into the stream.
     void enqueue(const cuda::Frame& frame);
