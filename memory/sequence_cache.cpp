@@ -108,18 +108,24 @@ bool SequenceCache::reserve(int64_t tokens) {
 }
 
 void SequenceCache::advance(int64_t tokens) {
+    for (Store& store : stores_)  // what was spoiled from here on is written now
+        store.first_valid = std::min(store.first_valid, position_);
+    spoil(tokens);
     position_ += tokens;
     CHECK(position_ <= max_tokens_);
+}
+
+void SequenceCache::spoil(int64_t tokens) {
     for (Store& store : stores_)
         if (store.spec.kind == Kind::kRing)
-            store.first_valid = std::max(store.first_valid, position_ - store.spec.ring_rows);
+            store.first_valid = std::max(store.first_valid, position_ + tokens - store.spec.ring_rows);
 }
 
 bool SequenceCache::can_roll_back(int64_t position) const {
     if (position < 0 || position > position_) return false;
     return std::all_of(stores_.begin(), stores_.end(), [&](const Store& store) {
-        return store.spec.kind != Kind::kRing || position == position_ ||
-               store.oldest_needed(position) >= store.first_valid;
+        const int64_t oldest = store.oldest_needed(position);
+        return store.spec.kind != Kind::kRing || oldest == position || oldest >= store.first_valid;
     });
 }
 

@@ -32,6 +32,11 @@ public:
     bool reserve(int64_t tokens);
     /// The rows of `tokens` more tokens have been written by a forward pass.
     void advance(int64_t tokens);
+    /// A forward pass over so many more tokens was given up: what it wrote may have taken the place of rows that the
+    /// sequence needs to go on.
+    void spoil(int64_t tokens);
+    /// False if it was spoiled so: it is of no use until restore(), roll_back() or clear().
+    bool can_go_on() const { return can_roll_back(position_); }
     /// Views for ops::Segment::caches, valid until the next reserve(); addresses of where the pages lie.
     const ops::CacheView* views() const { return views_.data(); }
 

@@ -20,6 +20,7 @@ ops::Batch BatchRows::gather(std::span<const Part> parts) {
         const auto rows = static_cast<int32_t>(part.tokens.size());
         const int64_t position = part.sequence->position();
         CHECK(rows > 0 && part.outputs >= 0 && part.outputs <= rows);
+        CHECK(part.sequence->can_go_on());
         CHECK(part.sequence->reserve(position + rows));  // room was made by the caller; this finds it there
         segments_.push_back({static_cast<int32_t>(tokens_.size()), rows, position, part.sequence->views()});
         for (int32_t i = 0; i < rows; ++i) {

@@ -20,6 +20,14 @@ void play(const ops::Step& step, const cpu::Frame& frame) {
     std::visit([&](const auto& one) { cpu::run(one, frame); }, step);
 }
 
+void record_ranks(const ops::Route& route, const cpu::Frame& frame, std::vector<float>& ranks) {
+    const float* scores = frame.row(route.logits, 0);  // the step has made them of the logits
+    ranks.assign(scores, scores + frame.batch.rows() * route.experts);
+    if (route.bias == ops::kNone) return;
+    const std::vector<float>& bias = frame.plan.vectors[static_cast<size_t>(route.bias)].values;
+    for (size_t i = 0; i < ranks.size(); ++i) ranks[i] += bias[i % bias.size()];
+}
+
 using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point begin, Clock::time_point end) {
@@ -71,7 +79,12 @@ void CpuExecutor::play_recorded(const cpu::Frame& frame) {
         if (route == nullptr) continue;
         const int32_t* ids = frame.int_row(route->ids, 0);  // layers share the slot: the next one writes over it
         if (routing_->ids.size() == layer) routing_->ids.emplace_back();
-        routing_->ids[layer++].assign(ids, ids + frame.batch.rows() * route->top_k);
+        routing_->ids[layer].assign(ids, ids + frame.batch.rows() * route->top_k);
+        if (routing_->wants_ranks) {
+            if (routing_->ranks.size() == layer) routing_->ranks.emplace_back();
+            record_ranks(*route, frame, routing_->ranks[layer]);
+        }
+        ++layer;
     }
 }
 

@@ -54,7 +54,7 @@ public:
     /// One forward pass over the parts; every sequence must have reserved room for its tokens (CHECK) and is advanced.
     /// `streams_in` (MTP plans): [rows, n * D] residual streams of the trunk; null for the trunk.
     /// Rows together at most limits().max_rows, outputs at most max_outputs, parts at most max_parts (CHECK).
-    /// Throws Error when a card fails; no sequence is advanced then.
+    /// Throws Error when a card fails: no sequence is advanced then, but all are spoiled (SequenceCache::can_go_on()).
     virtual void forward(std::span<const Part> parts, const float* streams_in = nullptr) = 0;
 
     /// Logits of output i of the last pass, counted over all parts in order: [vocab]. Valid until the next pass.

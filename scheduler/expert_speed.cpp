@@ -18,9 +18,9 @@ constexpr int kTimes = 3;
 
 /// The least of several.
 template <typename Work>
-double seconds_of(Work work) {
+double seconds_of(Work work, int times = kTimes) {
     double least = std::numeric_limits<double>::infinity();
-    for (int i = 0; i < kTimes; ++i) {
+    for (int i = 0; i < times; ++i) {
         const auto began = std::chrono::steady_clock::now();
         work(i);
         least = std::min(least, std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count());
@@ -38,16 +38,17 @@ std::vector<std::vector<int32_t>> some_residents(std::span<const Handoff> handof
     return of_set;
 }
 
-/// All layers one after the other, a row's choices being up to `most` different residents.
+/// All layers one after the other, the choices of every row being up to `most` different residents.
 void play_on_card(std::span<const Handoff> handoffs, const cuda::Frame& f,
                   const std::vector<std::vector<int32_t>>& residents, size_t most) {
     for (size_t i = 0; i < handoffs.size(); ++i) {
         if (residents[i].empty()) continue;
         const ops::Experts& step = *handoffs[i].step;
         const cuda::HostJob& to = handoffs[i].to;
-        for (int32_t k = 0; k < step.top_k; ++k)
-            to.chosen[k] = residents[i][static_cast<size_t>(k) % std::min(most, residents[i].size())];
-        f.stream.copy(f.slot(step.ids), to.chosen, int64_t{step.top_k} * 4);
+        const int64_t pairs = f.batch.rows * step.top_k;
+        for (int64_t k = 0; k < pairs; ++k)
+            to.chosen[k] = residents[i][static_cast<size_t>(k % step.top_k) % std::min(most, residents[i].size())];
+        f.stream.copy(f.slot(step.ids), to.chosen, pairs * 4);
         cuda::send_job(step, f, to);
         cuda::run(step, f);
     }
@@ -82,26 +83,37 @@ double handoff_seconds(const Handoff& handoff, const cuda::Frame& f) {
 
 double ExpertSpeed::cpu(int64_t pairs) const { return std::max(cpu_expert, static_cast<double>(pairs) * cpu_pair); }
 
-cuda::Balance ExpertSpeed::balance() const {
+double ExpertSpeed::card(double pairs) const { return std::max(card_expert, pairs * card_pair); }
+
+double ExpertSpeed::card_rest_of(int64_t rows) const {
+    return card_expert > 0 ? card_rest / card_expert * card(static_cast<double>(rows)) : 0.0;
+}
+
+cuda::Balance ExpertSpeed::balance(int64_t rows, double pairs) const {
     const auto us = [](double seconds) { return static_cast<float>(seconds * 1e6); };
-    return {us(card_expert), us(card_rest), us(cpu_expert), us(cpu_pair), us(cpu_rest)};
+    return {us(card(pairs)), us(card_rest_of(rows)), us(cpu_expert), us(cpu_pair), us(cpu_rest)};
+}
+
+bool ExpertSpeed::cpu_takes_all(int64_t rows, int64_t pairs, int64_t experts) const {
+    const double most = cpu_rest + static_cast<double>(experts) * cpu_expert + static_cast<double>(pairs) * cpu_pair;
+    return known() && most < card_rest_of(rows) + card_expert;
 }
 
 std::string ExpertSpeed::text() const {
     return printed(
-        "an expert takes %.1f us on the card, %.1f us on the CPU (%.2f us a row), %.1f us over the link; a "
-        "job for the CPU %.1f us",
-        card_expert * 1e6, cpu_expert * 1e6, cpu_pair * 1e6, link * 1e6, cpu_rest * 1e6);
+        "an expert takes %.1f us on the card (%.2f us a row), %.1f us on the CPU (%.2f us a row), %.1f us over the "
+        "link; a job for the CPU %.1f us",
+        card_expert * 1e6, card_pair * 1e6, cpu_expert * 1e6, cpu_pair * 1e6, link * 1e6, cpu_rest * 1e6);
 }
 
-ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cpu::Frame& on_host,
-                            const GpuExperts& experts) {
+ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cuda::Frame& many,
+                            const cpu::Frame& on_host, const GpuExperts& experts) {
     const auto layers = static_cast<double>(handoffs.size());
     const int64_t rows = on_host.batch.rows();
     const ops::Experts& first = *handoffs.front().step;
     for (const ops::Slot slot : {first.x, first.weights}) {
         std::fill_n(on_host.slot(slot), rows * on_host.cols(slot), 0.0f);
-        on_card.stream.copy(on_card.slot(slot), on_host.slot(slot), on_host.cols(slot) * 4);
+        on_card.stream.copy(on_card.slot(slot), on_host.slot(slot), rows * on_host.cols(slot) * 4);
     }
     const auto residents = some_residents(handoffs, experts);
     double more = 0, any = 0;  // residents beyond the first of each layer; layers with one
@@ -111,12 +123,14 @@ ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame
     }
     const double card_one = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, 1); });
     const double card_more = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, SIZE_MAX); });
+    const double card_rows = seconds_of([&](int) { play_on_card(handoffs, many, residents, 1); }, 1);
     const double cpu_one = seconds_of([&](int i) { play_on_host(handoffs, on_host, 1, 1, i); }) / layers;
     const double cpu_more = seconds_of([&](int i) { play_on_host(handoffs, on_host, 1, first.top_k, i); }) / layers;
     const double cpu_rows = seconds_of([&](int i) { play_on_host(handoffs, on_host, rows, 1, i); }) / layers;
 
     ExpertSpeed speed;
     speed.card_expert = more > 0 ? std::max(card_more - card_one, 0.02 * card_one) / more : card_one / any;
+    speed.card_pair = std::max(0.0, card_rows - card_one) / (any * first.top_k * static_cast<double>(rows));
     const TokenWork work = token_work(on_card.plan, 1);
     speed.card_rest = work.shared_bytes / work.layers / work.expert_bytes * speed.card_expert;
     speed.cpu_expert = first.top_k > 1 ? std::max(cpu_more - cpu_one, 0.02 * cpu_one) / (first.top_k - 1) : cpu_one;

@@ -13,22 +13,31 @@ namespace thermocline::scheduler {
 
 /// Seconds; 0: not measured.
 struct ExpertSpeed {
-    double card_expert = 0;  // one more expert of a row
+    double card_expert = 0;  // one more expert of a row; of more rows that, or
+    double card_pair = 0;    // this for each of them, whichever is more
     double card_rest = 0;    // the shared one, which comes first
-    double cpu_expert = 0;   // one more expert of a row; of more rows that, or
-    double cpu_pair = 0;     // this for each of them, whichever is more
-    double cpu_rest = 0;     // hand-off and what else a job takes whatever is in it
-    double link = 0;         // one expert over the link
+    double cpu_expert = 0;   // as for the card
+    double cpu_pair = 0;
+    double cpu_rest = 0;  // hand-off and what else a job takes whatever is in it
+    double link = 0;      // one expert over the link
 
     bool known() const { return card_expert > 0 && cpu_expert > 0; }
     double cpu(int64_t pairs) const;
-    cuda::Balance balance() const;
+    double card(double pairs) const;
+    /// For passes of so many rows, in which a chosen expert has so many of their choices on average.
+    cuda::Balance balance(int64_t rows, double pairs) const;
+    /// Whether the CPU is sooner done with all `experts` of such a pass, `pairs` choices in all, than the card with
+    /// one.
+    bool cpu_takes_all(int64_t rows, int64_t pairs, int64_t experts) const;
     std::string text() const;
+
+private:
+    double card_rest_of(int64_t rows) const;
 };
 
-/// `on_card`: of one row, its stream idle; `on_host`: of the workers, its batch of up to `rows` rows. Their slots are
-/// overwritten, flags are left raised. Takes some passes' time. Throws Error if the card fails.
-ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cpu::Frame& on_host,
-                            const GpuExperts& experts);
+/// `on_card`: of one row, its stream idle; `many`: the same of some rows; `on_host`: of the workers and as many. Their
+/// slots are overwritten, flags are left raised. Takes some passes' time. Throws Error if the card fails.
+ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cuda::Frame& many,
+                            const cpu::Frame& on_host, const GpuExperts& experts);
 
 }  // namespace thermocline::scheduler

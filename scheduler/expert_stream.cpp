@@ -18,7 +18,7 @@ constexpr double kMostFactor = 20.0;  // of a CPU that somebody else holds up
 
 ExpertStream::ExpertStream(const ops::Plan& plan, cuda::Device& device, GpuExperts& experts, int64_t max_rows,
                            const ExpertSpeed& speed, bool cpu_helps)
-    : plan_(plan), experts_(experts), speed_(speed), cpu_helps_(cpu_helps), link_(device.new_stream()) {
+    : plan_(plan), experts_(experts), speed_(speed), cpu_helps_(cpu_helps) {
     int64_t most_experts = 0, most_pairs = 0;
     for (const ops::Step& step : plan.steps)
         if (const auto* one = std::get_if<ops::Experts>(&step)) {
@@ -39,6 +39,7 @@ ExpertStream::ExpertStream(const ops::Plan& plan, cuda::Device& device, GpuExper
     };
     host_ = cuda::PinnedMemory(device, lay_out(nullptr));
     lay_out(host_.data());
+    link_ = device.new_stream();
     std::iota(constants_, constants_ + cuda::kMostRing, static_cast<int32_t>(experts.ring_begin()));
     constants_[cuda::kMostRing] = 1;  // experts of a list; pairs elsewhere: 0
     place_.resize(static_cast<size_t>(most_experts));
@@ -50,18 +51,23 @@ void ExpertStream::begin(const Handoff& job, const cuda::Frame& frame) {
     const ops::Experts& step = *job.step;
     const auto experts = static_cast<size_t>(std::ssize(plan_.experts[static_cast<size_t>(step.experts)].w1));
     const int64_t pairs = frame.batch.rows * step.top_k;
-    for (int64_t i = 0; i < sent_; ++i) arrived_[i].value = used_[i].value = 0;  // of the layer before, all used
-    sent_ = come_ = 0;
+    (void)all_come();  // of the layer before, all used
+    for (int64_t i = 0; i < sent_; ++i) arrived_[i].value = used_[i].value = 0;
+    sent_ = come_ = done_ = 0;
+    began_ = std::chrono::steady_clock::now();
+    phase_runs_ = false;
     lists_there_ = false;
     std::fill(place_.begin(), place_.end(), 0);
     for (int64_t i = 0; i < pairs; ++i)
         if (job.to.ids[i] >= 0) ++place_[static_cast<size_t>(job.to.ids[i])];
     items_.clear();
     for (size_t e = 0; e < experts; ++e) {
-        taken_[e] = experts_.slot_of({step.experts, static_cast<int32_t>(e)});
+        // A resident expert may have been left to the CPU.
+        taken_[e] = place_[e] > 0 ? -1 : experts_.slot_of({step.experts, static_cast<int32_t>(e)});
         if (place_[e] > 0) items_.push_back({static_cast<int32_t>(e), place_[e]});
     }
-    queue_.fill(items_, {speed_.link, speed_.cpu_expert * cpu_factor_, speed_.cpu_pair * cpu_factor_, cpu_helps_});
+    queue_.fill(items_, {speed_.link, speed_.cpu_expert * cpu_factor_, speed_.cpu_pair * cpu_factor_, cpu_helps_,
+                         speed_.card_expert, speed_.card_pair});
     begin_[0] = 0;
     for (size_t i = 0; i < items_.size(); ++i) {
         const StreamQueue::Item& item = queue_.all()[i];
@@ -77,8 +83,15 @@ int64_t ExpertStream::on_their_way() {
     return sent_ - come_;
 }
 
+double ExpertStream::card_busy() {
+    while (done_ < sent_ && flag_of(&used_[done_]) != 0) ++done_;
+    double seconds = 0;
+    for (int64_t i = done_; i < sent_; ++i) seconds += speed_.card(queue_.all()[static_cast<size_t>(i)].pairs);
+    return seconds;
+}
+
 void ExpertStream::send() {
-    for (int64_t waiting = on_their_way(); queue_.link_wants(waiting); ++waiting) send_next();
+    for (int64_t waiting = on_their_way(); queue_.link_wants(waiting, card_busy()); ++waiting) send_next();
 }
 
 void ExpertStream::send_next() {
@@ -112,7 +125,7 @@ void ExpertStream::send_next() {
 }
 
 std::span<const StreamQueue::Item> ExpertStream::for_cpu() {
-    const auto items = queue_.take_for_cpu(on_their_way());
+    const auto items = queue_.take_for_cpu(on_their_way(), card_busy());
     expected_ = 0;
     for (const StreamQueue::Item& item : items) expected_ += speed_.cpu(item.pairs);
     return items;
@@ -123,8 +136,17 @@ void ExpertStream::cpu_took(double seconds) {
     cpu_factor_ += kNewest * (std::clamp(seconds / expected_, 1 / kMostFactor, kMostFactor) - cpu_factor_);
 }
 
+bool ExpertStream::all_come() {
+    if (!phase_runs_) return true;
+    if (on_their_way() > 0) return false;
+    phase_runs_ = false;
+    phase_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - began_).count();
+    return true;
+}
+
 void ExpertStream::end() {
     if (sent_ == 0) return;
+    phase_runs_ = true;
     const auto& set = plan_.experts[static_cast<size_t>(job_->step->experts)];
     frame_->stream.copy(frame_->pairs.lists.taken, taken_, std::ssize(set.w1) * 4);
 }
@@ -135,6 +157,7 @@ void ExpertStream::release() noexcept {
         raise(&used_[i]);
     }
     sent_ = most_flags_;  // lowered with the next layer
+    phase_runs_ = false;
     try {
         link_->wait(std::chrono::seconds(10));
     } catch (const Error&) {  // the pass has failed already

@@ -12,6 +12,7 @@
 #include "scheduler/stream_queue.h"
 #include "src/ops/plan.h"
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -37,23 +38,28 @@ public:
     bool all_taken() const { return queue_.left().empty(); }
     /// The card counts those that came.
     void end();
+    /// Whether all of that layer has come; to be called now and then.
+    bool all_come();
 
     /// After a failure: nothing waits for anything any more.
     void release() noexcept;
     int64_t sent() const { return sent_all_; }
+    /// Seconds from the jobs of layers that sent any to the last arrival of each.
+    double phase_seconds() const { return phase_seconds_; }
 
 private:
     void send_next();
     int64_t on_their_way();
+    double card_busy();
 
     const ops::Plan& plan_;
     GpuExperts& experts_;
     ExpertSpeed speed_;
     bool cpu_helps_;
     double cpu_factor_ = 1, expected_ = 0;  // of what the CPU takes; seconds of what it does now
-    std::unique_ptr<cuda::Stream> link_;
 
     cuda::PinnedMemory host_;
+    std::unique_ptr<cuda::Stream> link_;               // behind the memory of which its work is
     cuda::Flag *arrived_ = nullptr, *used_ = nullptr;  // [experts of a layer], by their turn
     float* multipliers_ = nullptr;                     // [experts of a layer, kMultipliers]
     int32_t *pairs_ = nullptr, *begin_ = nullptr;      // as cuda::ArrivedLists
@@ -64,7 +70,10 @@ private:
     std::vector<int32_t> place_;  // of each expert in the queue
     const Handoff* job_ = nullptr;
     const cuda::Frame* frame_ = nullptr;
-    int64_t sent_ = 0, come_ = 0, most_flags_ = 0, sent_all_ = 0;
+    int64_t sent_ = 0, come_ = 0, done_ = 0, most_flags_ = 0, sent_all_ = 0;
+    std::chrono::steady_clock::time_point began_;
+    bool phase_runs_ = false;
+    double phase_seconds_ = 0;
     bool lists_there_ = false, constants_there_ = false;
 };
 

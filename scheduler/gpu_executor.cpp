@@ -66,22 +66,33 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       limits_(limits),
       rows_(limits),
       variants_(cuda::try_variants(device)),
-      stream_(device.new_stream()),
       bytes_(card_bytes(plan, limits, sequences, resident.empty() ? 0 : std::ssize(resident) + rules.ring)),
       memory_(memory.bytes() < bytes_.all() ? cuda::DeviceMemory(device, bytes_.all()) : std::move(memory)),
-      weights_(plan, device, *stream_, memory_.data()),
+      stream_(device.new_stream()),
+      weights_(plan, device, memory_.data()),
       workspace_(memory_.data() + bytes_.weights, plan, limits, !resident.empty()),
-      pages_(device, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
-      experts_(plan, device, *stream_, resident, memory_.data() + bytes_.all() - bytes_.experts, rules),
+      pages_(device, *stream_, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
+      experts_(plan, device, resident, memory_.data() + bytes_.all() - bytes_.experts, rules),
       table_(embedding_table(plan)),
-      balances_(rules.balances) {
+      balances_(rules.balances),
+      streams_all_(rules.streaming == ResidencyRules::Streaming::kAll) {
     take_host_memory();
+    try {
+        begin(rules, !resident.empty());
+    } catch (...) {
+        abandon();
+        stream_.reset();  // ends with its work, which is about the memory of this object
+        throw;
+    }
+}
+
+void GpuExecutor::begin(const ResidencyRules& rules, bool any_resident) {
     stream_->copy(workspace_.tickets, upload_, cuda::kMostSiteRows * int64_t{sizeof(uint32_t)});  // zeros
     stream_->wait(patience_many_);
     const bool streams = rules.streaming != ResidencyRules::Streaming::kNone && experts_.ring() > 0;
-    if (!resident.empty() && (balances_ || streams)) measure();
+    if (any_resident && (balances_ || streams)) measure();
     if (streams)
-        stream_of_experts_ = std::make_unique<ExpertStream>(plan, device, experts_, limits.max_rows, speed_,
+        stream_of_experts_ = std::make_unique<ExpertStream>(plan_, device_, experts_, limits_.max_rows, speed_,
                                                             rules.streaming == ResidencyRules::Streaming::kShared);
 }
 
@@ -174,6 +185,7 @@ void GpuExecutor::upload(const ops::Batch& batch, const float* streams_in) {
 
 cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
     const UploadLayout there(workspace_.upload, plan_, limits_, 0);
+    const std::optional<cuda::Balance> divided = balance(batch.rows());
     return {plan_,
             weights_.on_card(),
             {there.tokens, there.positions, there.segment_of, there.segments, there.caches, there.output_rows,
@@ -183,11 +195,22 @@ cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
             workspace_.embeddings,
             workspace_.scratch,
             *stream_,
-            experts_.on_card(),
+            divided ? experts_.on_card() : nullptr,
             workspace_.pairs,
             workspace_.tickets,
             variants_,
-            balances_ && batch.rows() <= kGraphRows ? speed_.balance() : cuda::Balance()};
+            divided.value_or(cuda::Balance())};
+}
+
+/// How a pass of so many rows is divided; nothing: its experts are all of the CPU.
+std::optional<cuda::Balance> GpuExecutor::balance(int64_t rows) const {
+    // Where all others pass through the card, none of its own are left to the CPU.
+    if (!balances_ || handoffs_.empty() || (rows > kGraphRows && streams_all_)) return cuda::Balance();
+    const ops::Experts& step = *handoffs_.front().step;
+    const int64_t pairs = rows * step.top_k, all = std::ssize(plan_.experts[static_cast<size_t>(step.experts)].w1);
+    const int64_t chosen = std::min(pairs, all);
+    if (speed_.cpu_takes_all(rows, pairs, chosen)) return std::nullopt;
+    return speed_.balance(rows, static_cast<double>(pairs) / static_cast<double>(chosen));
 }
 
 void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff& handoff) {
@@ -286,7 +309,7 @@ void GpuExecutor::measure() {
         return ops::Batch{std::span(tokens).first(count), std::span(positions).first(count), {}, {}};
     };
     const ops::Batch one = batch_of(1), many = batch_of(rows);
-    speed_ = measure_experts(handoffs_, frame(one), host_frame(many), experts_);
+    speed_ = measure_experts(handoffs_, frame(one), frame(many), host_frame(many), experts_);
     log::info("GPU {}: {}", device_.info().index, speed_.text());
 }
 
@@ -333,6 +356,7 @@ void GpuExecutor::await_job(const Handoff& handoff, Clock::time_point deadline) 
     for (int looks = 0; flag_of(handoff.to.job) == 0; ++looks) {
         if (looks < kLooks) continue;
         looks = 0;
+        if (streaming_) (void)stream_of_experts_->all_come();
         (void)stream_->finished();  // throws if the card is lost
         if (Clock::now() > deadline)
             fail("GPU ", device_.info().index, ": no job for the experts ",
@@ -403,11 +427,14 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
             if (stream_of_experts_ && batch.rows() > kGraphRows && f.expert_slots != nullptr)
                 streaming_ = Pass{&batch, &f, deadline};
             play(f);
-            if (!std::exchange(streaming_, std::nullopt)) serve_experts(batch, deadline);
+            if (!streaming_) serve_experts(batch, deadline);
+            while (streaming_ && !stream_of_experts_->all_come() && Clock::now() < deadline) std::this_thread::yield();
+            streaming_.reset();
             stream_->wait(patience);
         }
     } catch (const Error&) {
         abandon();
+        for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
         throw;
     }
     for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
@@ -431,7 +458,11 @@ ResidencyCounters GpuExecutor::residency() const {
     counters.layers_played = layers_played_;
     counters.cpu_seconds = cpu_seconds_;
     counters.exposed_seconds = exposed_seconds_;
-    counters.streamed = stream_of_experts_ ? stream_of_experts_->sent() : 0;
+    if (stream_of_experts_) {
+        counters.streamed = stream_of_experts_->sent();
+        counters.link_seconds = static_cast<double>(counters.streamed) * experts_.link_seconds();
+        counters.phase_seconds = stream_of_experts_->phase_seconds();
+    }
     return counters;
 }
 

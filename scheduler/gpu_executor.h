@@ -83,7 +83,9 @@ private:
     };
 
     void take_host_memory();
+    void begin(const ResidencyRules& rules, bool any_resident);
     cuda::Frame frame(const ops::Batch& batch) const;
+    std::optional<cuda::Balance> balance(int64_t rows) const;
     void upload(const ops::Batch& batch, const float* streams_in);
     /// Puts the steps of a pass into the stream.
     void enqueue(const cuda::Frame& frame);
@@ -119,9 +121,9 @@ private:
     std::chrono::milliseconds patience_few_{2000}, patience_many_{60000};
 
     const cuda::Variants variants_;
-    std::unique_ptr<cuda::Stream> stream_;
     CardBytes bytes_;
-    cuda::DeviceMemory memory_;  // weights, workspace, pages, experts
+    cuda::DeviceMemory memory_;             // weights, workspace, pages, experts
+    std::unique_ptr<cuda::Stream> stream_;  // behind the memory: if what comes next fails, its work ends before
     GpuWeights weights_;
     WorkspaceLayout workspace_;
     GpuPages pages_;
@@ -139,7 +141,7 @@ private:
     /// By rows, outputs, and whether experts on the card take part.
     std::map<std::tuple<int64_t, int64_t, bool>, std::unique_ptr<cuda::Graph>> graphs_;
     ExpertSpeed speed_;
-    const bool balances_;
+    const bool balances_, streams_all_;
     std::unique_ptr<ExpertStream> stream_of_experts_;  // null: nothing is streamed
     struct Pass {                                      // the one at hand, for share_experts()
         const ops::Batch* batch;

@@ -71,8 +71,8 @@ int64_t GpuExperts::slots_in(const ops::Plan& plan, int64_t bytes) {
     return fits;
 }
 
-GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream,
-                       std::span<const ExpertName> experts, std::byte* at, const ResidencyRules& rules)
+GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, std::span<const ExpertName> experts, std::byte* at,
+                       const ResidencyRules& rules)
     : plan_(plan),
       at_(at),
       resident_count_(std::ssize(experts)),
@@ -103,7 +103,7 @@ GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream
         put(name, slot, host_multipliers(slot), copies);
     }
     copies.push_back({tables_.data(), at + slot_count_ * slot_bytes_, host.bytes});
-    upload(copies, device, stream);
+    upload(copies, device);
     if (resident_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0})) return;
     residency_.emplace(sizes, experts, rules);
     fill_ = device.new_stream();

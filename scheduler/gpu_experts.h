@@ -30,8 +30,8 @@ public:
     /// that `plan` shows should be pinned then. Throws Error if the card fails. CHECKs that they may lie there
     /// (why_not()) and that none is named twice.
     /// Unless all of them are there, they can be exchanged by order() whatever the rules.
-    GpuExperts(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::span<const ExpertName> experts,
-               std::byte* at, const ResidencyRules& rules);
+    GpuExperts(const ops::Plan& plan, cuda::Device& device, std::span<const ExpertName> experts, std::byte* at,
+               const ResidencyRules& rules);
 
     /// Host array of [plan.experts], the same for life; null: there are none on the card, or those that are there take
     /// no part in this pass.

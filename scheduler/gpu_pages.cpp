@@ -9,12 +9,12 @@ namespace thermocline::scheduler {
 namespace {
 
 constexpr int64_t kStagingBytes = int64_t{1} << 20;
-constexpr std::chrono::seconds kPatience(10);
+constexpr std::chrono::minutes kPatience(1);
 
 }  // namespace
 
-GpuPages::GpuPages(cuda::Device& device, std::byte* memory, int64_t bytes)
-    : memory_(memory), bytes_(bytes), staging_(device, kStagingBytes), stream_(device.new_stream()) {}
+GpuPages::GpuPages(cuda::Device& device, cuda::Stream& passes, std::byte* memory, int64_t bytes)
+    : passes_(passes), memory_(memory), bytes_(bytes), staging_(device, kStagingBytes), stream_(device.new_stream()) {}
 
 std::byte* GpuPages::take(int64_t bytes) {
     std::vector<std::byte*>& free = free_[cuda::aligned(bytes)];
@@ -32,6 +32,7 @@ std::byte* GpuPages::take(int64_t bytes) {
 void GpuPages::give_back(std::byte* page, int64_t bytes) noexcept { free_[cuda::aligned(bytes)].push_back(page); }
 
 void GpuPages::read(const std::byte* page, void* to, int64_t bytes) {
+    passes_.wait(kPatience);
     for (int64_t done = 0; done < bytes; done += kStagingBytes) {
         const int64_t count = std::min(kStagingBytes, bytes - done);
         stream_->copy(staging_.data(), page + done, count);
@@ -41,6 +42,7 @@ void GpuPages::read(const std::byte* page, void* to, int64_t bytes) {
 }
 
 void GpuPages::write(std::byte* page, const void* from, int64_t bytes) {
+    passes_.wait(kPatience);
     for (int64_t done = 0; done < bytes; done += kStagingBytes) {
         const int64_t count = std::min(kStagingBytes, bytes - done);
         std::memcpy(staging_.data(), static_cast<const std::byte*>(from) + done, static_cast<size_t>(count));

@@ -14,8 +14,9 @@ namespace thermocline::scheduler {
 
 class GpuPages : public memory::PageStore {
 public:
-    /// In `bytes` at `memory` of the card.
-    GpuPages(cuda::Device& device, std::byte* memory, int64_t bytes);
+    /// In `bytes` at `memory` of the card. `passes`, which play on the pages: one that was given up may write to those
+    /// that another sequence has by now, so pages are read and written when it has ended.
+    GpuPages(cuda::Device& device, cuda::Stream& passes, std::byte* memory, int64_t bytes);
 
     std::byte* take(int64_t bytes) override;
     void give_back(std::byte* page, int64_t bytes) noexcept override;
@@ -23,6 +24,7 @@ public:
     void write(std::byte* page, const void* from, int64_t bytes) override;
 
 private:
+    cuda::Stream& passes_;
     std::byte* memory_;
     int64_t bytes_;
     cuda::PinnedMemory staging_;

@@ -62,10 +62,10 @@ int64_t GpuWeights::bytes_of(const ops::Plan& plan) {
     return layout.bytes();
 }
 
-GpuWeights::GpuWeights(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::byte* at) {
+GpuWeights::GpuWeights(const ops::Plan& plan, cuda::Device& device, std::byte* at) {
     Layout layout(at);
     weights_ = lay_out(plan, layout);
-    upload(layout.copies, device, stream);
+    upload(layout.copies, device);
 }
 
 }  // namespace thermocline::scheduler

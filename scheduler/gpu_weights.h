@@ -14,7 +14,7 @@ namespace thermocline::scheduler {
 class GpuWeights {
 public:
     /// Copies what `plan` shows to `at` of the card, bytes_of() bytes. Throws Error if the card fails.
-    GpuWeights(const ops::Plan& plan, cuda::Device& device, cuda::Stream& stream, std::byte* at);
+    GpuWeights(const ops::Plan& plan, cuda::Device& device, std::byte* at);
 
     const cuda::Weights& on_card() const { return weights_; }
 

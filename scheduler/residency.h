@@ -40,6 +40,8 @@ struct ResidencyCounters {
     int64_t card_reads = 0, cpu_reads = 0;  // experts that either side computed for the rows of a pass
     int64_t expert_bytes = 0;               // of one
     int64_t layers_played = 0;
+    double link_seconds = 0;     // that the streamed ones kept the link busy, by its measured speed,
+    double phase_seconds = 0;    // of these: layers, from their jobs to the last arrival
     double cpu_seconds = 0;      // that the CPU computed experts in these
     double exposed_seconds = 0;  // of this, what the card's own experts cannot have hidden, by their measured speed
     /// What trials said of passes that decode, and of longer ones.

@@ -12,6 +12,10 @@ namespace thermocline::scheduler {
 /// The experts that one pass chose: of each Route step of the plan, in order, [rows, top_k].
 struct RoutingRecord {
     std::vector<std::vector<int32_t>> ids;
+    /// What the largest were chosen of, scores with their bias: of each Route step [rows, experts]. Only if wanted, and
+    /// only the CPU tells.
+    bool wants_ranks = false;
+    std::vector<std::vector<float>> ranks = {};
 };
 
 /// A layer with a router.

@@ -18,52 +18,34 @@ void keep_most_frequent(std::vector<RoutingCounts::Pair>& pairs) {
     if (pairs.size() > RoutingCounts::kMostPairs) pairs.resize(RoutingCounts::kMostPairs);
 }
 
-/// Counts the rows of one phase; pairs whole, until the most frequent are kept.
-class Counting {
-public:
-    explicit Counting(const std::vector<RoutedLayer>& layers) : layers_(layers) {
-        for (const RoutedLayer& layer : layers) {
-            counts_.chosen.emplace_back(static_cast<size_t>(layer.experts));
-            together_.emplace_back(static_cast<size_t>(layer.experts * layer.experts));
+/// Counts the rows of one phase, layer by layer: only of one layer all pairs are in memory.
+RoutingCounts counts_of(const RoutingTrace& trace, bool decode) {
+    RoutingCounts counts;
+    for (const RoutedPass& pass : trace.passes) counts.rows += pass.decode == decode ? pass.rows : 0;
+    std::vector<uint32_t> together;  // [experts, experts]
+    for (size_t i = 0; i < trace.layers.size(); ++i) {
+        const auto experts = static_cast<size_t>(trace.layers[i].experts);
+        std::vector<int64_t>& chosen = counts.chosen.emplace_back(experts);
+        std::vector<RoutingCounts::Pair>& pairs = counts.pairs.emplace_back();
+        if (counts.rows == 0) continue;
+        together.assign(experts * experts, 0);
+        for (const RoutedPass& pass : trace.passes) {
+            if (pass.decode != decode) continue;
+            for (auto row = pass.ids[i].begin(); row != pass.ids[i].end(); row += trace.layers[i].top_k)
+                for (const int32_t a : std::span(row, row + trace.layers[i].top_k)) {
+                    ++chosen[static_cast<size_t>(a)];
+                    for (const int32_t b : std::span(row, row + trace.layers[i].top_k))
+                        if (a < b) ++together[static_cast<size_t>(a) * experts + static_cast<size_t>(b)];
+                }
         }
-    }
-
-    void add(const RoutedPass& pass) {
-        counts_.rows += pass.rows;
-        for (size_t i = 0; i < layers_.size(); ++i)
-            for (auto row = pass.ids[i].begin(); row != pass.ids[i].end(); row += layers_[i].top_k)
-                add_row(i, {row, row + layers_[i].top_k});
-    }
-
-    RoutingCounts result() {
-        for (size_t i = 0; i < layers_.size(); ++i) counts_.pairs.push_back(most_frequent(i));
-        return std::move(counts_);
-    }
-
-private:
-    void add_row(size_t layer, std::span<const int32_t> ids) {
-        for (const int32_t a : ids) {
-            ++counts_.chosen[layer][static_cast<size_t>(a)];
-            for (const int32_t b : ids)
-                if (a < b) ++together_[layer][static_cast<size_t>(a * layers_[layer].experts + b)];
-        }
-    }
-
-    std::vector<RoutingCounts::Pair> most_frequent(size_t layer) const {
-        const auto experts = static_cast<size_t>(layers_[layer].experts);
-        std::vector<RoutingCounts::Pair> pairs;
-        for (size_t at = 0; at < together_[layer].size(); ++at)
-            if (together_[layer][at] > 0)
-                pairs.push_back(
-                    {static_cast<int32_t>(at / experts), static_cast<int32_t>(at % experts), together_[layer][at]});
+        for (size_t at = 0; at < together.size(); ++at)
+            if (together[at] > 0)
+                pairs.push_back({static_cast<int32_t>(at / experts), static_cast<int32_t>(at % experts), together[at]});
         keep_most_frequent(pairs);
-        return pairs;
+        pairs.shrink_to_fit();
     }
-
-    const std::vector<RoutedLayer>& layers_;
-    RoutingCounts counts_;
-    std::vector<std::vector<uint32_t>> together_;  // [layers][experts * experts]
-};
+    return counts;
+}
 
 /// Foretells a layer's experts from those of the layer before, by how often they went together so far.
 class Foretelling {
@@ -139,9 +121,8 @@ WorkingSet working_set_of(const RoutingTrace& trace) {
 }
 
 RoutingClass class_of(const RoutingTrace& trace, std::string name) {
-    Counting prefill(trace.layers), decode(trace.layers);
-    for (const RoutedPass& pass : trace.passes) (pass.decode ? decode : prefill).add(pass);
-    return {std::move(name), prefill.result(), decode.result(), next_layer_precision(trace), working_set_of(trace)};
+    return {std::move(name), counts_of(trace, false), counts_of(trace, true), next_layer_precision(trace),
+            working_set_of(trace)};
 }
 
 void merge(RoutingCounts& into, const RoutingCounts& other) {

@@ -1,34 +1,36 @@
 #include "scheduler/upload.h"
 
 #include <algorithm>
-#include <chrono>
+#include <cmath>
 #include <cstring>
 
 namespace thermocline::scheduler {
 
 namespace {
 
-constexpr int64_t kStagingBytes = int64_t{32} << 20;
-constexpr std::chrono::minutes kPatience(1);  // for so much
+constexpr int64_t kStagingBytes = int64_t{4} << 20;  // so much is waited for at a time
 
 }  // namespace
 
-void upload(std::span<const cuda::Copy> copies, cuda::Device& device, cuda::Stream& stream) {
+void upload(std::span<const cuda::Copy> copies, cuda::Device& device, const UploadPatience& patience) {
     cuda::PinnedMemory staging(device, kStagingBytes);
+    const auto stream = device.new_stream();  // ends with its copies before the memory does
     int64_t used = 0;
+    const auto wait = [&] {
+        const double ms = std::ceil(static_cast<double>(used) * 1e3 / patience.bytes_per_s);
+        stream->wait(patience.any + std::chrono::milliseconds(static_cast<int64_t>(ms)));
+        used = 0;
+    };
     for (const cuda::Copy& copy : copies)
         for (int64_t done = 0; done < copy.bytes;) {
-            if (used == kStagingBytes) {
-                stream.wait(kPatience);
-                used = 0;
-            }
+            if (used == kStagingBytes) wait();
             const int64_t count = std::min(copy.bytes - done, kStagingBytes - used);
             std::memcpy(staging.data() + used, copy.from + done, static_cast<size_t>(count));
-            stream.copy(copy.to + done, staging.data() + used, count);
+            stream->copy(copy.to + done, staging.data() + used, count);
             used += count;
             done += count;
         }
-    stream.wait(kPatience);
+    wait();
 }
 
 }  // namespace thermocline::scheduler

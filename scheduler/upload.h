@@ -4,11 +4,19 @@
 #include "cuda/device.h"
 #include "cuda/weights.h"
 
+#include <chrono>
 #include <span>
 
 namespace thermocline::scheduler {
 
-/// Makes all copies and waits for them. Throws Error if the card fails.
-void upload(std::span<const cuda::Copy> copies, cuda::Device& device, cuda::Stream& stream);
+/// How long copies may take before they are given up.
+struct UploadPatience {
+    std::chrono::milliseconds any = std::chrono::minutes(1);
+    double bytes_per_s = 65536;  ///< and what they take at this rate
+};
+
+/// Makes all copies and waits for them. Throws Error if the card fails or is slower than that; no copy runs any more
+/// then either.
+void upload(std::span<const cuda::Copy> copies, cuda::Device& device, const UploadPatience& patience = {});
 
 }  // namespace thermocline::scheduler

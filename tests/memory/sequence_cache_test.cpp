@@ -43,15 +43,18 @@ float get(const SequenceCache& cache, size_t which, int64_t row) {
 }
 
 /// Writes what a forward pass over `tokens` tokens would write; row values are positions plus `mark`.
-void play(SequenceCache& cache, int64_t tokens, float mark = 0.0f) {
+void write(SequenceCache& cache, int64_t tokens, float mark) {
     ASSERT_TRUE(cache.reserve(cache.position() + tokens));
-    for (int64_t i = 0; i < tokens; ++i) {
-        const int64_t position = cache.position();
+    for (int64_t position = cache.position(); position < cache.position() + tokens; ++position) {
         for (const size_t ring : {0u, 1u}) set(cache, ring, position, static_cast<float>(position) + mark);
         if ((position + 1) % kRatio == 0)
             set(cache, 2, position / kRatio, static_cast<float>(position / kRatio) + mark);
-        cache.advance(1);
     }
+}
+
+void play(SequenceCache& cache, int64_t tokens, float mark = 0.0f) {
+    write(cache, tokens, mark);
+    cache.advance(tokens);
 }
 
 void expect_history(const SequenceCache& cache) {
@@ -112,6 +115,31 @@ TEST(SequenceCache, RowsLostToALaterTokenStayLostAfterRollBack) {
     cache.roll_back(40 - kSpare);
     EXPECT_TRUE(cache.can_roll_back(40 - kSpare - 1));   // needs rows 28 .. 34, and the ring holds 28 .. 39
     EXPECT_FALSE(cache.can_roll_back(40 - kSpare - 2));  // row 27 was overwritten by position 39
+}
+
+/// A pass that was given up has written the rows of its tokens, or some of them.
+TEST(SequenceCache, GoesOnAfterAPassThatWasGivenUpIfItHasWhatItNeeds) {
+    for (int64_t position = 0; position <= 40; ++position)
+        for (int64_t tokens = 1; tokens <= 20; ++tokens) {
+            SequenceCache cache(specs(), 64);
+            play(cache, position);
+            ASSERT_TRUE(cache.can_go_on());
+            const std::vector<std::byte> before = cache.snapshot();
+            write(cache, tokens, 1000.0f);
+            cache.spoil(tokens);
+            EXPECT_TRUE(cache.can_go_on() || (position > 0 && tokens > kSpare)) << position << ", " << tokens;
+            if (position >= kWindow) {  // the next token looks at seven rows of a ring of twelve
+                EXPECT_EQ(cache.can_go_on(), tokens <= kSpare + 1) << position << ", " << tokens;
+            }
+            if (!cache.can_go_on()) cache.restore(before);
+            EXPECT_TRUE(cache.can_go_on());
+            expect_history(cache);
+            for (int i = 0; i < 3; ++i) {
+                play(cache, 1);
+                EXPECT_TRUE(cache.can_go_on());
+                expect_history(cache);
+            }
+        }
 }
 
 TEST(SequenceCache, SnapshotsRestoreAtEveryPosition) {

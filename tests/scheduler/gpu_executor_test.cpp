@@ -272,6 +272,37 @@ TEST(GpuExecutor, ExpertsThatPassThroughTheCardInAPromptChangeNothing) {
     }
 }
 
+/// An emulated card is far slower than the CPU: what it would hold up is left to it, also in prompts.
+TEST(GpuExecutor, PromptsAreSharedByWhatEitherSideTakes) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 60; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    Engine cpu(*demo.model, "auto", 1);
+    const auto alone = cpu.new_sequence();
+    const Logits expected = cpu.feed(*alone, tokens, 60);
+    using Streaming = scheduler::ResidencyRules::Streaming;
+    for (const Streaming streaming : {Streaming::kNone, Streaming::kShared, Streaming::kAll}) {
+        OnCard card(*demo.model, {}, 1, scheduler::spread_experts(scheduler::expert_counts(plan), 32),
+                    {.policy = scheduler::ResidencyRules::Policy::kStatic,
+                     .balances = true,
+                     .ring = 4,
+                     .streaming = streaming});
+        const auto sequence = card.executor.new_sequence();
+        EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 60), expected), 1e-3);
+        const scheduler::ResidencyCounters counters = card.executor.residency();
+        EXPECT_GT(counters.card_reads + counters.cpu_reads, 40);
+        if (streaming == Streaming::kAll) {  // that was asked for
+            EXPECT_EQ(counters.cpu_reads, 0);
+            EXPECT_GT(counters.streamed, 20);
+            EXPECT_GT(counters.phase_seconds, 0);
+        } else {
+            EXPECT_LT(counters.card_reads, counters.cpu_reads / 4);
+            EXPECT_EQ(counters.streamed, 0);
+        }
+    }
+}
+
 TEST(GpuExecutor, LayersAreSharedWithTheCpu) {
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
@@ -347,6 +378,33 @@ TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
     EXPECT_NE(failure(card, *sequence, tokens), "");
 }
 
+/// Rows that a long pass overwrites are gone, whatever became of it; and what it still does, ends before others use the
+/// memory.
+TEST(GpuExecutorFaults, ASequenceGoesOnAfterAFailureOnlyWithWhatItNeeds) {
+    const std::vector<int32_t> tokens = tiny::tokens(76);
+    Engine& cpu = tiny_engine(KvCacheDtype::kF32);
+    const auto here = cpu.new_sequence();
+    const Logits expected = cpu.feed(*here, tokens, 64);
+    const auto fail_then_feed = [&](size_t rows, bool may_go_on) {
+        OnCard card(KvCacheDtype::kF32);
+        const auto sequence = card.executor.new_sequence();
+        card.feed(*sequence, std::span(tokens).first(40), 40);
+        const std::vector<std::byte> before = sequence->snapshot();
+        const auto next = std::span(tokens).subspan(40, rows);
+        card.executor.set_patience(std::chrono::milliseconds(0), std::chrono::milliseconds(0));
+        EXPECT_NE(failure(card, *sequence, next), "");
+        card.executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));
+        EXPECT_EQ(sequence->can_go_on(), may_go_on);
+        if (!may_go_on) sequence->restore(before);  // while the card still plays
+        EXPECT_TRUE(sequence->can_go_on());
+        const Logits found = card.feed(*sequence, next, static_cast<int64_t>(rows));
+        EXPECT_LT(largest_difference(found, {expected.begin() + 40, expected.begin() + 40 + static_cast<long>(rows)}),
+                  1e-4);
+    };
+    fail_then_feed(36, false);
+    fail_then_feed(5, true);
+}
+
 TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
     if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there";
     const Demo demo;
@@ -359,9 +417,9 @@ TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
                                          .streaming = scheduler::ResidencyRules::Streaming::kAll};
     };
     const auto some = scheduler::spread_experts(scheduler::expert_counts(plan), 14);
-    // Flags that measuring raises at the start: of two runs through all layers, three times each, and of three
-    // hand-offs.
-    for (const int64_t n : {27 + 2, 27 + 5, 27 + 30}) {
+    // Flags that measuring raises at the start: of two runs through all layers, three times each, of one with many
+    // rows, and of three hand-offs.
+    for (const int64_t n : {31 + 2, 31 + 5, 31 + 30}) {
         OnCard card(*demo.model, {.faults = {.lose_flag = n}}, 1, some, rules(3));
         const auto sequence = card.executor.new_sequence();
         const Retried found = feed_until_whole(card, *sequence, tokens);

@@ -51,7 +51,7 @@ public:
         for (const int32_t e : resident_) names.push_back({0, e});
         const int64_t bytes = GpuExperts::bytes_of(plan_, std::ssize(names));
         memory_ = cuda::DeviceMemory(*device_, bytes);
-        on_card_ = std::make_unique<GpuExperts>(plan_, *device_, *stream_, names, memory_.data(),
+        on_card_ = std::make_unique<GpuExperts>(plan_, *device_, names, memory_.data(),
                                                 ResidencyRules{.policy = ResidencyRules::Policy::kStatic});
     }
 

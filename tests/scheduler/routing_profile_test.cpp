@@ -59,6 +59,29 @@ TEST(RoutingProfile, CountsRowsExpertsAndPairs) {
     EXPECT_EQ(profile.chosen()[0][8], 2);
 }
 
+/// A line of a /proc file about this process, in KiB; -1: there is no such line.
+int64_t memory_kib(const std::string& name) {
+    std::ifstream status("/proc/self/status");
+    for (std::string line; std::getline(status, line);)
+        if (line.starts_with(name + ":")) return std::stoll(line.substr(name.size() + 1));
+    return -1;
+}
+
+/// Pairs of all layers together would be gigabytes.
+TEST(RoutingProfile, AModelOfAnySizeTakesLittleMemory) {
+    RoutingTrace trace{"m", std::vector<RoutedLayer>(512, {1024, 2}), {}};
+    for (const bool decode : {false, true})
+        trace.passes.push_back(
+            {.decode = decode, .kind = "", .ids = std::vector<std::vector<int32_t>>(512, {1023, 0}), .rows = 1});
+    std::ofstream("/proc/self/clear_refs") << "5";  // the peak starts anew
+    const int64_t before = memory_kib("VmRSS");
+    if (memory_kib("VmHWM") > before + 20'000) GTEST_SKIP() << "the kernel does not tell";
+    const RoutingProfile profile = profile_of(trace);
+    EXPECT_LT(memory_kib("VmHWM") - before, 600 * 1024);  // sanitizers keep what was given back
+    EXPECT_EQ(profile.classes.at(0).decode.chosen[511][1023], 1);
+    EXPECT_EQ(profile.classes.at(0).prefill.pairs[0].size(), 1u);
+}
+
 TEST(RoutingProfile, ForetellsWhatFollowsAndNotWhatDoesNot) {
     const RoutingProfile follows = profile_of(trace_of(random_rows(400)));
     EXPECT_EQ(follows.classes[0].next_layer[0], 0.0);

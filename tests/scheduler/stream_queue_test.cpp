@@ -16,26 +16,35 @@ Played play(const std::vector<StreamQueue::Item>& items, const StreamCosts& cost
     StreamQueue queue;
     queue.fill(items, costs);
     Played played;
-    std::vector<double> arrivals;
-    double cpu = 0, link = 0;
+    std::vector<double> arrivals, ends;  // on the card
+    double cpu = 0, link = 0, card = 0;
     const auto on_their_way = [&] { return std::ranges::count_if(arrivals, [&](double at) { return at > cpu; }); };
+    const auto card_busy = [&] {
+        double busy = 0;
+        for (size_t i = 0; i < ends.size(); ++i)
+            if (ends[i] > cpu) busy += costs.card(queue.all()[i].pairs);
+        return busy;
+    };
     while (!queue.left().empty()) {
-        for (int64_t waiting = on_their_way(); queue.link_wants(waiting); ++waiting) {
-            queue.take_for_link();
+        for (int64_t waiting = on_their_way(); queue.link_wants(waiting, card_busy()); ++waiting) {
+            const size_t turn = queue.take_for_link();
             link = std::max(link, cpu) + costs.link;
             arrivals.push_back(link);
+            card = std::max(card, link) + costs.card(queue.all()[turn].pairs);
+            ends.push_back(card);
             ++played.by_link;
         }
         const int64_t waiting = on_their_way();
-        const auto now = queue.take_for_cpu(waiting);
+        const auto now = queue.take_for_cpu(waiting, card_busy());
         for (const StreamQueue::Item& item : now) cpu += costs.cpu(item.pairs);
         played.by_cpu += now.size();
         if (!now.empty() || queue.left().empty()) continue;
-        EXPECT_GT(waiting, 0) << "neither side goes on";  // the CPU waits for the next to come
-        if (waiting == 0) break;
-        cpu = *std::ranges::find_if(arrivals, [&](double at) { return at > cpu; });
+        // The CPU waits for the next to come, or to be done.
+        EXPECT_TRUE(waiting > 0 || card > cpu) << "neither side goes on";
+        if (waiting == 0 && card <= cpu) break;
+        cpu = *std::ranges::find_if(waiting > 0 ? arrivals : ends, [&](double at) { return at > cpu; });
     }
-    played.seconds = std::max(cpu, link);
+    played.seconds = std::max({cpu, link, card});
     return played;
 }
 
@@ -90,6 +99,30 @@ TEST(StreamQueue, NeverSlowerThanEitherSideAlone) {
         }
         EXPECT_LE(both.seconds, 1.05 * best + 2 * costs.link) << i;
     }
+}
+
+/// A card may be slower than its link, or than the CPU.
+TEST(StreamQueue, ASlowCardGetsLittle) {
+    std::mt19937 random(6);
+    size_t sent = 0;
+    for (int i = 0; i < 400; ++i) {
+        const auto items = random_items(random, static_cast<int32_t>(random() % 100 + 1), 1 << random() % 9);
+        StreamCosts costs{20, 20.0 + static_cast<double>(random() % 60), static_cast<double>(random() % 12) + 0.3};
+        costs.card_expert = static_cast<double>(random() % 300);
+        costs.card_pair = static_cast<double>(random() % 60);
+        double all_cpu = 0, longest = 0;
+        for (const StreamQueue::Item& item : items) {
+            all_cpu += costs.cpu(item.pairs);
+            longest = std::max(longest, costs.card(item.pairs));
+        }
+        const Played both = play(items, costs);
+        EXPECT_EQ(both.by_link + both.by_cpu, items.size());
+        EXPECT_LE(both.seconds, 1.0001 * all_cpu + costs.link) << i;
+        sent += both.by_link;
+    }
+    EXPECT_GT(sent, 100u);
+    const std::vector<StreamQueue::Item> items = {{0, 10}, {1, 20}, {2, 30}};
+    EXPECT_EQ(play(items, {1, 30, 1, true, 1000, 1}).by_link, 0u);
 }
 
 }  // namespace
