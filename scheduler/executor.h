@@ -51,10 +51,11 @@ public:
     /// Bytes that the caches of a sequence of `tokens` tokens take.
     virtual int64_t sequence_bytes(int64_t tokens) const = 0;
 
-    /// One forward pass over the parts; every sequence must have reserved room for its tokens (CHECK) and is advanced.
+    /// One forward pass over the parts; every sequence must have reserved room for its tokens and be able to go on
+    /// (SequenceCache::can_go_on(); CHECK), and is advanced.
     /// `streams_in` (MTP plans): [rows, n * D] residual streams of the trunk; null for the trunk.
     /// Rows together at most limits().max_rows, outputs at most max_outputs, parts at most max_parts (CHECK).
-    /// Throws Error when a card fails: no sequence is advanced then, but all are spoiled (SequenceCache::can_go_on()).
+    /// Throws Error when a card fails: no sequence is advanced then, but those that a pass has begun are spoiled.
     virtual void forward(std::span<const Part> parts, const float* streams_in = nullptr) = 0;
 
     /// Logits of output i of the last pass, counted over all parts in order: [vocab]. Valid until the next pass.

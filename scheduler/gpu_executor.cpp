@@ -421,6 +421,7 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         experts_.begin_pass(*stream_, batch.rows(), batch.rows() > kGraphRows);
         upload(batch, streams_in);
         const cuda::Frame f = frame(batch);
+        if (!balance(batch.rows())) experts_.leave_out();
         if (profile_ != nullptr) {
             play_timed(f, batch);
         } else {
@@ -428,7 +429,8 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
                 streaming_ = Pass{&batch, &f, deadline};
             play(f);
             if (!streaming_) serve_experts(batch, deadline);
-            while (streaming_ && !stream_of_experts_->all_come() && Clock::now() < deadline) std::this_thread::yield();
+            while (streaming_ && !stream_of_experts_->all_come() && !stream_->finished() && Clock::now() < deadline)
+                std::this_thread::yield();
             streaming_.reset();
             stream_->wait(patience);
         }

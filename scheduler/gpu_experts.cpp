@@ -144,6 +144,8 @@ void GpuExperts::place(ExpertName name, int32_t slot, float* multipliers, std::v
 
 void GpuExperts::begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt) {
     is_prompt_ = is_prompt;
+    used_ = true;
+    left_out_ = false;
     if (tries_ && !slots_.empty()) used_ = (is_prompt ? prompts_ : decode_).use(rows);
     if (!residency_) return;
     if (!coming_.empty() && fill_->finished()) {
@@ -184,6 +186,7 @@ void GpuExperts::order(const ExpertOrders& orders) {
 }
 
 void GpuExperts::end_pass(std::chrono::duration<double> took) {
+    if (left_out_) return;
     ResidencyTrial& trial = is_prompt_ ? prompts_ : decode_;
     if (tries_ && !slots_.empty()) {
         if (trial.took(took.count())) tell(is_prompt_ ? "over prompts" : "that decode", trial);

@@ -41,6 +41,8 @@ public:
 
     /// Before a pass: experts that have come are known from here on in `stream`.
     void begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt);
+    /// This pass is played without them, tried or not: it says nothing of what they are worth.
+    void leave_out() { used_ = false, left_out_ = true; }
     /// What one set's rows chose: [rows * top_k].
     void note(ops::ExpertsId set, std::span<const int32_t> ids);
     /// After a pass that took so long: brings experts to the card, as many as its link carries in a part of that time.
@@ -91,7 +93,7 @@ private:
 
     std::optional<Residency> residency_;  // nothing: all are there
     ResidencyTrial decode_, prompts_;
-    bool tries_, is_prompt_ = false, used_ = true;  // in this pass
+    bool tries_, is_prompt_ = false, used_ = true, left_out_ = false;  // in this pass
     std::unique_ptr<cuda::Stream> fill_;
     std::vector<Residency::Change> coming_;
     double seconds_per_expert_ = 0;  // of a transfer

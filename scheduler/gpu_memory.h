@@ -68,6 +68,11 @@ std::string gpu_memory_text(const GpuMemoryPlan& plan);
 /// Routed experts of all layers.
 int64_t expert_count(const ops::Plan& plan);
 
+/// Of `slots` that `experts` have on a card, those through which others pass in prompts (expert_stream.h); 0: there is
+/// no room for any, or no need.
+int64_t ring_slots(int64_t slots, int64_t experts);
+inline constexpr int64_t kLeastStreamed = 8;  ///< slots with which there is a ring
+
 /// Of the largest routed expert: w1, w2 and w3 packed, in one piece. 0: there are none.
 int64_t expert_slot_bytes(const ops::Plan& plan);
 

@@ -25,11 +25,6 @@ std::unique_ptr<cuda::Device> open(const std::string& choice) {
          ", expected none, 1, emulated or emulated:1 (models are not split over several cards)");
 }
 
-constexpr int64_t kLeastStreamed = 8;  // slots with which there is a ring: an eighth of them
-// Three on their way and one in use: with two the link waits while the card computes its own (83 % busy instead of 95).
-constexpr int64_t kLeastRing = 4;
-constexpr int64_t kMostRing = 24;  // hybrid-engine.md 4.5
-
 bool is_emulated(const cuda::Device& device) { return device.info().name == "emulated"; }
 
 /// Of a card: what the runtime takes for itself does not count against the free memory that it reports.
@@ -107,8 +102,7 @@ void Gpus::reserve(const ops::Plan& plan, const std::string& model, ExecutorLimi
     if (!memory_plan_.refusal.empty()) fail("GPU ", info.index, ": ", memory_plan_.refusal);
     const int64_t slots = memory_plan_.expert_slots;
     const bool streams = wishes_.offload_experts == "stream" || wishes_.offload_experts == "auto";
-    if (streams && slots < memory_plan_.experts && slots >= kLeastStreamed)
-        ring_ = std::clamp<int64_t>(slots / 8, kLeastRing, kMostRing);
+    if (streams) ring_ = ring_slots(slots, memory_plan_.experts);
     if (wishes_.offload_experts == "stream" && ring_ == 0 && slots < memory_plan_.experts)
         fail("--offload-experts stream: the card has room for ", slots, " experts, expected at least ", kLeastStreamed,
              "; raise --gpu-memory, or use cpu");

@@ -97,7 +97,7 @@ struct ExactE2M1 {
                 const F scale = scales.of(p + kLines * kLine, u, 0);
                 unrolled<m>([&](int t) __attribute__((always_inline)) {
                     const F sum = to_float(sums[t][0] + (sums[t][1] << 8) + (sums[t][2] << 16));
-                    total[t] = fma(scale * broadcast(x[t].unit), sum, total[t]);
+                    total[t] = fma(scale, broadcast(x[t].unit) * sum, total[t]);
                 });
             }
         }

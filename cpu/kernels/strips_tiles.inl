@@ -53,7 +53,12 @@ template <int c>
     if constexpr (c == 2) _tile_stored(2, to, kBytes);
     if constexpr (c == 3) _tile_stored(3, to, kBytes);
 }
-#define LOAD_TILE(tile, from) _tile_loadd(tile, from, int64_t{kLine})
+/// Behind all stores that come before it, of which GCC's own is not told.
+#define LOAD_TILE(tile, from)                    \
+    do {                                         \
+        __asm__ volatile("" ::: "memory");       \
+        _tile_loadd(tile, from, int64_t{kLine}); \
+    } while (false)
 
 template <int n>
 struct Number {

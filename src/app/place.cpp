@@ -77,7 +77,8 @@ void place(const PlaceFlags& flags) {
     const auto solve = [&](int64_t slots) {
         return scheduler::place_experts({profile.layers, counts, seconds, slots, slots > 0 ? pins : decltype(pins)()});
     };
-    const int64_t slots = planned.forecast.gpu->expert_slots;
+    const int64_t all_slots = planned.forecast.gpu->expert_slots;
+    const int64_t slots = all_slots - scheduler::ring_slots(all_slots, planned.forecast.gpu->experts);
     const scheduler::Placement placement = solve(slots), nothing = solve(0);
     Json json = scheduler::placement_json(placement, profile.model, profile.layers);
     json["machine"] = planned.machine_name;

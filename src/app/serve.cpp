@@ -125,6 +125,7 @@ void serve(const ServeFlags& flags) {
     server::Server server(options);
     const int port = server.bind();  // before loading: a taken port is known at once, clients get 503 meanwhile
     std::thread listener([&] { server.listen(); });
+    bool broken = false;
     try {
         engine::Assembly assembly = engine::assemble(engine_options(flags));
         server::Backend backend{assembly.engine.get(), assembly.tokenizer.get(), served_model(flags, assembly)};
@@ -134,16 +135,16 @@ void serve(const ServeFlags& flags) {
         backend.read_gb_per_second = memory_speed(*assembly.workers);
         server.serve(std::move(backend));
         log::info("listening on http://{}:{}", options.http.host, port);
-        const bool broken = wait_for_end(stop, *assembly.engine);
+        broken = wait_for_end(stop, *assembly.engine);
         log::info("shutting down");
         server.shut_down();
         listener.join();
-        if (broken) fail("the engine has failed, see the log: no forward pass succeeded any more");
     } catch (...) {
         server.shut_down();
         if (listener.joinable()) listener.join();
         throw;
     }
+    if (broken) fail("the engine has failed, see the log: no forward pass succeeded any more");
 }
 
 void add_batching_flags(CLI::App& command, ServeFlags& flags) {

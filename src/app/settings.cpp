@@ -289,9 +289,7 @@ std::vector<std::string> with_config_file(const std::vector<std::string>& argume
         const Json config = parse_json(read_text(path), path);
         if (!config.is_object()) fail(path, ": is ", config.type_name(), ", expected an object");
         for (const auto& [key, value] : config.items()) {
-            if (value.is_boolean() && !value.get<bool>()) continue;
-            from_file.push_back("--" + key);
-            if (!value.is_boolean()) from_file.back() += "=" + flag_value(path, key, value);
+            from_file.push_back("--" + key + "=" + (value.is_boolean() ? value.dump() : flag_value(path, key, value)));
         }
     }
     if (command_line.empty()) return command_line;

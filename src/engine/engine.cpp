@@ -240,12 +240,6 @@ void Engine::turn_over() {
     {
         const std::lock_guard lock(mutex_);
         turn = batcher_.turn_over();
-        for (const SequenceId id : turn.admitted) {
-            Sequence& sequence = *running_.insert(waiting_.extract(id)).position->second;
-            const auto free = std::find_if(slots_.begin(), slots_.end(), [](const Slot& s) { return s.sequence < 0; });
-            sequence.slot = static_cast<size_t>(free - slots_.begin());
-            *free = {id, sequence.statistics.prompt_tokens, sequence.statistics.output_tokens};
-        }
     }
     for (const SequenceId id : turn.preempted) {
         Sequence& sequence = *running_.at(id);
@@ -254,7 +248,7 @@ void Engine::turn_over() {
         to_queue(id);
     }
     for (const SequenceId id : turn.admitted) {
-        Sequence& sequence = *running_.at(id);
+        Sequence& sequence = take_slot(id);
         try {
             begin(sequence);
         } catch (const std::bad_alloc&) {
@@ -265,6 +259,17 @@ void Engine::turn_over() {
     }
     const std::lock_guard lock(mutex_);
     batcher_.plan(shares_);
+}
+
+/// A waiting sequence runs. Those that were preempted in its favour have left their slots.
+Sequence& Engine::take_slot(SequenceId id) {
+    const std::lock_guard lock(mutex_);
+    Sequence& sequence = *running_.insert(waiting_.extract(id)).position->second;
+    const auto free = std::find_if(slots_.begin(), slots_.end(), [](const Slot& s) { return s.sequence < 0; });
+    CHECK(free != slots_.end());
+    sequence.slot = static_cast<size_t>(free - slots_.begin());
+    *free = {id, sequence.statistics.prompt_tokens, sequence.statistics.output_tokens};
+    return sequence;
 }
 
 /// A running sequence loses its caches and waits. Under the lock.

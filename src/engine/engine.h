@@ -141,6 +141,7 @@ private:
     void fail_with(Sequence& sequence, const std::string& error);
     void refuse(Sequence& sequence, const std::string& fault);
     void end(Sequence& sequence, Result result);
+    Sequence& take_slot(SequenceId id);
     void to_queue(SequenceId id);
     void publish();
 

@@ -48,6 +48,8 @@ void PrefixCache::keep(memory::SequenceCache& sequence, const std::string& salt,
     } catch (const std::bad_alloc&) {
         log::warn("memory is short: the prefix cache gives back {} MB", bytes() / 1'000'000);
         tree_.clear();
+    } catch (const std::exception& error) {  // a card that does not answer
+        log::warn("the state of a sequence was not kept: {}", error.what());
     }
 }
 
