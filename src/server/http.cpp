@@ -204,9 +204,10 @@ struct HttpServer::State {
         return reply;
     }
 
-    /// Reads the body; a status and reason if it is refused. Form bodies arrive raw here: curl -d sends JSON as a form.
+    /// Reads the body, and keeps it if `keeps`; a status and reason if it is refused. Form bodies arrive raw here:
+    /// curl -d sends JSON as a form.
     std::optional<HttpReply> read_body(const httplib::Request& request, const httplib::ContentReader& reader,
-                                       HttpRequest& out) const {
+                                       HttpRequest& out, bool keeps) const {
         const std::string length = request.get_header_value("Content-Length");
         const bool is_chunked = request.has_header("Transfer-Encoding");
         HttpReply refused;
@@ -224,7 +225,7 @@ struct HttpServer::State {
             size_t seen = 0;
             const bool complete = reader([&](const char* data, size_t size) {
                 seen += size;
-                if (seen <= options.max_body) out.body.append(data, size);
+                if (keeps && seen <= options.max_body) out.body.append(data, size);
                 // A body that is a little too long is read to its end, so that the client sees the answer.
                 return seen <= 2 * options.max_body;
             });
@@ -261,10 +262,16 @@ void HttpServer::State::answer(const httplib::Request& request, httplib::Respons
         if (header_bytes(request) > kMaxHeaderBytes) {
             refused = refusal(out, 431, "the headers are larger than " + std::to_string(kMaxHeaderBytes) + " bytes");
             refused->close = true;
-        } else if (reader != nullptr) {
-            refused = read_body(request, *reader, out);
+        } else {
+            if (gate) refused = gate(out);
+            if (refused && reader != nullptr) {
+                // Clients look for the answer when they have sent the body: it is thrown away as it comes.
+                read_body(request, *reader, out, false);
+                refused->close = true;
+            } else if (reader != nullptr) {
+                refused = read_body(request, *reader, out, true);
+            }
         }
-        if (!refused && gate) refused = gate(out);
         if (refused) {
             reply = std::move(*refused);
         } else {
@@ -348,8 +355,9 @@ void HttpServer::State::set_up() {
         if (request.method == "OPTIONS") {
             response.status = 200;
             response.set_header("Access-Control-Allow-Methods", "GET, POST, DELETE, OPTIONS");
-            // Browsers do not count Authorization among "*".
-            response.set_header("Access-Control-Allow-Headers", "*, Authorization");
+            // Browsers do not count Authorization among "*", and take "*" for a name where credentials are sent.
+            const std::string asked = request.get_header_value("Access-Control-Request-Headers");
+            response.set_header("Access-Control-Allow-Headers", asked.empty() ? "*, Authorization" : asked);
             response.set_header("Access-Control-Max-Age", "86400");
             return httplib::Server::HandlerResponse::Handled;
         }

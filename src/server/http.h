@@ -60,7 +60,7 @@ struct HttpOptions {
 /// read, path and id are empty.
 using Refusal = std::function<HttpReply(const HttpRequest& request, int status, const std::string& message)>;
 using HttpHandler = std::function<HttpReply(const HttpRequest&)>;
-/// Looks at every request but preflights before its route; a reply is the answer then.
+/// Looks at every request but preflights, before its body is read; a reply is the answer then.
 using HttpGate = std::function<std::optional<HttpReply>(const HttpRequest&)>;
 
 class HttpServer {

@@ -123,7 +123,10 @@ void Server::add_llama_metrics() {
     using Kind = Metrics::Kind;
     const engine::Engine* engine = backend_.engine;
     const auto share = [](double amount, double of) { return of > 0 ? amount / of : 0.0; };
-    const auto computed = [this] { return static_cast<double>(metrics_.prompt_tokens - metrics_.cached_tokens); };
+    const auto computed = [this] {
+        const auto cached = static_cast<double>(metrics_.cached_tokens);  // first: both grow
+        return std::max(0.0, static_cast<double>(metrics_.prompt_tokens) - cached);
+    };
     const auto generated = [this] { return static_cast<double>(metrics_.output_tokens); };
     const auto pass_sequences = [engine, share] {
         const engine::Counters now = engine->counters();

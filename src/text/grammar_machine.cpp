@@ -11,6 +11,9 @@ namespace {
 constexpr int32_t kNotKnown = -2;
 constexpr int64_t kNewThing = 30;  // work on a step or a set that was not known
 
+/// Work on the steps of a run's copies: for 1024 rows at most ([ab]*a[ab]{25}c has 2^26).
+constexpr int64_t kRow = 256, kMostCopyWork = 1024 * kRow;
+
 /// Ways to read one text that are followed: a grammar with more loses some of its texts, every step stays short.
 constexpr size_t kMostWays = 256;
 
@@ -79,6 +82,12 @@ size_t GrammarMachine::size_bytes() const {
            edge_bytes_ + sets_.size() * sizeof(Set) + configs_.size() * sizeof(Config);
 }
 
+void GrammarMachine::begin_search() {
+    if (++search_ != 0) return;
+    std::fill(met_.begin(), met_.end(), 0);  // it went round
+    search_ = 1;
+}
+
 int32_t GrammarMachine::set_of(std::vector<int32_t> kernel) {
     std::sort(kernel.begin(), kernel.end());
     kernel.erase(std::unique(kernel.begin(), kernel.end()), kernel.end());
@@ -88,10 +97,7 @@ int32_t GrammarMachine::set_of(std::vector<int32_t> kernel) {
     work_ += kNewThing;
     sets_.emplace_back();
     const Grammar& grammar = *grammar_;
-    if (++search_ == 0) {  // it went round
-        std::fill(met_.begin(), met_.end(), 0);
-        search_ = 1;
-    }
+    begin_search();
     for (const int32_t state : kernel) met_[static_cast<size_t>(state)] = search_;
     std::vector<int32_t> open = kernel;             // through empty edges
     std::map<int32_t, std::vector<int32_t>> calls;  // rule -> states behind it
@@ -311,18 +317,21 @@ std::vector<int32_t> GrammarMachine::parts(int32_t set) {
     return out;
 }
 
-GrammarMachine::CopySteps GrammarMachine::copy_steps(int32_t run, int32_t state) const {
+GrammarMachine::CopySteps GrammarMachine::copy_steps(int32_t run, int32_t state) {
     const Grammar::Run& of = grammar_->runs[static_cast<size_t>(run)];
     // The second copy lies between the ends of the first and the second, which is state 0 of the next stride.
     const int32_t begin = of.base, end = of.base + of.stride;
     using States = std::vector<int32_t>;
     const States at_end = {begin};
+    const int64_t most_work = work_ + kMostCopyWork;
     std::map<States, int32_t> numbers = {{at_end, 0}};
     std::vector<States> open = {at_end};
     const auto number = [&](States states) {
-        std::sort(states.begin(), states.end());
         const auto [known, is_new] = numbers.try_emplace(states, static_cast<int32_t>(open.size()));
-        if (is_new) open.push_back(std::move(states));
+        if (is_new) {
+            open.push_back(std::move(states));
+            work_ += kRow;
+        }
         return known->second;
     };
     CopySteps out;
@@ -330,30 +339,34 @@ GrammarMachine::CopySteps GrammarMachine::copy_steps(int32_t run, int32_t state)
     for (size_t row = 0; row < open.size(); ++row) {
         std::array<States, 256> targets;
         States states = open[row];  // and what is reached from them through empty edges
+        begin_search();
+        for (const int32_t known : states) met_[static_cast<size_t>(known)] = search_;
         for (size_t i = 0; i < states.size(); ++i) {
             const auto at = static_cast<size_t>(states[i]);
+            if (++work_ > most_work) return {};
             for (int32_t e = grammar_->first_edge[at]; e < grammar_->first_edge[at + 1]; ++e) {
                 const Grammar::Edge& edge = grammar_->edges[static_cast<size_t>(e)];
                 if (edge.rule == Grammar::kEmpty && states[i] == begin && edge.target == of.exit) continue;
                 const int32_t target = edge.target == end ? begin : edge.target;
                 if (edge.rule >= 0 || edge.target < end || edge.target >= end + of.stride) return {};
                 if (edge.rule == Grammar::kEmpty) {
-                    if (std::find(states.begin(), states.end(), target) == states.end()) states.push_back(target);
+                    if (std::exchange(met_[static_cast<size_t>(target)], search_) != search_) states.push_back(target);
                     continue;
                 }
-                for (int byte = edge.low; byte <= edge.high; ++byte) {
-                    States& to = targets[static_cast<size_t>(byte)];
-                    if (std::find(to.begin(), to.end(), target) == to.end()) to.push_back(target);
-                }
+                for (int byte = edge.low; byte <= edge.high; ++byte)
+                    targets[static_cast<size_t>(byte)].push_back(target);
+                work_ += edge.high - edge.low + 1;
             }
         }
         // One may be at the end of a copy, or inside one: not both at once.
-        if (row > 0 && std::find(states.begin(), states.end(), begin) != states.end()) return {};
+        if (row > 0 && met_[static_cast<size_t>(begin)] == search_) return {};
         out.rows.emplace_back().fill(kDead);
         for (size_t byte = 0; byte < targets.size(); ++byte) {
             States& to = targets[byte];
             if (to.empty()) continue;
-            if (to.size() > 1 && std::find(to.begin(), to.end(), begin) != to.end()) return {};
+            std::sort(to.begin(), to.end());
+            to.erase(std::unique(to.begin(), to.end()), to.end());
+            if (to.size() > 1 && to.front() == begin) return {};
             out.rows.back()[byte] = number(std::move(to));
         }
     }

@@ -81,12 +81,13 @@ public:
     /// Sets that together are one; apart from each other where some state of it is in such a run.
     std::vector<int32_t> parts(int32_t set);
     /// What a run's copies take, from one of their states on: the next row by each byte, kDead: none. Row 0 is the end
-    /// of a copy. No rows if one may be at an end and inside a copy at once, or if other rules are called.
+    /// of a copy. No rows if one may be at an end and inside a copy at once, if other rules are called, or if finding
+    /// them takes too long.
     struct CopySteps {
         std::vector<std::array<int32_t, 256>> rows;
         int32_t start = 0;
     };
-    CopySteps copy_steps(int32_t run, int32_t state) const;
+    CopySteps copy_steps(int32_t run, int32_t state);
     /// What goes on behind a copy, alone, above kUnknown.
     int32_t behind_copies(int32_t run) { return local(set_of({grammar_->runs[static_cast<size_t>(run)].exit}), true); }
 
@@ -123,6 +124,7 @@ private:
     /// The run that a state belongs to; -1: none.
     int32_t run_of(int32_t state) const;
     std::optional<InRun> place_in_run(int32_t state) const;
+    void begin_search();
     int32_t set_of(std::vector<int32_t> kernel);
     int32_t frame_of(const std::vector<Item>& returns);
     int32_t compute_step(const Config& from, uint8_t byte);
@@ -140,7 +142,7 @@ private:
     std::deque<Config> configs_;
     size_t table_bytes_ = 0, edge_bytes_ = 0;
     int64_t work_ = 0;
-    // Of set_of: the states met in search number search_.
+    // The states met in search number search_.
     std::vector<uint32_t> met_;  // [states]
     uint32_t search_ = 0;
 };

@@ -67,7 +67,7 @@ std::optional<std::string> TokenMasks::bytes(int32_t id) const {
 std::unique_ptr<TokenMasks::Kept> TokenMasks::new_kept() {
     auto kept = std::make_unique<Kept>();
     kept->bits.resize(trie_->words());
-    mask_bytes_ += sizeof(Kept) + kept->bits.size() * sizeof(uint64_t);
+    mask_bytes_ += new_kept_bytes();
     return kept;
 }
 
@@ -223,6 +223,7 @@ TokenMasks::Kept* TokenMasks::inside_run(const GrammarMachine::InRun& place) {
         mask_bytes_ += kept->open.size() * sizeof(OpenEnd);
     } else {
         kept.reset();
+        mask_bytes_ -= new_kept_bytes();
     }
     return (inside_runs_[key] = std::move(kept)).get();
 }
@@ -296,7 +297,7 @@ void TokenMasks::fill_slowly(int32_t config, std::span<uint64_t> mask) {
     left_.clear();
     walk(0, static_cast<uint32_t>(trie_->nodes().size()), *kept, std::nullopt);
     std::copy(kept->bits.begin(), kept->bits.end(), mask.begin());
-    mask_bytes_ -= sizeof(Kept) + kept->bits.size() * sizeof(uint64_t);
+    mask_bytes_ -= new_kept_bytes();
 }
 
 void TokenMasks::fill(int32_t config, std::span<uint64_t> mask) {

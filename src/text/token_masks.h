@@ -5,9 +5,9 @@
 // inside the rule are found once, by a walk over the vocabulary, and kept; tokens that run over the end of the rule are
 // kept as open ends and judged, once more only once, for the set in which the caller goes on, and so on outwards. Where
 // something may be repeated a limited number of times, a walk also counts the repetitions that each token begins: one
-// walk serves all places, however many are left there. After
-// a while a mask is put together from a few kept ones, or is itself kept (bench/grammar_bench measures it). A walk
-// that was not done before takes up to some milliseconds.
+// walk serves all places, however many are left there (not if there are too many ways through one repetition: then
+// each place has walks of its own). After a while a mask is put together from a few kept ones, or is itself kept
+// (bench/grammar_bench measures it). A walk that was not done before takes up to some milliseconds.
 //
 // TokenMasks and the matchers that share it belong to one thread at a time (constructing a matcher touches nothing).
 // What is kept is bounded by kKeptBytes: over it everything is forgotten, and matchers find their place again by
@@ -80,6 +80,7 @@ private:
     void add(const Kept& kept, int32_t left, std::span<uint64_t> mask);
     Kept& behind(Kept& kept, int32_t set);
     std::unique_ptr<Kept> new_kept();
+    size_t new_kept_bytes() const { return sizeof(Kept) + trie_->words() * sizeof(uint64_t); }
     void walk(uint32_t begin, uint32_t end, Kept& out, std::optional<uint16_t> copies);
     bool combine(Kept& kept, int32_t left, int32_t frame, std::span<uint64_t> mask, int& budget);
     void fill(int32_t config, std::span<uint64_t> mask);

@@ -55,6 +55,28 @@ TEST_F(ServerTest, NamedOriginsAreReflected) {
     EXPECT_EQ(result->get_header_value("Vary"), "Origin");
     result = client.Get("/health", {{"Origin", "https://evil.example"}});
     EXPECT_FALSE(result->has_header("Access-Control-Allow-Origin"));
+    const std::string asked = "authorization, x-stainless-os";
+    result =
+        client.Options("/v1/messages", {{"Origin", "https://b.example"}, {"Access-Control-Request-Headers", asked}});
+    EXPECT_EQ(result->get_header_value("Access-Control-Allow-Credentials"), "true");
+    EXPECT_EQ(result->get_header_value("Access-Control-Allow-Headers"), asked);
+}
+
+TEST_F(ServerTest, BodiesWithoutAKeyAreNotKept) {
+    stop();
+    start({"secret"});
+    serve();
+    httplib::Client client("127.0.0.1", port);
+    client.set_keep_alive(true);
+    for (const size_t size : {10, 150000}) {
+        const auto result = client.Post("/v1/completions", std::string(size, 'a'), "application/json");
+        ASSERT_TRUE(result) << size;
+        EXPECT_EQ(result->status, 401) << "before its size is looked at";
+        EXPECT_EQ(result->get_header_value("Connection"), "close");
+        EXPECT_EQ(result->get_header_value("WWW-Authenticate"), "Bearer");
+        EXPECT_EQ(result->get_header_value("Access-Control-Allow-Origin"), "*");
+        EXPECT_EQ(parse_json(result->body, "")["error"]["code"], 401);
+    }
 }
 
 /// They come before anybody accepts them.

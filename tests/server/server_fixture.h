@@ -54,6 +54,7 @@ class ServerTest : public ::testing::Test {
 protected:
     ServerTest() {
         script->limits.max_tokens = 200;
+        options.drain_seconds = 1;
         start({});
     }
     ~ServerTest() override { stop(); }
@@ -64,7 +65,6 @@ protected:
                                                   cpu::select_kernels("auto"));
         options.http.port = 0;
         options.http.max_body = 100000;
-        options.drain_seconds = 1;
         options.api_keys = std::move(keys);
         options.version = "test";
         server = std::make_unique<Server>(options);

@@ -106,5 +106,28 @@ TEST(HostileGrammar, IsGivenUpBeforeItTakesAllTime) {
     }
 }
 
+/// 2^26 sets of states within one repetition.
+TEST(HostileGrammar, ManyWaysThroughOneRepetitionAreFollowed) {
+    const auto start = steady_clock::now();
+    const Tokenizer tokenizer(load_tokenizer_json(THERMOCLINE_SOURCE_DIR "/models/demo"));
+    GrammarMatcher matcher(
+        std::make_shared<TokenMasks>(std::make_shared<const Grammar>(regex("([ab]*a[ab]{25}c){0,16}")),
+                                     std::make_shared<const TokenTrie>(tokenizer, tokenizer.vocab_size())));
+    std::mt19937 random(3);
+    for (int taken = 0; taken < 40 && matcher.goes_on(); ++taken) {
+        const std::span<const uint64_t> span = matcher.mask();
+        const std::vector<uint64_t> mask(span.begin(), span.end());
+        std::vector<int32_t> ids;
+        for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+            const bool is_allowed = (mask[static_cast<size_t>(id) / 64] >> id % 64 & 1) != 0;
+            ASSERT_EQ(GrammarMatcher(matcher).accept(id), is_allowed) << taken << ": " << tokenizer.token_bytes(id);
+            if (is_allowed) ids.push_back(id);
+        }
+        ASSERT_FALSE(ids.empty());
+        ASSERT_TRUE(matcher.accept(ids[random() % ids.size()]));
+    }
+    EXPECT_LT(steady_clock::now() - start, kBound);
+}
+
 }  // namespace
 }  // namespace thermocline::text
