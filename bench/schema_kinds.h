@@ -52,6 +52,30 @@ inline const SchemaKind kSchemaKinds[] = {
         "array", "items": {"type": "array", "items": {"type": "integer", "minimum": -5000, "maximum": 5000}, "minItems": 2,
         "maxItems": 2}}}, "required": ["kind", "points"]}, {"type": "object", "properties": {"kind": {"const": "label"},
         "text": {"type": ["string", "null"]}}, "required": ["kind", "text"]}]}}}, "required": ["shapes"]})"},
+    {"a form", R"({"type": "object", "properties": {"f0": {"type": "string", "maxLength": 20}, "f1": {"type": "string",
+        "maxLength": 27}, "f2": {"type": "string", "maxLength": 34}, "f3": {"type": "string", "maxLength": 41},
+        "f4": {"type": "string", "maxLength": 48}, "f5": {"type": "string", "maxLength": 55}, "f6": {"type":
+        "string", "maxLength": 62}, "f7": {"type": "string", "maxLength": 69}, "f8": {"type": "string", "maxLength":
+        76}, "f9": {"type": "string", "maxLength": 83}, "f10": {"type": "string", "maxLength": 90}, "f11": {"type":
+        "string", "maxLength": 97}, "f12": {"type": "string", "maxLength": 104}, "f13": {"type": "string",
+        "maxLength": 111}, "f14": {"type": "string", "maxLength": 118}, "f15": {"type": "string", "maxLength": 125},
+        "f16": {"type": "string", "maxLength": 132}, "f17": {"type": "string", "maxLength": 139}, "f18": {"type":
+        "string", "maxLength": 146}, "f19": {"type": "string", "maxLength": 153}, "f20": {"type": "string",
+        "maxLength": 160}, "f21": {"type": "string", "maxLength": 167}, "f22": {"type": "string", "maxLength": 174},
+        "f23": {"type": "string", "maxLength": 181}, "f24": {"type": "string", "maxLength": 188}, "f25": {"type":
+        "string", "maxLength": 195}, "f26": {"type": "string", "maxLength": 202}, "f27": {"type": "string",
+        "maxLength": 209}, "f28": {"type": "string", "maxLength": 216}, "f29": {"type": "string", "maxLength": 223},
+        "f30": {"type": "string", "maxLength": 230}, "f31": {"type": "string", "maxLength": 237}, "f32": {"type":
+        "string", "maxLength": 244}, "f33": {"type": "string", "maxLength": 251}, "f34": {"type": "string",
+        "maxLength": 258}, "f35": {"type": "string", "maxLength": 265}, "f36": {"type": "string", "maxLength": 272},
+        "f37": {"type": "string", "maxLength": 279}, "f38": {"type": "string", "maxLength": 286}, "f39": {"type":
+        "string", "maxLength": 293}, "f40": {"type": "string", "maxLength": 300}, "f41": {"type": "string",
+        "maxLength": 307}, "f42": {"type": "string", "maxLength": 314}, "f43": {"type": "string", "maxLength": 321},
+        "f44": {"type": "string", "maxLength": 328}, "f45": {"type": "string", "maxLength": 335}, "f46": {"type":
+        "string", "maxLength": 342}, "f47": {"type": "string", "maxLength": 349}}, "required": ["f0", "f1", "f2",
+        "f3", "f4", "f5", "f6", "f7", "f8", "f9", "f10", "f11", "f12", "f13", "f14", "f15", "f16", "f17", "f18",
+        "f19", "f20", "f21", "f22", "f23", "f24", "f25", "f26", "f27", "f28", "f29", "f30", "f31", "f32", "f33",
+        "f34", "f35", "f36", "f37", "f38", "f39", "f40", "f41", "f42", "f43", "f44", "f45", "f46", "f47"]})"},
     {"long texts", R"({"type": "object", "properties": {"title": {"type": "string", "minLength": 3, "maxLength": 80},
         "summary": {"type": "string", "minLength": 20, "maxLength": 2000}, "notes": {"type": "array", "items": {"type":
         "string", "maxLength": 280}, "maxItems": 20}}, "required": ["title", "summary", "notes"]})"},

@@ -5,6 +5,7 @@
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/log.h"
+#include "src/base/pages.h"
 #include "src/server/server.h"
 
 #include <cstdlib>
@@ -92,8 +93,14 @@ server::ServedModel served_model(const ServeFlags& flags, const engine::Assembly
     return served;
 }
 
-/// What the page holds the bytes of answers against; 0 where there is no memory to measure with.
+/// What the page holds the bytes of answers against; 0 where there is no memory to measure with: the weights of a large
+/// model should not leave the page cache for it.
 double memory_speed(cpu::Workers& workers) {
+    constexpr int64_t kBytesPerWorker = int64_t{128} << 20;  // scheduler/bandwidth.h
+    if (workers.count() * kBytesPerWorker > available_memory() / 4) {
+        log::info("the bandwidth of the memory is not measured, too little is free");
+        return 0;
+    }
     try {
         return scheduler::measure_read_bandwidth(workers);
     } catch (const Error& error) {
