@@ -15,7 +15,7 @@ constexpr std::string_view kDsml = "｜DSML｜", kBar = "｜";
 constexpr std::string_view kSpace = " \t\r\n";
 constexpr size_t kSlice = 4096;  // bytes looked at together: bounds the repeated searches over long pieces
 
-// Places in text_marks_; the DSML tokens stand last because parse_tool_calls leaves them out.
+// Places in text_marks_.
 constexpr size_t kThinkEnd = 0;
 constexpr size_t kThinkStart = 1;
 constexpr size_t kBlankLineAndDsml = 2;
@@ -58,8 +58,7 @@ OutputParser::OutputParser(ParserOptions options)
     const std::string invoke_close = "</" + markup.invoke + ">";
     text_marks_ = {"</think>", "<think>"};
     const std::string dsml(kDsml);
-    if (options_.parse_tool_calls)
-        text_marks_.insert(text_marks_.end(), {"\n\n<" + dsml, "</" + dsml, "<" + dsml, dsml});
+    text_marks_.insert(text_marks_.end(), {"\n\n<" + dsml, "</" + dsml, "<" + dsml, dsml});
     block_tag_ = (markup.block + ">").substr(kDsml.size());
     invoke_tag_ = (markup.invoke + " name=\"").substr(kDsml.size());
     foreign_marks_ = {"</" + dsml + std::string(kForeignTag), "\n\n<" + markup.block + ">", "<" + markup.block + ">",
@@ -226,7 +225,7 @@ void OutputParser::show(const std::string& text) {
 std::string OutputParser::without_joined_mark(std::string text) {
     const std::string joined = shown_tail_ + text;
     const size_t at = joined.find(kDsml);
-    if (at < shown_tail_.size() && options_.parse_tool_calls && !is_foreign_) {
+    if (at < shown_tail_.size() && !is_foreign_) {
         const size_t end = at + kDsml.size() - shown_tail_.size(), bar = std::min(end, kBar.size());
         text.erase(end - bar, bar);
     }
@@ -276,7 +275,7 @@ void OutputParser::begin_call(const std::string& name) {
     // A name over several lines or with markup in it: its tag was broken, and what follows is no call.
     const bool is_broken =
         name.empty() || name.find_first_of("\n<>") != std::string::npos || name.find(kDsml) != std::string::npos;
-    is_muted_ = is_broken || (!options_.parallel_tool_calls && calls_begun_ > 0);
+    is_muted_ = is_broken || !options_.parse_tool_calls || (!options_.parallel_tool_calls && calls_begun_ > 0);
     if (!is_muted_) ++calls_begun_;
     const auto tool = std::find_if(options_.tools.begin(), options_.tools.end(),
                                    [&name](const Tool& candidate) { return candidate.name == name; });

@@ -33,7 +33,7 @@ struct ParserOptions {
     PromptRevision revision = PromptRevision::kV4;
     bool starts_in_reasoning = false;  // Prompt::starts_in_reasoning
     std::vector<Tool> tools;           // their schemas decide about wrapped arguments
-    bool parse_tool_calls = true;      // false: tool markup is plain content
+    bool parse_tool_calls = true;      // false: none was asked for, and none comes out
     bool parallel_tool_calls = true;   // false: only the first call comes out
     std::vector<std::string> stop;     // cut reasoning and content, never a call
     bool include_stop = false;

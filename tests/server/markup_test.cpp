@@ -284,7 +284,8 @@ TEST_F(ReplayServerTest, ForcedChoicesAreFollowed) {
     answer("plain" + kTwoCalls);
     const Json none =
         post_json("/v1/chat/completions", chat_body(kTools + R"("none", "thinking": {"type": "disabled"})"));
-    EXPECT_EQ(none["choices"][0]["message"]["content"], "plain" + kTwoCalls) << "nothing was offered: it is text";
+    EXPECT_EQ(none["choices"][0]["message"]["content"], "plain") << "nothing was offered: no markup";
+    EXPECT_EQ(none["choices"][0]["finish_reason"], "stop");
     const Json one =
         post_json("/v1/chat/completions",
                   chat_body(kTools + R"("auto", "parallel_tool_calls": false, "thinking": {"type": "disabled"})"));

@@ -218,11 +218,14 @@ TEST(OutputParser, OnlyOneCallWhereParallelCallsAreOff) {
     EXPECT_EQ(parse(call + call, options).tool_calls.size(), 1u);
 }
 
-TEST(OutputParser, MarkupIsContentWhereCallsAreOff) {
+/// A model whose history shows calls may write one where none is offered: for a title, say.
+TEST(OutputParser, CallsAreLeftOutWhereTheyAreOff) {
     ParserOptions options;
     options.parse_tool_calls = false;
-    const std::string call = one_call("f", parameter("a", "b"));
-    EXPECT_EQ(parse(call, options).content, call);
+    const ParsedOutput parsed = parse("A title" + one_call("f", parameter("a", "b")) + " or two", options);
+    EXPECT_EQ(parsed.content, "A title or two");
+    EXPECT_TRUE(parsed.tool_calls.empty());
+    EXPECT_EQ(parsed.reason, FinishReason::kStop);
 }
 
 TEST(OutputParser, EndOfSentenceTextCountsOnlyAtTheEnd) {
