@@ -217,7 +217,7 @@ struct HttpServer::State {
                    !std::all_of(length.begin(), length.end(), [](char c) { return c >= '0' && c <= '9'; })) {
             refused = refusal(out, 400, "Content-Length is not a number");
         } else if (const std::string charset = charset_of(request.get_header_value("Content-Type"));
-                   charset != "" && charset != "utf-8" && charset != "utf8" && charset != "us-ascii") {
+                   !charset.empty() && charset != "utf-8" && charset != "utf8" && charset != "us-ascii") {
             refused = refusal(out, 415, "the charset of the body is " + printable(charset, 40) + ", expected utf-8");
         } else if (request.is_multipart_form_data()) {
             refused = refusal(out, 400, "multipart bodies are not supported, expected JSON");
