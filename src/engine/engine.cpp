@@ -16,7 +16,7 @@ namespace {
 /// A sequence leaves a state in the prefix cache every so many tokens (hybrid-engine.md 5.3).
 constexpr int64_t kRememberTokens = 2048;
 
-/// A card that is lost fails every pass; a request that fails its passes is not sent that often in a row.
+/// A card that is lost fails every pass. What a request does wrong is found before or behind one (RequestFault).
 constexpr int kMostFailedPasses = 8;
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {

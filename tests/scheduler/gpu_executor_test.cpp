@@ -179,6 +179,18 @@ struct Demo {
         model = model::load_model(THERMOCLINE_SOURCE_DIR "/models/demo", options);
         packed.emplace(std::vector<ops::Plan*>{&model->trunk}, nullptr, std::vector<memory::Slice>{{{}, {0}}});
     }
+    std::vector<int32_t> tokens(int32_t count) const {
+        std::vector<int32_t> out;
+        for (int32_t i = 0; i < count; ++i)
+            out.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(model->vocab));
+        return out;
+    }
+    /// Logits after each of these tokens by the CPU alone.
+    Logits expected(std::span<const int32_t> text, int64_t chunk) const {
+        Engine cpu(*model, "auto", 1);
+        const auto sequence = cpu.new_sequence();
+        return cpu.feed(*sequence, text, chunk);
+    }
     std::unique_ptr<model::Model> model;
     std::optional<memory::PackedWeights> packed;
 };
@@ -186,8 +198,7 @@ struct Demo {
 TEST(GpuExecutor, AnyExpertsMayLieOnTheCard) {
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 60; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    const std::vector<int32_t> tokens = demo.tokens(60);
     Engine cpu(*demo.model, "auto", 1);
     scheduler::RoutingRecord here;
     cpu.trunk.record_routing(&here);
@@ -222,11 +233,8 @@ TEST(GpuExecutor, AnyExpertsMayLieOnTheCard) {
 TEST(GpuExecutor, ExpertsThatMoveChangeNothing) {
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 120; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
-    Engine cpu(*demo.model, "auto", 1);
-    const auto alone = cpu.new_sequence();
-    const Logits expected = cpu.feed(*alone, tokens, 60);
+    const std::vector<int32_t> tokens = demo.tokens(120);
+    const Logits expected = demo.expected(tokens, 60);
     using Policy = scheduler::ResidencyRules::Policy;
     for (const Policy policy : {Policy::kAdaptive, Policy::kLru}) {
         // A slow link: experts come while passes are played.
@@ -249,11 +257,8 @@ TEST(GpuExecutor, ExpertsThatMoveChangeNothing) {
 TEST(GpuExecutor, ExpertsThatPassThroughTheCardInAPromptChangeNothing) {
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 124; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
-    Engine cpu(*demo.model, "auto", 1);
-    const auto alone = cpu.new_sequence();
-    const Logits expected = cpu.feed(*alone, tokens, 60);
+    const std::vector<int32_t> tokens = demo.tokens(124);
+    const Logits expected = demo.expected(tokens, 60);
     using Streaming = scheduler::ResidencyRules::Streaming;
     const int64_t others = 64 - 14;
     for (const auto& [streaming, gb_per_s, least, most] : {std::tuple{Streaming::kAll, 0.5, others, 2 * others},
@@ -276,11 +281,8 @@ TEST(GpuExecutor, ExpertsThatPassThroughTheCardInAPromptChangeNothing) {
 TEST(GpuExecutor, PromptsAreSharedByWhatEitherSideTakes) {
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 60; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
-    Engine cpu(*demo.model, "auto", 1);
-    const auto alone = cpu.new_sequence();
-    const Logits expected = cpu.feed(*alone, tokens, 60);
+    const std::vector<int32_t> tokens = demo.tokens(60);
+    const Logits expected = demo.expected(tokens, 60);
     using Streaming = scheduler::ResidencyRules::Streaming;
     for (const Streaming streaming : {Streaming::kNone, Streaming::kShared, Streaming::kAll}) {
         OnCard card(*demo.model, {}, 1, scheduler::spread_experts(scheduler::expert_counts(plan), 32),
@@ -306,11 +308,8 @@ TEST(GpuExecutor, PromptsAreSharedByWhatEitherSideTakes) {
 TEST(GpuExecutor, LayersAreSharedWithTheCpu) {
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 40; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
-    Engine cpu(*demo.model, "auto", 1);
-    const auto alone = cpu.new_sequence();
-    const Logits expected = cpu.feed(*alone, tokens, 40);
+    const std::vector<int32_t> tokens = demo.tokens(40);
+    const Logits expected = demo.expected(tokens, 40);
     OnCard card(*demo.model, {}, 1, scheduler::spread_experts(scheduler::expert_counts(plan), 64),
                 {.policy = scheduler::ResidencyRules::Policy::kStatic, .balances = true});
     EXPECT_TRUE(card.executor.speed().known()) << card.executor.speed().text();
@@ -409,8 +408,8 @@ TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
     if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there";
     const Demo demo;
     const ops::Plan& plan = demo.model->trunk;
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < 40; ++i) tokens.push_back((7 * i * i + 3 * i + 300) % static_cast<int32_t>(plan.vocab));
+    const std::vector<int32_t> tokens = demo.tokens(40);
+    const Logits expected = demo.expected(tokens, 40);
     const auto rules = [](int64_t ring) {
         return scheduler::ResidencyRules{.policy = scheduler::ResidencyRules::Policy::kStatic,
                                          .ring = ring,
@@ -425,9 +424,7 @@ TEST(GpuExecutorFaults, AnExpertWhoseArrivalIsNotSeenEndsThePassInTime) {
         const Retried found = feed_until_whole(card, *sequence, tokens);
         ASSERT_FALSE(found.errors.empty()) << n;
         EXPECT_NE(found.errors.back().find("GPU 0"), std::string::npos) << n;
-        Engine cpu(*demo.model, "auto", 1);
-        const auto here = cpu.new_sequence();
-        EXPECT_LT(largest_difference(found.logits, cpu.feed(*here, tokens, 40)), 1e-3) << n;
+        EXPECT_LT(largest_difference(found.logits, expected), 1e-3) << n;
     }
 }
 
