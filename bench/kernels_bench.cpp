@@ -1,7 +1,8 @@
-// Speed of the matmul kernels on one core: GB/s of weights for one vector (decode), GFLOP/s for 64 (prefill), for every
-// format as it lies in files (rows), packed (strips), and packed with vectors rounded to e4m3 (e4m3) and int8. Beside
-// each: the share of what this core reads from memory at most, or of what it multiplies at most, measured in the same
-// run just before. Usage: kernels_bench [--isa=TIER] [Google Benchmark's flags].
+// Speed of the matmul kernels on one core: GB/s of weights for one vector (decode), GFLOP/s for 64 (prefill;
+// --vectors=N: other numbers), for every format as it lies in files (rows), packed (strips), and packed with vectors
+// rounded to e4m3 (e4m3) and int8. Beside each: the share of what this core reads from memory at most, or of what it
+// multiplies at most, measured in the same run just before. Usage: kernels_bench [--isa=TIER] [--vectors=N] [Google
+// Benchmark's flags].
 #include "cpu/inputs.h"
 #include "scheduler/bandwidth.h"
 #include "scheduler/machine_speed.h"
@@ -103,14 +104,19 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
 int main(int argc, char** argv) {
     using namespace thermocline::cpu;
     std::string isa = "auto";
-    for (int i = 1; i < argc; ++i) {
-        if (std::strncmp(argv[i], "--isa=", 6) == 0) {
-            isa = argv[i] + 6;
-            std::swap(argv[i], argv[--argc]);
-        }
+    int64_t vectors = 64;
+    for (int i = argc - 1; i > 0; --i) {
+        const std::string_view flag = argv[i];
+        if (flag.starts_with("--isa="))
+            isa = flag.substr(6);
+        else if (flag.starts_with("--vectors="))
+            vectors = std::atoll(argv[i] + 10);
+        else
+            continue;
+        std::swap(argv[i], argv[--argc]);
     }
     const KernelTable& kernels = select_kernels(isa.c_str());
-    for (const int64_t m : {1, 64}) {
+    for (const int64_t m : {int64_t{1}, vectors}) {
         for (const MatrixShape& shape : every_format(1, kCols)) {
             const std::string name = std::string(kernels.name) + "/m" + std::to_string(m) + "/" +
                                      std::string(thermocline::quant::traits(shape.format).name) +

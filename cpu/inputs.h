@@ -11,7 +11,7 @@ namespace thermocline::cpu {
 struct InputForm {
     const quant::Matrix& matrix;
     const KernelTable& kernels;
-    bool e4m3, int8, bf16, panel;
+    bool e4m3, int8, bf16, fixed, panel;
     float factor;
 
     InputForm(const quant::Matrix& w, ops::InputRounding rounding, const KernelTable& table)
@@ -20,22 +20,34 @@ struct InputForm {
           e4m3(rounding == ops::InputRounding::kE4M3),
           int8(rounding == ops::InputRounding::kInt8 && quant::has_integer_codes(w)),
           bf16(e4m3 && kernels.matmul_bf16 != nullptr && quant::has_bf16_codes(w)),
+          fixed(!int8 && !bf16 && kernels.matmul_fixed != nullptr && quant::has_integer_codes(w)),
           panel(w.layout == quant::Layout::kStrips),
-          factor(int8 || bf16 ? 1.0f : quant::strip_input_factor(w)) {}
+          factor(int8 || bf16 || fixed ? 1.0f : quant::strip_input_factor(w)) {}
 
     /// Whether m vectors can be taken as they are: a vector alone is its own panel.
-    bool takes_as_is(int64_t m) const { return !e4m3 && !int8 && factor == 1.0f && (!panel || m == 1); }
+    bool takes_as_is(int64_t m) const { return !e4m3 && !int8 && !fixed && factor == 1.0f && (!panel || m == 1); }
     /// What matmul wants as x_stride for m vectors of `width` columns.
     int64_t stride(int64_t m, int64_t width) const {
         return !panel ? width : bf16 ? m * quant::kStripBlock / 2 : m * quant::kStripBlock;
     }
-    auto matmul() const { return int8 ? kernels.matmul_int8 : bf16 ? kernels.matmul_bf16 : kernels.matmul; }
+    auto matmul() const {
+        return int8 ? kernels.matmul_int8 : bf16 ? kernels.matmul_bf16 : fixed ? kernels.matmul_fixed : kernels.matmul;
+    }
 
     /// Converts `in` [width] and puts it where vector i of m belongs in `out` [m * width], which matmul takes.
     void prepare(const float* in, int64_t width, float* out, int64_t i, int64_t m) const {
         if (!panel) return convert(in, out + i * width, width);
+        constexpr int64_t kGroups = quant::kStripBlock / quant::kInt8Columns;
+        if (fixed) {
+            for (int64_t k = 0; k < width; k += quant::kStripBlock) {
+                float numbers[quant::kStripBlock];
+                convert(in + k, numbers, quant::kStripBlock);
+                kernels.round_fixed(numbers, reinterpret_cast<quant::FixedGroup*>(out + k * m) + i * kGroups,
+                                    quant::kStripBlock);
+            }
+            return;
+        }
         if (int8) {
-            constexpr int64_t kGroups = quant::kStripBlock / quant::kInt8Columns;
             for (int64_t k = 0; k < width; k += quant::kStripBlock)
                 kernels.round_int8(in + k, reinterpret_cast<quant::Int8Group*>(out + k * m) + i * kGroups,
                                    quant::kStripBlock);

@@ -43,6 +43,10 @@ struct KernelTable {
     /// [m][4] quant::Int8Group.
     void (*matmul_int8)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
                         int64_t m, float* y, int64_t y_stride) noexcept;
+    /// The same with vectors in fixed point: [K / 128], of these [m][4] quant::FixedGroup. Null: the tier has no
+    /// instruction for it, and matmul takes such vectors.
+    void (*matmul_fixed)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
+                         int64_t m, float* y, int64_t y_stride) noexcept;
     /// The same for packed FP8 and FP4 matrices and vectors rounded to e4m3 (quant::has_bf16_codes), as matmul but that
     /// x is not multiplied and a number of the panel is a pair of bf16 columns: of every four 0 and 2, then 1 and 3.
     /// Null where the tier has no instruction for it.
@@ -69,6 +73,8 @@ struct KernelTable {
     void (*round_e4m3)(const float* x, float factor, float* y, int64_t n) noexcept;
     /// int8 in groups of 32 columns; n % 32 == 0. x and out may begin at the same address.
     void (*round_int8)(const float* x, quant::Int8Group* out, int64_t n) noexcept;
+    /// Fixed point in groups of 32 columns; n % 32 == 0. Null where matmul_fixed is.
+    void (*round_fixed)(const float* x, quant::FixedGroup* out, int64_t n) noexcept;
     /// silu(min(gate, limit)) * clamp(up, -limit, limit) * weight
     void (*swiglu)(const float* gate, const float* up, float limit, float weight, float* out, int64_t n) noexcept;
 

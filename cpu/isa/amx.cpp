@@ -81,7 +81,7 @@ int64_t tile_peak(Unit kind, int64_t rounds, float* sink) noexcept {
 }
 
 constexpr KernelTable make_amx_kernels() {
-    KernelTable kernels = make_kernels("amx");
+    KernelTable kernels = make_vnni_kernels("amx");
     kernels.matmul_bf16 = matmul_tiles;
     kernels.put_in_panel = put_in_panel;
     kernels.peak = tile_peak;

@@ -16,10 +16,14 @@ constexpr int kFetchAhead = 4096;  // bytes
 #include "cpu/kernels/e4m3.inl"
 using E4M3Columns = PlainE4M3Columns;
 
+// In the order of use.
+// clang-format off
 #include "cpu/kernels/kernels.inl"
+#include "cpu/kernels/strips_fixed.inl"
+// clang-format on
 
 }  // namespace
 
-constexpr KernelTable kAvx512Kernels = make_kernels("avx512");
+constexpr KernelTable kAvx512Kernels = make_vnni_kernels("avx512");
 
 }  // namespace thermocline::cpu

@@ -135,6 +135,8 @@ struct OffsetDot {
     [[gnu::always_inline]] static Sums start(const int16_t* sums) {
         return _mm512_madd_epi16(broadcast_quad(sums), _mm512_set1_epi16(-offset));
     }
+    /// Of one sum instead of two.
+    [[gnu::always_inline]] static Sums start_one(const int16_t* sum) { return _mm512_set1_epi32(-offset * *sum); }
     [[gnu::always_inline]] static Sums add(Sums sums, U codes, const int8_t* quad) {
         return _mm512_dpbusd_epi32(sums, (__m512i)codes, broadcast_quad(quad));
     }

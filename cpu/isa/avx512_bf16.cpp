@@ -13,7 +13,7 @@ constexpr int kFetchAhead = 4096;  // bytes
 #include "cpu/kernels/strips_bf16.inl"
 
 constexpr KernelTable make_bf16_kernels() {
-    KernelTable kernels = make_kernels("avx512_bf16");
+    KernelTable kernels = make_vnni_kernels("avx512_bf16");
     kernels.matmul_bf16 = matmul_bf16;
     return kernels;
 }

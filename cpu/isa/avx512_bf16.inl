@@ -98,5 +98,9 @@ struct E4M3Columns {
     }
 };
 
+// In the order of use.
+// clang-format off
 #include "cpu/kernels/kernels.inl"
+#include "cpu/kernels/strips_fixed.inl"
 #include "cpu/kernels/strips_pairs.inl"
+// clang-format on

@@ -8,8 +8,6 @@
 
 using quant::Int8Group;
 
-constexpr int kInt8Stride = kBlock / quant::kInt8Columns * static_cast<int>(sizeof(Int8Group));  // a vector's block
-
 /// Twice the number of a nibble, plus 12.
 struct DigitsE2M1 : OneRun {
     using Dot = OffsetDot<12>;
@@ -34,7 +32,35 @@ struct DigitsQ8 : OneRun {
     [[gnu::always_inline]] U prepare(U words, int) const { return Dot::prepare(words); }
 };
 
-/// `unit` columns share a scale and, if the format has any, an offset (HasOffsets).
+/// Vectors rounded to int8: a byte a column.
+struct Int8Input {
+    using Group = Int8Group;
+    static constexpr int kPlanes = 1, kStride = kBlock / quant::kInt8Columns * static_cast<int>(sizeof(Group));
+
+    /// Sums of the codes of the unit that begins at column `first` of a group, as Dot::start() takes them.
+    template <int unit>
+    [[gnu::always_inline]] static const int16_t* sums_of(const Group& group, int first) {
+        return group.sums + (unit == quant::kInt8Columns ? 4 : first / 8);
+    }
+    template <typename Dot, int unit>
+    [[gnu::always_inline]] static typename Dot::Sums start(const Group& group, int first, int) {
+        return Dot::start(sums_of<unit>(group, first));
+    }
+    [[gnu::always_inline]] static const int8_t* codes(const Group& group, int) { return group.codes; }
+    template <typename Dot>
+    [[gnu::always_inline]] static F total(const typename Dot::Sums sums[kPlanes]) {
+        return to_float(Dot::total(sums[0]));
+    }
+    /// The sum of the numbers of a unit.
+    template <int unit>
+    [[gnu::always_inline]] static float sum(const Group& group, int first) {
+        const int16_t* sums = sums_of<unit>(group, first);
+        return group.scale * static_cast<float>(sums[0] + sums[1]);
+    }
+};
+
+/// `unit` columns share a scale and, if the format has any, an offset (HasOffsets). `Input`: what vectors are, as
+/// Int8Input.
 template <typename Digits, typename Scales, int unit>
 struct Int8Kernel {
     using Dot = typename Digits::Dot;
@@ -44,7 +70,8 @@ struct Int8Kernel {
     static constexpr int kUnits = kBlock / unit, kQuads = unit / 4, kLines = kQuads / Digits::kHalves;
     static constexpr int kCodeBytes = kUnits * kLines * kLine + Digits::kMoreBytes;
     static constexpr bool kOffsets = HasOffsets<Scales>;
-    static constexpr int kTokens = 48, kTogether = 4;  // block of the panel and sums: in L1
+    static constexpr int kTogether = 4;                   // strips whose sums stay in L1 beside a block of the panel
+    static constexpr int kShared = kLanes >= 16 ? 2 : 1;  // strips that share what is loaded of a vector
 
     struct Factors {
         F scale, offset;
@@ -66,72 +93,103 @@ struct Int8Kernel {
         });
     }
 
-    /// total + scale * the unit times unit u of one vector's block + offset * the sum of that unit.
-    [[gnu::always_inline]] static F add_unit(const U codes[kQuads], const Factors& factors, const Int8Group* block,
-                                             int u, F total) {
-        const Int8Group& group = block[u * unit / quant::kInt8Columns];
+    /// totals[s] += scale * the unit of strip s times unit u of one vector's block + offset * the sum of that unit.
+    template <typename Input, int strips>
+    [[gnu::always_inline]] static void add_unit(const U codes[strips][kQuads], const Factors factors[strips],
+                                                const typename Input::Group* block, int u, F totals[strips]) {
+        const auto& group = block[u * unit / quant::kInt8Columns];
         const int first = u * unit % quant::kInt8Columns;
-        const int16_t* code_sums = group.sums + (unit == quant::kInt8Columns ? 4 : first / 8);
-        auto sums = Dot::start(code_sums);
-        unrolled<kQuads>([&](int i) __attribute__((always_inline)) {
-            sums = Dot::add(sums, codes[i], group.codes + first + 4 * i);
+        typename Dot::Sums sums[strips][Input::kPlanes];
+        unrolled<Input::kPlanes>([&](int plane) __attribute__((always_inline)) {
+            for (int s = 0; s < strips; ++s) sums[s][plane] = Input::template start<Dot, unit>(group, first, plane);
         });
-        total = fma(to_float(Dot::total(sums)), factors.scale * broadcast(group.scale), total);
-        if constexpr (kOffsets) {
-            const float sum = group.scale * static_cast<float>(code_sums[0] + code_sums[1]);
-            total = fma(factors.offset, broadcast(sum), total);
+        unrolled<kQuads>([&](int i) __attribute__((always_inline)) {
+            unrolled<Input::kPlanes>([&](int plane) __attribute__((always_inline)) {
+                const int8_t* quad = Input::codes(group, plane) + first + 4 * i;
+                for (int s = 0; s < strips; ++s) sums[s][plane] = Dot::add(sums[s][plane], codes[s][i], quad);
+            });
+        });
+        const F scale = broadcast(group.scale);
+        for (int s = 0; s < strips; ++s) {
+            totals[s] = fma(Input::template total<Dot>(sums[s]), factors[s].scale * scale, totals[s]);
+            if constexpr (kOffsets)
+                totals[s] = fma(factors[s].offset, broadcast(Input::template sum<unit>(group, first)), totals[s]);
         }
-        return total;
     }
 
+    template <typename Input>
     void one(const uint8_t* p, int64_t block_bytes, int64_t blocks, const uint8_t* x, int64_t x_stride,
              float* y) const {
         F total[kParts] = {};
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
+            const auto* block = reinterpret_cast<const typename Input::Group*>(x);
             for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
             for (int u = 0; u < kUnits; ++u) {
                 for (int l = 0; l < kLines; ++l) fetch_ahead(p + (u * kLines + l) * kLine);
                 unrolled<kParts>([&](int v) __attribute__((always_inline)) {
-                    U codes[kQuads];
-                    decode(p, u, v, codes);
-                    total[v] = add_unit(codes, factors(p, u, v), groups(x), u, total[v]);
+                    U codes[1][kQuads];
+                    decode(p, u, v, codes[0]);
+                    const Factors unit_factors = factors(p, u, v);
+                    add_unit<Input, 1>(codes, &unit_factors, block, u, &total[v]);
                 });
             }
         }
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }
 
-    /// `strips` <= kTogether strips that follow one another, m <= kTokens vectors.
-    void many(const uint8_t* data, int64_t strips, int64_t strip_bytes, int64_t blocks, const uint8_t* x,
-              int64_t x_stride, int64_t m, float* y, int64_t y_stride) const {
-        alignas(64) float sums[kTogether][kTokens * kStripRows];
-        __builtin_memset(sums, 0, static_cast<size_t>(strips) * sizeof sums[0]);
-        const int64_t block_bytes = strip_bytes / blocks;
-        for (int64_t b = 0; b < blocks; ++b, data += block_bytes, x += x_stride) {
-            for (int64_t s = 0; s < strips; ++s) {
-                const uint8_t* p = data + s * strip_bytes;
-                for (int64_t i = 0; i < block_bytes; i += kLine) fetch_ahead(p + i);
-                for (int u = 0; u < kUnits; ++u) {
-                    for (int v = 0; v < kParts; ++v) {
-                        U codes[kQuads];
-                        decode(p, u, v, codes);
-                        const Factors unit_factors = factors(p, u, v);
-                        for (int64_t t = 0; t < m; ++t) {
-                            float* at = sums[s] + t * kStripRows + v * kLanes;
-                            store(at, add_unit(codes, unit_factors, groups(x + t * kInt8Stride), u, load(at)));
-                        }
-                    }
+    /// A block of `strips` strips, strip_bytes apart, times m vectors; sums [strips][m][16].
+    template <typename Input, int strips>
+    void add_block(const uint8_t* p, int64_t strip_bytes, int64_t block_bytes, const uint8_t* x, int64_t m,
+                   float* sums) const {
+        for (int s = 0; s < strips; ++s)
+            for (int64_t i = 0; i < block_bytes; i += kLine) fetch_ahead(p + s * strip_bytes + i);
+        for (int u = 0; u < kUnits; ++u) {
+            for (int v = 0; v < kParts; ++v) {
+                U codes[strips][kQuads];
+                Factors unit_factors[strips];
+                for (int s = 0; s < strips; ++s) {
+                    decode(p + s * strip_bytes, u, v, codes[s]);
+                    unit_factors[s] = factors(p + s * strip_bytes, u, v);
+                }
+                for (int64_t t = 0; t < m; ++t) {
+                    float* at = sums + t * kStripRows + v * kLanes;
+                    F totals[strips];
+                    for (int s = 0; s < strips; ++s) totals[s] = load(at + s * m * kStripRows);
+                    add_unit<Input, strips>(codes, unit_factors,
+                                            reinterpret_cast<const typename Input::Group*>(x + t * Input::kStride), u,
+                                            totals);
+                    for (int s = 0; s < strips; ++s) store(at + s * m * kStripRows, totals[s]);
                 }
             }
         }
+    }
+
+    /// `strips` <= kTogether strips that follow one another, m <= most_vectors<Input> vectors.
+    template <typename Input>
+    void many(const uint8_t* data, int64_t strips, int64_t strip_bytes, int64_t blocks, const uint8_t* x,
+              int64_t x_stride, int64_t m, float* y, int64_t y_stride) const {
+        alignas(64) float sums[kTogether * kMostVectors<Input> * kStripRows];
+        __builtin_memset(sums, 0, static_cast<size_t>(strips * m * kStripRows) * sizeof(float));
+        const int64_t block_bytes = strip_bytes / blocks;
+        for (int64_t b = 0; b < blocks; ++b, data += block_bytes, x += x_stride) {
+            int64_t s = 0;
+            for (; s + kShared <= strips; s += kShared)
+                add_block<Input, kShared>(data + s * strip_bytes, strip_bytes, block_bytes, x, m,
+                                          sums + s * m * kStripRows);
+            for (; s < strips; ++s)
+                add_block<Input, 1>(data + s * strip_bytes, strip_bytes, block_bytes, x, m, sums + s * m * kStripRows);
+        }
         for (int64_t s = 0; s < strips; ++s)
             for (int64_t t = 0; t < m; ++t)
-                __builtin_memcpy(y + t * y_stride + s * kStripRows, sums[s] + t * kStripRows,
+                __builtin_memcpy(y + t * y_stride + s * kStripRows, sums + (s * m + t) * kStripRows,
                                  kStripRows * sizeof(float));
     }
 
-    static const Int8Group* groups(const uint8_t* p) { return reinterpret_cast<const Int8Group*>(p); }
+    /// So that a block of the panel stays in L1, with the sums.
+    template <typename Input>
+    static constexpr int kMostVectors = Input::kPlanes == 1 ? 48 : 24;
 
+    template <typename Input>
     void multiply(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride, int64_t m,
                   float* y, int64_t y_stride) const {
         const int64_t blocks = w.cols / kBlock;
@@ -139,12 +197,15 @@ struct Int8Kernel {
         const uint8_t* panel = reinterpret_cast<const uint8_t*>(x);
         x_stride *= static_cast<int64_t>(sizeof(float));
         for (int64_t n = 0; n < count && m == 1; n += kStripRows, data += w.strip_bytes)
-            one(data, w.strip_bytes / blocks, blocks, panel, x_stride, y + n);
+            one<Input>(data, w.strip_bytes / blocks, blocks, panel, x_stride, y + n);
+        const PanelGroups groups(m, kMostVectors<Input>);
         for (int64_t n = 0; n < count && m > 1; n += kTogether * kStripRows, data += kTogether * w.strip_bytes) {
             const int64_t strips = smaller(kTogether, (count - n) / kStripRows);
-            for (int64_t t = 0; t < m; t += kTokens)
-                many(data, strips, w.strip_bytes, blocks, panel + t * kInt8Stride, x_stride, smaller(m - t, kTokens),
-                     y + t * y_stride + n, y_stride);
+            for (int64_t g = 0; g < groups.count; ++g) {
+                const int64_t t = groups.first(g);
+                many<Input>(data, strips, w.strip_bytes, blocks, panel + t * Input::kStride, x_stride,
+                            groups.first(g + 1) - t, y + t * y_stride + n, y_stride);
+            }
         }
     }
 };
@@ -153,24 +214,30 @@ struct Int8Kernel {
 template <typename Body>
 void with_gguf_int8_kernel(quant::Format format, Body body);
 
+/// Calls body(kernel) with the kernel of a matrix that has_integer_codes().
+template <typename Body>
+[[gnu::always_inline]] inline void with_int8_kernel(const quant::Matrix& w, Body body) {
+    using quant::Format;
+    if (w.format == Format::kE2M1Pair && w.scale_format == Format::kE8M0)
+        body(Int8Kernel<DigitsE2M1, E8M0Scales, 32>{{}, {DigitsE2M1::kUnit}});
+    else if (w.format == Format::kE2M1Pair)
+        body(Int8Kernel<DigitsE2M1, E4M3Scales, 16>{{}, {DigitsE2M1::kUnit}});
+    else if (w.format == Format::kInt4Pair && w.scale_cols == 32)
+        body(Int8Kernel<DigitsInt4, BF16Scales, 32>{});
+    else if (w.format == Format::kInt4Pair)
+        body(Int8Kernel<DigitsInt4, Grouped<BF16Scales, 4>, 32>{});
+    else if (w.format == Format::kQ8_0)
+        body(Int8Kernel<DigitsQ8, F16Scales, 32>{});
+    else
+        with_gguf_int8_kernel(w.format, body);
+}
+
 void matmul_int8(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride, int64_t m,
                  float* y, int64_t y_stride) noexcept {
-    using quant::Format;
-    const auto multiply = [&](const auto& kernel) __attribute__((always_inline)) {
-        kernel.multiply(w, first, count, x, x_stride, m, y, y_stride);
-    };
-    if (w.format == Format::kE2M1Pair && w.scale_format == Format::kE8M0)
-        multiply(Int8Kernel<DigitsE2M1, E8M0Scales, 32>{{}, {DigitsE2M1::kUnit}});
-    else if (w.format == Format::kE2M1Pair)
-        multiply(Int8Kernel<DigitsE2M1, E4M3Scales, 16>{{}, {DigitsE2M1::kUnit}});
-    else if (w.format == Format::kInt4Pair && w.scale_cols == 32)
-        multiply(Int8Kernel<DigitsInt4, BF16Scales, 32>{});
-    else if (w.format == Format::kInt4Pair)
-        multiply(Int8Kernel<DigitsInt4, Grouped<BF16Scales, 4>, 32>{});
-    else if (w.format == Format::kQ8_0)
-        multiply(Int8Kernel<DigitsQ8, F16Scales, 32>{});
-    else
-        with_gguf_int8_kernel(w.format, multiply);
+    with_int8_kernel(
+        w, [&](const auto& kernel) __attribute__((always_inline)) {
+            kernel.template multiply<Int8Input>(w, first, count, x, x_stride, m, y, y_stride);
+        });
     apply_multiplier(w, m, count, y, y_stride);
 }
 

@@ -78,6 +78,17 @@ struct Int8Group {
     int16_t sums[6];  ///< of the codes: of columns 0, 1 and 2, 3 (mod 4) of each half, then of both halves
 };
 
+/// 32 numbers of a vector in fixed point: x = (digits[0] + 2^8 digits[1] + 2^16 digits[2]) * scale, scale a power of
+/// two, within 2^-22 of the largest magnitude. The same bytes as 32 floats.
+struct FixedGroup {
+    int8_t digits[3][kInt8Columns];
+    int16_t sums[3][2];  ///< of the digits of each half
+    float half_sums[2];  ///< of the numbers of each half
+    float scale;         ///< NaN: not all numbers are finite
+    float unused[2];
+};
+static_assert(sizeof(FixedGroup) == kInt8Columns * sizeof(float));
+
 /// Whether the matrix can be multiplied with int8 vectors in integers: packed MXFP4, NVFP4, INT4, Q8_0 and the formats
 /// of strips_gguf.h.
 bool has_integer_codes(const Matrix& matrix);

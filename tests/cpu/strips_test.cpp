@@ -266,6 +266,38 @@ TEST_P(Strips, Int8RoundingIsToTheNearestOfTheGroup) {
     }
 }
 
+TEST_P(Strips, FixedPointKeeps22BitsOfTheLargestOfTheGroup) {
+    if (kernels.round_fixed == nullptr) GTEST_SKIP() << "the tier has no products of bytes";
+    std::vector<float> x = int8_inputs(1);
+    const float largest[] = {1e30f, 1e-30f, 0.0f, std::ldexp(1.0f, 21), std::nextafter(8.0f, 0.0f)};
+    for (size_t g = 0; g < std::size(largest); ++g) x[32 * g] = largest[g];
+    std::vector<quant::FixedGroup> groups(kCols / 32);
+    kernels.round_fixed(x.data(), groups.data(), kCols);
+    for (size_t g = 0; g < groups.size(); ++g) {
+        const quant::FixedGroup& group = groups[g];
+        float most = 0.0f;
+        for (size_t i = 0; i < 32; ++i) most = std::max(most, std::abs(x[32 * g + i]));
+        double sums[2] = {};
+        int digit_sums[3][2] = {};
+        for (size_t i = 0; i < 32; ++i) {
+            const double number =
+                (group.digits[0][i] + 256.0 * group.digits[1][i] + 65536.0 * group.digits[2][i]) * group.scale;
+            EXPECT_LE(std::abs(number - x[32 * g + i]), std::ldexp(most, -22) + 1e-30) << g << " " << i;
+            sums[i / 16] += number;
+            for (size_t plane = 0; plane < 3; ++plane) digit_sums[plane][i / 16] += group.digits[plane][i];
+        }
+        for (size_t half = 0; half < 2; ++half) {
+            EXPECT_NEAR(group.half_sums[half], sums[half], 1e-6 * std::abs(sums[half]));
+            for (size_t plane = 0; plane < 3; ++plane) EXPECT_EQ(group.sums[plane][half], digit_sums[plane][half]) << g;
+        }
+    }
+    for (const float bad : {std::nanf(""), HUGE_VALF}) {
+        x[7] = bad;
+        kernels.round_fixed(x.data(), groups.data(), 32);
+        EXPECT_TRUE(std::isnan(groups[0].scale));
+    }
+}
+
 TEST_P(Strips, Int8MatmulEqualsTheRoundedVectorsInDouble) {
     constexpr int64_t kVectors = 3;
     for (const MatrixShape& shape : packed_shapes()) {
@@ -296,9 +328,10 @@ TEST_P(Strips, Int8MatmulEqualsTheRoundedVectorsInDouble) {
     }
 }
 
-/// The largest sums of a unit: codes that are all 0 or all ones against vectors of one sign.
-TEST_P(Strips, Int8SumsOfTheLargestCodesDoNotOverflow) {
-    const std::vector<float> x(static_cast<size_t>(kCols), 3.0f);
+/// The largest sums of a unit: codes that are all 0 or all ones against vectors of one sign, of all digits the largest.
+TEST_P(Strips, SumsOfTheLargestCodesDoNotOverflow) {
+    const float number = std::ldexp(static_cast<float>(0x3f7f7f), -20);
+    const std::vector<float> x(static_cast<size_t>(kCols), number);
     for (const Format format : kGgufFormats) {
         Packed packed({.format = format, .rows = kRows, .cols = kCols}, 8);
         for (const int fill : {0x00, 0xff}) {
@@ -307,14 +340,19 @@ TEST_P(Strips, Int8SumsOfTheLargestCodesDoNotOverflow) {
             for (size_t at = 0; at < packed.bytes.size(); at += static_cast<size_t>(block))
                 std::memset(&packed.bytes[at], fill, static_cast<size_t>(codes));
             const std::vector<float> weights = quant::decode_matrix(packed.strips);
-            const std::vector<float> y = multiply(packed.strips, 0, kRows, x, 1, ops::InputRounding::kInt8);
+            const std::vector<float> exact = multiply(packed.strips, 0, kRows, x, 1);
+            const std::vector<float> int8 = multiply(packed.strips, 0, kRows, x, 1, ops::InputRounding::kInt8);
             for (int64_t n = 0; n < kRows; ++n) {
                 double sum = 0.0, size = 0.0;
                 for (int64_t k = 0; k < kCols; ++k) {
-                    const double product = 3.0 * weights[static_cast<size_t>(n * kCols + k)];
+                    const double product = double{number} * weights[static_cast<size_t>(n * kCols + k)];
                     sum += product, size += std::abs(product);
                 }
-                EXPECT_NEAR(y[static_cast<size_t>(n)], sum, 4e-6 * size) << quant::traits(format).name << " row " << n;
+                const auto row = static_cast<size_t>(n);
+                if (kernels.matmul_fixed != nullptr) {
+                    EXPECT_NEAR(exact[row], sum, 4e-6 * size) << quant::traits(format).name << " row " << n;
+                }
+                EXPECT_NEAR(int8[row], sum, 4e-6 * size) << quant::traits(format).name << " row " << n;
             }
         }
     }
