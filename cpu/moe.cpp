@@ -16,7 +16,15 @@ namespace thermocline::cpu {
 
 namespace {
 
-constexpr int64_t kStrip = 32;  // matrix rows that a worker computes at a time
+constexpr int64_t kStrip = 32;  // matrix rows that are handed out
+// Numbers of an output that a worker computes at a time: in one vector's case a long stretch of the weights, where a
+// jump to other ones costs what is not fetched ahead.
+constexpr int64_t kTogether = 1 << 14;
+
+/// Of `strips` the ones that are computed together for m vectors.
+int64_t strips_together(int64_t strips, int64_t m) {
+    return std::min(strips, std::max<int64_t>(1, kTogether / (m * kStrip)));
+}
 
 /// Ids of the top_k largest of scores + bias, ties to the lowest id; distinct for any input, NaN included. `work` is
 /// scratch [experts].
@@ -127,42 +135,44 @@ void add_experts(const ops::Experts& s, const Frame& f) noexcept {
 
     const Slices channels(set.w1[0], kStrip);
     split_slices(f.workers, channels, d.active_count, 1, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
-        float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]
+        float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
         const int64_t strips = channels.chunks_of(slice), slice_rows = channels.rows_of(slice);
-        for (int64_t item = begin; item < end; ++item) {
+        for (int64_t item = begin, together = 0; item < end; item += together) {
             const int32_t e = d.active[item / strips];
-            const int64_t first = item % strips * kStrip, count = std::min(kStrip, slice_rows - first);
-            const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
-            float* up = gate + m * kStrip;
+            const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0, strip = item % strips;
+            together = strips_together(std::min(end - item, strips - strip), m);
+            const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
+            float* up = gate + m * count;
             const auto index = static_cast<size_t>(e);
             const float* in = d.x + p0 * set.hidden;
             const int64_t stride = form_x.stride(m, set.hidden);
             const auto multiply = [&](const quant::Matrix& w, float* out) {
-                form_x.matmul()(strip_slice(w, slice), first, count, in, stride, m, out, kStrip);
+                form_x.matmul()(strip_slice(w, slice), first, count, in, stride, m, out, count);
             };
             multiply(set.w1[index], gate);
             multiply(set.w3[index], up);
             float* h = d.h + p0 * set.intermediate + channels.first_row(slice) + first;
             for (int64_t i = 0; i < m; ++i)
-                f.kernels.swiglu(gate + i * kStrip, up + i * kStrip, s.limit, d.weight[p0 + i],
-                                 h + i * set.intermediate, count);
+                f.kernels.swiglu(gate + i * count, up + i * count, s.limit, d.weight[p0 + i], h + i * set.intermediate,
+                                 count);
         }
     });
     prepare(form_h, set.intermediate, [&](int64_t p) { return d.h + p * set.intermediate; });
 
     const Slices outputs(set.w2[0], kStrip);
     split_slices(f.workers, outputs, 1, 1, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
-        float* y = f.worker_scratch(worker).data();  // [pairs of the expert, kStrip]
+        float* y = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
         const int64_t slice_row = outputs.first_row(slice), slice_rows = outputs.rows_of(slice);
-        for (int64_t strip = begin; strip < end; ++strip) {
-            const int64_t first = strip * kStrip, count = std::min(kStrip, slice_rows - first);
-            const auto out = [&](int64_t t) { return f.row(s.out, t) + slice_row + first; };
-            for (int32_t a = 0; a < d.active_count; ++a) {
-                const int32_t e = d.active[a];
-                const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
+        for (int32_t a = 0; a < d.active_count; ++a) {
+            const int32_t e = d.active[a];
+            const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
+            for (int64_t strip = begin, together = 0; strip < end; strip += together) {
+                together = strips_together(end - strip, m);
+                const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
                 form_h.matmul()(strip_slice(set.w2[static_cast<size_t>(e)], slice), first, count,
-                                d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, kStrip);
-                for (int64_t i = 0; i < m; ++i) f.kernels.axpy(1.0f, y + i * kStrip, out(d.row[p0 + i]), count);
+                                d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, count);
+                for (int64_t i = 0; i < m; ++i)
+                    f.kernels.axpy(1.0f, y + i * count, f.row(s.out, d.row[p0 + i]) + slice_row + first, count);
             }
         }
     });
@@ -172,7 +182,7 @@ ScratchSize experts_scratch(const ops::Experts& s, const ops::ExpertSet& set, in
     const int64_t pairs = max_rows * s.top_k, experts = static_cast<int64_t>(set.w1.size());
     const int64_t shared = experts + 2 + 2 * pairs + std::min(experts, pairs) +
                            pairs * (set.intermediate + std::max(set.hidden, set.intermediate));
-    return {shared, 2 * pairs * kStrip};  // a token table may name an expert twice for a row
+    return {shared, 2 * std::max(pairs * kStrip, kTogether)};  // a token table may name an expert twice for a row
 }
 
 }  // namespace thermocline::cpu
