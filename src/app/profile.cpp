@@ -159,7 +159,7 @@ void profile(const ProfileFlags& flags) {
     for (const std::string& path : flags.traces) add(sum, scheduler::profile_of(scheduler::read_routing_trace(path)));
     if (!flags.prompts.empty()) add(sum, record(flags));
     if (!flags.out.empty()) write_text(flags.out, dump_json(scheduler::to_json(*sum)) + "\n");
-    if (!flags.report.empty()) write_text(flags.report, report(*sum, flags.report));
+    if (!flags.report.empty()) write_report(*sum, flags.report);
     if (flags.json)
         std::printf("%s\n", dump_json(scheduler::to_json(*sum)).c_str());
     else
@@ -191,7 +191,7 @@ void add_profile(CLI::App& root) {
     command.add_option("--temperature", flags->temperature, "of these")
         ->check(CLI::Range(0.0, 100.0))
         ->capture_default_str();
-    command.add_option("--report", flags->report, "write heat maps and curves here, .html or .svg");
+    command.add_option("--report", flags->report, "write heat maps and curves here, .html, .svg or .png");
     command.add_flag("--json", flags->json, "print the profile as one JSON document");
     flags->model.log_level = "warn";
     command.callback([flags] { profile(*flags); });

@@ -2,9 +2,15 @@
 
 #include "scheduler/printed.h"
 #include "src/base/error.h"
+#include "src/base/file.h"
 
 #include <algorithm>
 #include <cmath>
+#include <fcntl.h>
+#include <filesystem>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
 #include <vector>
 
 namespace thermocline::app {
@@ -160,6 +166,24 @@ private:
     int y_ = 0;
 };
 
+constexpr const char* kPngProgram = "rsvg-convert";
+
+/// Its exit status, -1 if it did not run; its output is thrown away.
+int run_program(const std::vector<std::string>& words) {
+    std::vector<char*> arguments;
+    for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+    arguments.push_back(nullptr);
+    posix_spawn_file_actions_t files;
+    posix_spawn_file_actions_init(&files);
+    posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, "/dev/null", O_WRONLY, 0);
+    pid_t child = 0;
+    const int failure = posix_spawnp(&child, arguments.front(), &files, nullptr, arguments.data(), environ);
+    posix_spawn_file_actions_destroy(&files);
+    int status = 0;
+    if (failure != 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status)) return -1;
+    return WEXITSTATUS(status);
+}
+
 }  // namespace
 
 std::string profile_text(const scheduler::RoutingProfile& profile) {
@@ -186,18 +210,28 @@ std::string profile_text(const scheduler::RoutingProfile& profile) {
 }
 
 void check_report_path(const std::string& path) {
-    if (!path.empty() && !path.ends_with(".html") && !path.ends_with(".svg"))
-        fail("--report is ", printable(path), ", expected a file that ends with .html or .svg");
+    if (path.empty() || path.ends_with(".html") || path.ends_with(".svg")) return;
+    if (!path.ends_with(".png"))
+        fail("--report is ", printable(path), ", expected a file that ends with .html, .svg or .png");
+    if (run_program({kPngProgram, "--version"}) != 0)
+        fail("--report ", printable(path), " needs ", kPngProgram,
+             ", which does not run here: apt-get install librsvg2-bin fonts-dejavu-core, or write .svg or .html");
 }
 
-std::string report(const scheduler::RoutingProfile& profile, const std::string& path) {
+void write_report(const scheduler::RoutingProfile& profile, const std::string& path) {
     const std::string svg = Drawing(profile).svg();
-    if (path.ends_with(".svg")) return svg;
-    return "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Routing of " +
-           escaped(printable(profile.model)) +
-           "</title><style>body{margin:2rem;font-family:sans-serif}svg{max-width:100%;height:auto}pre{overflow-x:auto}"
-           "</style>\n" +
-           svg + "<pre>" + escaped(profile_text(profile)) + "</pre></html>\n";
+    if (path.ends_with(".svg")) return write_text(path, svg);
+    if (path.ends_with(".html"))
+        return write_text(path, "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Routing of " +
+                                    escaped(printable(profile.model)) +
+                                    "</title><style>body{margin:2rem;font-family:sans-serif}svg{max-width:100%;"
+                                    "height:auto}pre{overflow-x:auto}</style>\n" +
+                                    svg + "<pre>" + escaped(profile_text(profile)) + "</pre></html>\n");
+    const std::string drawing = path + ".svg";
+    write_text(drawing, svg);
+    const int status = run_program({kPngProgram, "--background-color=white", "--output=" + path, "--", drawing});
+    std::filesystem::remove(drawing);
+    if (status != 0) fail(printable(path), ": ", kPngProgram, " ended with status ", status);
 }
 
 }  // namespace thermocline::app

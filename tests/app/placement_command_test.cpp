@@ -40,6 +40,13 @@ TEST(Placement, FromPromptsToResidentExperts) {
     EXPECT_EQ(profile["classes"][1]["decode"]["rows"], 11);  // the first of twelve comes from the prompt's last row
     EXPECT_NE(read_text(file("report.html")).find("</svg>"), std::string::npos);
 
+    const Ran drawn = run_command({"profile", "--merge", file("profile.json"), "--report", file("report.png")});
+    ASSERT_EQ(drawn.status, 0) << drawn.err;
+    EXPECT_EQ(read_text(file("report.png")).substr(0, 4), "\x89PNG");
+    EXPECT_FALSE(std::filesystem::exists(file("report.png.svg")));
+    expect_error(run_command({"profile", "--merge", file("profile.json"), "--report", "/no/such/folder/x.png"}),
+                 "/no/such/folder");
+
     // The trace says the same as the profile, and adds to it.
     const Ran again = run_command({"profile", "--from-trace", file("trace.jsonl"), "--json"});
     ASSERT_EQ(again.status, 0) << again.err;
@@ -81,7 +88,7 @@ TEST(Placement, FromPromptsToResidentExperts) {
 TEST(Profile, WhatCannotBeProfiledIsSaid) {
     expect_error(run_command({"profile"}), "nothing to profile");
     expect_error(run_command({"profile", "-f", "/no/such/file"}), "/no/such/file");
-    expect_error(run_command({"profile", "-f", "x", "--report", "x.png"}), "ends with .html or .svg");
+    expect_error(run_command({"profile", "-f", "x", "--report", "x.gif"}), "ends with .html, .svg or .png");
     write_text(file("bad.jsonl"), "3\n");
     expect_error(run_command({"profile", "-f", file("bad.jsonl")}), "bad.jsonl, line 1: is number");
     write_text(file("bad.jsonl"), R"({"class": "x"})");
