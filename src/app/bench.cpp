@@ -1,7 +1,10 @@
 // `bench`: speed of a model, every figure beside the limit that was measured in the same run (cli.md).
+#include "cuda/cuda.h"
 #include "scheduler/bandwidth.h"
+#include "scheduler/gpus.h"
 #include "scheduler/machine_speed.h"
 #include "scheduler/topology.h"
+#include "src/app/bench_roofline.h"
 #include "src/app/bench_run.h"
 #include "src/app/bench_table.h"
 #include "src/app/commands.h"
@@ -84,10 +87,12 @@ std::string formats_of(const ops::Plan& plan) {
     return text;
 }
 
-/// What the machine can do at most with these workers, in the terms of a row.
+/// What the machine can do at most, in the terms of a row; 0: not known.
 struct Limit {
     double read_gb_per_s, gflops;
 };
+
+Json share_of(double part, double whole) { return whole > 0.0 ? Json(part / whole) : Json(); }
 
 Json row_of(const BenchTest& test, const std::vector<BenchSample>& samples, const Limit& limit) {
     const auto tokens = static_cast<double>(test.tokens * test.batch), runs = static_cast<double>(samples.size());
@@ -108,10 +113,10 @@ Json row_of(const BenchTest& test, const std::vector<BenchSample>& samples, cons
             {"stddev", std::sqrt(variance)},
             {"bytes_per_token", std::llround(static_cast<double>(cost.bytes) / (tokens * runs))},
             {"gb_per_s", gb_per_s},
-            {"bandwidth_gb_per_s", limit.read_gb_per_s},
-            {"fraction_of_bandwidth", gb_per_s / limit.read_gb_per_s},
+            {"bandwidth_gb_per_s", limit.read_gb_per_s > 0.0 ? Json(limit.read_gb_per_s) : Json()},
+            {"fraction_of_bandwidth", share_of(gb_per_s, limit.read_gb_per_s)},
             {"gflops", gflops},
-            {"fraction_of_peak", gflops / limit.gflops}};
+            {"fraction_of_peak", share_of(gflops, limit.gflops)}};
 }
 
 /// All tests with one number of threads.
@@ -136,8 +141,13 @@ public:
                  flags.model.max_model_len > 0 ? " (--max-model-len)" : " (max_position_embeddings)");
     }
 
-    void with_workers(const scheduler::WorkerPlaces& places) {
+    /// `weights`: of the packed model; empty: they lie in its files.
+    void with_workers(const scheduler::WorkerPlaces& places, std::span<std::byte> weights) {
         cpu::Workers workers(places.cpus, places.slices);
+        scheduler::Gpus gpus(flags_.model.gpu_wishes());
+        scheduler::ExecutorLimits limits = BenchRun::limits_for(max_tokens_, max_batch_);
+        gpus.reserve(model_.trunk, engine::model_name(model_.checkpoint), limits, max_batch_, !weights.empty());
+        const auto executor = gpus.new_executor(model_.trunk, workers, kernels_, limits, weights);
         scheduler::BandwidthProbe probe(workers);
         // Of the fastest unit that multiplies: bf16 where the tier has such a matmul, int8 for int8 inputs.
         const auto limit_now = [&] {
@@ -148,18 +158,22 @@ public:
                          std::max({peak(cpu::Unit::kF32, true), peak(cpu::Unit::kBF16, kernels_.matmul_bf16 != nullptr),
                                    peak(cpu::Unit::kI8, flags_.model.activations == "int8")})};
         };
-        BenchRun run(model_, routed_, workers, kernels_, max_tokens_, max_batch_, flags_.model.seed);
+        BenchRun run(model_, routed_, *executor, flags_.model.seed);
         for (const BenchTest& test : tests_) {
             run.prepare(test);
             // On both sides of the test: what some machines can do changes from second to second.
             const Limit before = limit_now();
+            const scheduler::ResidencyCounters counted = executor->residency();
             std::vector<BenchSample> samples;
             for (int64_t i = 0; i < flags_.repetitions; ++i, progress_.update(++done_))
                 samples.push_back(run.run(test));
             const Limit after = limit_now();
-            const Limit limit{std::max(before.read_gb_per_s, after.read_gb_per_s),
-                              std::max(before.gflops, after.gflops)};
-            add_row(test, workers.count(), row_of(test, samples, limit));
+            Limit limit{std::max(before.read_gb_per_s, after.read_gb_per_s), std::max(before.gflops, after.gflops)};
+            Json with_card = Json::object();
+            if (gpus.any()) with_card = beside_card(test, samples, counted, *executor, gpus, limit);
+            Json measured = row_of(test, samples, limit);
+            measured.update(with_card);
+            add_row(test, workers.count(), measured, *executor, gpus);
             if (flags_.profile_steps) add_profile(test, workers.count(), run.profile(test), limit);
         }
     }
@@ -171,22 +185,62 @@ public:
     }
 
 private:
-    void add_row(const BenchTest& test, int threads, const Json& measured) {
+    /// What a row has besides when a card takes part. `limit` is that of the host, and becomes the roofline of tokens
+    /// one by one; for anything else there is none.
+    Json beside_card(const BenchTest& test, const std::vector<BenchSample>& samples,
+                     const scheduler::ResidencyCounters& before, const scheduler::Executor& executor,
+                     const scheduler::Gpus& gpus, Limit& limit) {
+        const scheduler::ResidencyCounters now = executor.residency();
+        double tokens = 0.0, bytes = 0.0;
+        CardToken token;
+        for (const BenchSample& sample : samples) {
+            tokens += static_cast<double>(test.tokens * test.batch);
+            bytes += static_cast<double>(sample.cost.bytes);
+            token.seconds += sample.seconds;
+        }
+        token.seconds /= tokens;
+        token.cpu_seconds = (now.cpu_seconds - before.cpu_seconds) / tokens;
+        token.exposed_seconds = (now.exposed_seconds - before.exposed_seconds) / tokens;
+        const auto chosen = static_cast<double>(now.choices - before.choices);
+        token.hit_rate = chosen > 0.0 ? static_cast<double>(now.hits - before.hits) / chosen : 0.0;
+        const Bandwidths measured{gpus.memory_read_gb_per_s(executor), limit.read_gb_per_s};
+        limit = {};
+        if (!test.prompt && test.batch == 1 && measured.card > 0.0) {
+            const auto floor = roofline(scheduler::token_work(model_.trunk, test.depth + test.tokens / 2), measured,
+                                        flags_.model.offload_experts != "none", token.hit_rate);
+            limit.read_gb_per_s = bytes / tokens / floor.seconds * 1e-9;
+            profiles_ += heading(test) + roofline_table(token, floor, measured);
+        }
+        return {{"hit_rate", token.hit_rate},
+                {"cpu_ms_per_token", 1e3 * token.cpu_seconds},
+                {"exposed_ms_per_token", 1e3 * token.exposed_seconds}};
+    }
+
+    void add_row(const BenchTest& test, int threads, const Json& measured, const scheduler::Executor& executor,
+                 const scheduler::Gpus& gpus) {
+        const std::string placement =
+            !gpus.any() ? "cpu"
+                        : flags_.model.offload_experts + ", " + std::to_string(executor.resident().size()) + " of " +
+                              std::to_string(scheduler::expert_count(model_.trunk)) + " experts on the card";
         Json row = {{"test", test.name()}, {"threads", threads}, {"depth", test.depth}, {"batch", test.batch}};
         row.update(measured);
-        row.update({{"placement", "cpu"},
+        row.update({{"placement", placement},
                     {"model", engine::model_name(model_.checkpoint)},
                     {"format", formats_of(model_.trunk)},
                     {"isa", kernels_.name},
-                    {"gpu", "none"},
+                    {"gpu", gpus.name()},
                     {"routing", flags_.routing}});
         table_.add(row);
     }
 
+    static std::string heading(const BenchTest& test) {
+        return "\n" + test.name() + ", depth " + std::to_string(test.depth) + ", batch " + std::to_string(test.batch) +
+               ": ";
+    }
+
     void add_profile(const BenchTest& test, int threads, const scheduler::StepProfile& profile, const Limit& limit) {
-        profiles_ += "\n" + test.name() + ", " + std::to_string(threads) + " threads, depth " +
-                     std::to_string(test.depth) + ", batch " + std::to_string(test.batch) + ":\n" +
-                     profile_table(profile, limit.read_gb_per_s);
+        profiles_ +=
+            heading(test) + std::to_string(threads) + " threads\n" + profile_table(profile, limit.read_gb_per_s);
     }
 
     const BenchFlags& flags_;
@@ -201,11 +255,6 @@ private:
 };
 
 void bench(BenchFlags flags) {
-    if (flags.model.gpus != "none" && flags.model.gpus != "0")
-        fail("bench --gpus ", flags.model.gpus,
-             ": passes with a card are not compared with its limits yet; leave it out");
-    if (!flags.model.placement.empty() || !flags.model.profile.empty())
-        fail("bench --placement or --profile places experts on a card, which bench does without");
     log::start(flags.model.log_level);
     if (flags.threads.empty()) flags.threads = {flags.model.threads};
     const auto slices = scheduler::weight_slices(scheduler::detect_machine(), flags.model.numa_mode());
@@ -222,7 +271,8 @@ void bench(BenchFlags flags) {
     Progress progress("bench:", std::ssize(tests_of(flags)) * std::ssize(all_places) * flags.repetitions,
                       "repetitions");
     Bench bench(flags, *model, routed, table, progress);
-    for (const scheduler::WorkerPlaces& places : all_places) bench.with_workers(places);
+    for (const scheduler::WorkerPlaces& places : all_places)
+        bench.with_workers(places, packed ? packed->memory() : std::span<std::byte>());
     bench.finish();
 }
 

@@ -13,13 +13,6 @@ namespace {
 
 constexpr int64_t kRows = 512;  // of one pass over prompts, as in serving
 
-scheduler::ExecutorLimits limits_for(int64_t max_tokens, int64_t max_batch) {
-    return {.max_rows = std::max(kRows, max_batch),
-            .max_outputs = max_batch,
-            .max_tokens = max_tokens,
-            .max_parts = std::max(kRows, max_batch)};
-}
-
 /// Tokens after which every ring of the caches is full and every list of entries begun: from there on a cache can be
 /// filled with copies.
 int64_t real_tokens(const ops::Plan& plan) {
@@ -30,10 +23,16 @@ int64_t real_tokens(const ops::Plan& plan) {
 
 }  // namespace
 
-BenchRun::BenchRun(const model::Model& model, const RoutedTokens& routed, cpu::Workers& workers,
-                   const cpu::KernelTable& kernels, int64_t max_tokens, int64_t max_batch, uint64_t seed)
+scheduler::ExecutorLimits BenchRun::limits_for(int64_t max_tokens, int64_t max_batch) {
+    return {.max_rows = std::max(kRows, max_batch),
+            .max_outputs = max_batch,
+            .max_tokens = max_tokens,
+            .max_parts = std::max(kRows, max_batch)};
+}
+
+BenchRun::BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor, uint64_t seed)
     : model_(model),
-      executor_(model.trunk, workers, kernels, limits_for(max_tokens, max_batch)),
+      executor_(executor),
       routed_(routed),
       seed_(seed),
       tokens_(static_cast<size_t>(executor_.limits().max_rows)) {}
@@ -58,7 +57,7 @@ void BenchRun::forward(BenchSample& sample) {
 }
 
 void BenchRun::prepare(const BenchTest& test) {
-    const int64_t bytes = memory::sequence_bytes(model_.trunk.caches, test.depth + test.tokens);
+    const int64_t bytes = executor_.sequence_bytes(test.depth + test.tokens);
     const int64_t available = available_memory();
     if (bytes > available / (test.batch + 1))  // a snapshot besides the sequences
         fail("caches of ", test.batch, " sequences of ", test.depth + test.tokens, " tokens take ", bytes / 1'000'000,

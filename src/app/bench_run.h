@@ -1,10 +1,8 @@
 // Speed of one model with one set of workers: runs a test as often as asked and counts what it read and computed.
 #pragma once
 
-#include "cpu/kernels.h"
-#include "cpu/workers.h"
 #include "memory/sequence_cache.h"
-#include "scheduler/cpu_executor.h"
+#include "scheduler/executor.h"
 #include "scheduler/profiler.h"
 #include "src/app/routing.h"
 #include "src/model/registry.h"
@@ -34,9 +32,11 @@ struct BenchSample {
 
 class BenchRun {
 public:
-    /// Everything must outlive this. `max_tokens` and `max_batch`: the largest of the tests to come.
-    BenchRun(const model::Model& model, const RoutedTokens& routed, cpu::Workers& workers,
-             const cpu::KernelTable& kernels, int64_t max_tokens, int64_t max_batch, uint64_t seed);
+    /// What tests with so many tokens of a sequence and sequences at most ask of an executor.
+    static scheduler::ExecutorLimits limits_for(int64_t max_tokens, int64_t max_batch);
+
+    /// Everything must outlive this. `executor`: of limits_for() the tests to come.
+    BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor, uint64_t seed);
 
     /// Puts `test.depth` tokens into the caches and runs a few passes, so that what follows runs warm. Throws Error if
     /// there is no memory for the caches.
@@ -55,7 +55,7 @@ private:
     void add_part(memory::SequenceCache& sequence, int64_t count, bool output, bool generated = false);
 
     const model::Model& model_;
-    scheduler::CpuExecutor executor_;
+    scheduler::Executor& executor_;
     const RoutedTokens& routed_;
     uint64_t seed_;
     uint64_t drawn_ = 0;  // tokens, as numbers of the seed or places in the lists of `routed_`

@@ -8,9 +8,10 @@ namespace thermocline::app {
 
 namespace {
 
-/// Three digits or more of a number, strings as they are.
+/// Three digits or more of a number, strings as they are, "-" for what is not known.
 std::string short_text(const Json& value) {
     if (value.is_string()) return value.get<std::string>();
+    if (value.is_null()) return "-";
     if (!value.is_number_float()) return dump_json(value);
     const double number = value.get<double>();
     char text[32];

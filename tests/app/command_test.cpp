@@ -206,6 +206,23 @@ TEST(Bench, OtherFormatsHaveTheSameRows) {
         EXPECT_NE(table.out.find(part), std::string::npos) << part;
 }
 
+TEST(Bench, ACardIsComparedWithItsRoofline) {
+    const Ran ran = bench({"-o", "json", "--gpus", "emulated", "--log-level", "off", "-p", "4", "-n", "2"});
+    ASSERT_EQ(ran.status, 0) << ran.err;
+    const Json rows = parse_json(ran.out, "stdout");
+    ASSERT_EQ(rows.size(), 2u);
+    for (const Json& row : rows) {
+        EXPECT_EQ(row["gpu"], "emulated");
+        EXPECT_EQ(row["placement"].get<std::string>().rfind("auto, ", 0), 0u) << row["placement"];
+        EXPECT_GE(row["hit_rate"].get<double>(), 0.0);
+        EXPECT_GE(row["cpu_ms_per_token"].get<double>(), row["exposed_ms_per_token"].get<double>());
+    }
+    EXPECT_TRUE(rows[0]["bandwidth_gb_per_s"].is_null());  // of prompts no roofline is known
+    EXPECT_GT(rows[1]["fraction_of_bandwidth"].get<double>(), 0.0);
+    EXPECT_NE(ran.err.find("| all | "), std::string::npos) << ran.err;
+    expect_refused(bench({"--placement", "x.json", "--log-level", "off"}), "--gpus is none");
+}
+
 TEST(Bench, WhatCannotRunIsRefused) {
     EXPECT_EQ(bench({"-p", "many"}).status, 2);
     EXPECT_EQ(bench({"-p", "8,"}).status, 2);
