@@ -460,7 +460,6 @@ ResidencyCounters GpuExecutor::residency() const {
     counters.layers_played = layers_played_;
     counters.cpu_seconds = cpu_seconds_;
     counters.exposed_seconds = exposed_seconds_;
-    counters.card_expert_seconds = speed_.card_expert;
     if (stream_of_experts_) {
         counters.streamed = stream_of_experts_->sent();
         counters.link_seconds = static_cast<double>(counters.streamed) * experts_.link_seconds();

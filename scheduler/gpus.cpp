@@ -60,13 +60,9 @@ Gpus::Gpus(GpuWishes wishes, std::unique_ptr<cuda::Device> device)
 
 Gpus::~Gpus() = default;
 
-double Gpus::memory_read_gb_per_s(const Executor& executor) const {
+double Gpus::memory_read_gb_per_s() const {
     CHECK(any());
-    if (!is_emulated(*device_)) return cuda::measure_memory_read(device_->info().index);
-    const ResidencyCounters counters = executor.residency();
-    return counters.card_expert_seconds > 0.0
-               ? static_cast<double>(counters.expert_bytes) / counters.card_expert_seconds * 1e-9
-               : 0.0;
+    return is_emulated(*device_) ? 0.0 : cuda::measure_memory_read(device_->info().index);
 }
 
 std::string Gpus::name() const { return device_ ? device_->info().name : "none"; }

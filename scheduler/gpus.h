@@ -43,9 +43,8 @@ public:
     /// Name of the card; "none".
     std::string name() const;
 
-    /// GB/s that the card reads its memory with, measured now; of the emulated card what its kernels made of an expert
-    /// when `executor`, which plays on it, measured them, 0 if it did not. CHECKs that there is a card.
-    double memory_read_gb_per_s(const Executor& executor) const;
+    /// GB/s that the card reads its memory with, measured now; 0: it is emulated. CHECKs that there is a card.
+    double memory_read_gb_per_s() const;
 
     /// Divides the memory of the card and takes it, before the weights are loaded: later nothing is asked for any more.
     /// May lower limits.max_rows. `model`: its name, which the file of --placement must bear; `sequences`: as many as

@@ -39,7 +39,6 @@ struct ResidencyCounters {
     int64_t streamed = 0;                   // experts that came for one pass of a prompt
     int64_t card_reads = 0, cpu_reads = 0;  // experts that either side computed for the rows of a pass
     int64_t expert_bytes = 0;               // of one
-    double card_expert_seconds = 0;         // that one takes the card, as measured at the start; 0: it was not
     int64_t layers_played = 0;
     double link_seconds = 0;     // that the streamed ones kept the link busy, by its measured speed,
     double phase_seconds = 0;    // of these: layers, from their jobs to the last arrival

@@ -186,7 +186,7 @@ public:
 
 private:
     /// What a row has besides when a card takes part. `limit` is that of the host, and becomes the roofline of tokens
-    /// one by one; for anything else there is none.
+    /// one by one; for anything else, and for the emulated card, there is none.
     Json beside_card(const BenchTest& test, const std::vector<BenchSample>& samples,
                      const scheduler::ResidencyCounters& before, const scheduler::Executor& executor,
                      const scheduler::Gpus& gpus, Limit& limit) {
@@ -203,7 +203,7 @@ private:
         token.exposed_seconds = (now.exposed_seconds - before.exposed_seconds) / tokens;
         const auto chosen = static_cast<double>(now.choices - before.choices);
         token.hit_rate = chosen > 0.0 ? static_cast<double>(now.hits - before.hits) / chosen : 0.0;
-        const Bandwidths measured{gpus.memory_read_gb_per_s(executor), limit.read_gb_per_s};
+        const Bandwidths measured{gpus.memory_read_gb_per_s(), limit.read_gb_per_s};
         limit = {};
         if (!test.prompt && test.batch == 1 && measured.card > 0.0) {
             const auto floor = roofline(scheduler::token_work(model_.trunk, test.depth + test.tokens / 2), measured,

@@ -206,7 +206,7 @@ TEST(Bench, OtherFormatsHaveTheSameRows) {
         EXPECT_NE(table.out.find(part), std::string::npos) << part;
 }
 
-TEST(Bench, ACardIsComparedWithItsRoofline) {
+TEST(Bench, RowsOfACardTellWhatTheCpuDid) {
     const Ran ran = bench({"-o", "json", "--gpus", "emulated", "--log-level", "off", "-p", "4", "-n", "2"});
     ASSERT_EQ(ran.status, 0) << ran.err;
     const Json rows = parse_json(ran.out, "stdout");
@@ -216,10 +216,8 @@ TEST(Bench, ACardIsComparedWithItsRoofline) {
         EXPECT_EQ(row["placement"].get<std::string>().rfind("auto, ", 0), 0u) << row["placement"];
         EXPECT_GE(row["hit_rate"].get<double>(), 0.0);
         EXPECT_GE(row["cpu_ms_per_token"].get<double>(), row["exposed_ms_per_token"].get<double>());
+        EXPECT_TRUE(row["bandwidth_gb_per_s"].is_null());  // an emulated card has none
     }
-    EXPECT_TRUE(rows[0]["bandwidth_gb_per_s"].is_null());  // of prompts no roofline is known
-    EXPECT_GT(rows[1]["fraction_of_bandwidth"].get<double>(), 0.0);
-    EXPECT_NE(ran.err.find("| all | "), std::string::npos) << ran.err;
     expect_refused(bench({"--placement", "x.json", "--log-level", "off"}), "--gpus is none");
 }
 
