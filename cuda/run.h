@@ -67,12 +67,15 @@ struct Balance {
     float cpu_rest = 0;                  // of a job, whatever is in it
 };
 
-/// Pairs of experts that come for one pass alone, through a ring of slots; memory of the card.
+/// Pairs of experts that come in the course of a pass, through a ring of slots; memory of the card.
 inline constexpr int kMostRing = 32;
 struct ArrivedLists {
-    int32_t* slots;  // [kMostRing + 2] of the ring; then the count of every list, 1 and 0
+    int32_t*
+        numbers;     // [kSlotNumbers + experts of the plan + kMostRing] count of every list: 1 and 0; then 0, 1, 2, ...
     int32_t* begin;  // [experts + 1] first pair of each, in the order of their coming
     int32_t* pairs;  // [pairs]
+
+    static constexpr int kSlotNumbers = 2;  // where the numbers of slots begin
 };
 
 inline constexpr int kMultipliers = 4;  // of a slot: of w1, w3, w2; one is not used
@@ -181,9 +184,9 @@ void raise_flag(Stream& stream, Flag* flag);
 /// Divides the pairs of rows and experts between card and CPU, sends the CPU its job and raises the flag.
 void send_job(const ops::Experts&, const Frame&, const HostJob&);
 
-/// One more expert, in slot `ring` of the ring, with the `pairs` pairs of list `number`. Comes after run() and before
+/// One more expert, in `slot`, with the `pairs` pairs of list `number`. Comes after run() and before
 /// sum_experts(), which counts it if pairs.lists.taken says so.
-void run_arrived(const ops::Experts&, const Frame&, int64_t number, int64_t ring, int64_t pairs);
+void run_arrived(const ops::Experts&, const Frame&, int64_t number, int32_t slot, int64_t pairs);
 
 /// out = `host`, what the CPU made of its pairs, [rows, cols of out] + what the card made of the others + shared
 /// (kNone: nothing). Comes after run() and, in the stream, after the CPU's flag.

@@ -76,7 +76,7 @@ std::string why_not(const ops::Plan& plan, const ops::Experts& s) {
 }
 
 PairsMemory pairs_memory(const ops::Plan& plan, int64_t max_rows, const std::function<std::byte*(int64_t)>& take) {
-    int64_t listed = 0, pairs = 0, experts = 0, x = 0, h = 0, sums = 0, arrived = 0;
+    int64_t listed = 0, pairs = 0, experts = 0, all = 0, x = 0, h = 0, sums = 0, arrived = 0;
     for (const ops::Step& step : plan.steps) {
         const auto* s = std::get_if<ops::Experts>(&step);
         if (s == nullptr || !why_not(plan, *s).empty()) continue;
@@ -85,6 +85,7 @@ PairsMemory pairs_memory(const ops::Plan& plan, int64_t max_rows, const std::fun
         listed = std::max(listed, most_chosen(plan, *s, max_rows));
         pairs = std::max(pairs, own);
         experts = std::max(experts, std::ssize(set.w1));
+        all += std::ssize(set.w1);
         arrived = std::max(arrived, max_rows * 2 * set.intermediate);
         x = std::max(x, max_rows * pieces_for(set.w1[0], s->rounding) * set.hidden);
         h = std::max(h, own * pieces_for(set.w2[0], s->rounding) * set.intermediate);
@@ -96,7 +97,7 @@ PairsMemory pairs_memory(const ops::Plan& plan, int64_t max_rows, const std::fun
             reinterpret_cast<uint16_t*>(take(h * 2)),
             reinterpret_cast<float*>(take(sums * 4)),
             reinterpret_cast<float*>(take(arrived * 4)),
-            {numbers(kMostRing + 2), numbers(experts + 1), numbers(pairs)}};
+            {numbers(ArrivedLists::kSlotNumbers + all + kMostRing), numbers(experts + 1), numbers(pairs)}};
 }
 
 void send_job(const ops::Experts& s, const Frame& f, const HostJob& job) {
@@ -137,9 +138,10 @@ void run(const ops::Experts& s, const Frame& f) {
         h_pieces);
 }
 
-void run_arrived(const ops::Experts& s, const Frame& f, int64_t number, int64_t ring, int64_t pairs) {
+void run_arrived(const ops::Experts& s, const Frame& f, int64_t number, int32_t slot, int64_t pairs) {
     const ArrivedLists& own = f.pairs.arrived_lists;
-    const PairLists lists{own.slots + ring, own.begin + number, own.pairs, own.slots + kMostRing, nullptr};
+    const PairLists lists{own.numbers + ArrivedLists::kSlotNumbers + slot, own.begin + number, own.pairs, own.numbers,
+                          nullptr};
     const ExpertSlots& here = *slots_of(s, f);
     const ops::ExpertSet& set = set_of(f.plan, s);
     const bool rounded = s.rounding == ops::InputRounding::kE4M3;

@@ -2,6 +2,7 @@
 
 #include "cuda/weights.h"
 #include "scheduler/stretch.h"
+#include "src/base/check.h"
 #include "src/base/error.h"
 
 #include <algorithm>
@@ -11,6 +12,7 @@ namespace thermocline::scheduler {
 
 namespace {
 
+constexpr int64_t kNumbers = cuda::ArrivedLists::kSlotNumbers;
 constexpr double kNewest = 0.2;       // weight of the last measurement
 constexpr double kMostFactor = 20.0;  // of a CPU that somebody else holds up
 
@@ -34,14 +36,15 @@ ExpertStream::ExpertStream(const ops::Plan& plan, cuda::Device& device, GpuExper
         pairs_ = stretch.take<int32_t>(most_pairs);
         begin_ = stretch.take<int32_t>(most_experts + 1);
         taken_ = stretch.take<int32_t>(most_experts);
-        constants_ = stretch.take<int32_t>(cuda::kMostRing + 2);
+        numbers_ = stretch.take<int32_t>(kNumbers + experts.slots());
         return stretch.bytes();
     };
     host_ = cuda::PinnedMemory(device, lay_out(nullptr));
     lay_out(host_.data());
     link_ = device.new_stream();
-    std::iota(constants_, constants_ + cuda::kMostRing, static_cast<int32_t>(experts.ring_begin()));
-    constants_[cuda::kMostRing] = 1;  // experts of a list; pairs elsewhere: 0
+    CHECK(experts.ring() <= cuda::kMostRing);
+    numbers_[0] = 1;  // experts of a list; pairs elsewhere: 0
+    std::iota(numbers_ + kNumbers, numbers_ + kNumbers + experts.slots(), 0);
     place_.resize(static_cast<size_t>(most_experts));
 }
 
@@ -96,9 +99,9 @@ void ExpertStream::send() {
 
 void ExpertStream::send_next() {
     const cuda::ArrivedLists& lists = frame_->pairs.arrived_lists;
-    if (!constants_there_) {
-        link_->copy(lists.slots, constants_, (cuda::kMostRing + 2) * 4);
-        constants_there_ = true;
+    if (!numbers_there_) {
+        link_->copy(lists.numbers, numbers_, (kNumbers + experts_.slots()) * 4);
+        numbers_there_ = true;
     }
     if (!lists_there_) {
         link_->copy(lists.begin, begin_, (std::ssize(items_) + 1) * 4);
@@ -108,18 +111,18 @@ void ExpertStream::send_next() {
     const size_t turn = queue_.take_for_link();
     const StreamQueue::Item& item = queue_.all()[turn];
     const auto number = static_cast<int64_t>(turn);
-    const int64_t ring = number % experts_.ring();
     if (number >= experts_.ring()) link_->wait_for(&used_[number - experts_.ring()]);
     std::vector<cuda::Copy> copies;
     const ExpertName name{job_->step->experts, item.expert};
-    const auto slot = static_cast<int32_t>(experts_.ring_begin() + ring);
+    const int32_t slot = experts_.ring_slot(number);
     experts_.place(name, slot, multipliers_ + number * cuda::kMultipliers, copies);
     for (const cuda::Copy& copy : copies) link_->copy(copy.to, copy.from, copy.bytes);
     cuda::raise_flag(*link_, &arrived_[number]);
     frame_->stream.wait_for(&arrived_[number]);
-    cuda::run_arrived(*job_->step, *frame_, number, ring, item.pairs);
+    cuda::run_arrived(*job_->step, *frame_, number, slot, item.pairs);
     cuda::raise_flag(frame_->stream, &used_[number]);
     taken_[item.expert] = slot;
+    experts_.adopt(name, number);
     sent_ = number + 1;
     ++sent_all_;
 }
@@ -151,7 +154,7 @@ void ExpertStream::end() {
     frame_->stream.copy(frame_->pairs.lists.taken, taken_, std::ssize(set.w1) * 4);
 }
 
-void ExpertStream::release() noexcept {
+bool ExpertStream::release() noexcept {
     for (int64_t i = 0; i < most_flags_; ++i) {
         raise(&arrived_[i]);
         raise(&used_[i]);
@@ -160,7 +163,9 @@ void ExpertStream::release() noexcept {
     phase_runs_ = false;
     try {
         link_->wait(std::chrono::seconds(10));
+        return true;
     } catch (const Error&) {  // the pass has failed already
+        return false;
     }
 }
 

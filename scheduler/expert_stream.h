@@ -1,7 +1,7 @@
 // Experts that pass through a ring of slots of a card while a prompt is computed: for each layer the hottest of those
-// that are not resident come over the link, while the CPU computes the coldest (stream_queue.h). Copies, and the
-// kernels that wait for them, are put into streams ahead; flags in pinned memory say what has come and which slot is
-// free again. Used by the engine thread.
+// that are not resident come over the link, while the CPU computes the coldest (stream_queue.h). Those that are worth
+// more than a resident stay (GpuExperts::adopt()). Copies, and the kernels that wait for them, are put into streams
+// ahead; flags in pinned memory say what has come and which slot is free again. Used by the engine thread.
 #pragma once
 
 #include "cuda/device.h"
@@ -41,8 +41,10 @@ public:
     /// Whether all of that layer has come; to be called now and then.
     bool all_come();
 
-    /// After a failure: nothing waits for anything any more.
-    void release() noexcept;
+    /// After a failure: nothing waits for anything any more. Returns whether the link is idle.
+    bool release() noexcept;
+    /// Until the link is. Throws Error if that takes longer.
+    void wait(std::chrono::milliseconds patience) { link_->wait(patience); }
     int64_t sent() const { return sent_all_; }
     /// Seconds from the jobs of layers that sent any to the last arrival of each.
     double phase_seconds() const { return phase_seconds_; }
@@ -63,7 +65,7 @@ private:
     cuda::Flag *arrived_ = nullptr, *used_ = nullptr;  // [experts of a layer], by their turn
     float* multipliers_ = nullptr;                     // [experts of a layer, kMultipliers]
     int32_t *pairs_ = nullptr, *begin_ = nullptr;      // as cuda::ArrivedLists
-    int32_t *constants_ = nullptr, *taken_ = nullptr;  // [ring + 2]; [experts of a layer]
+    int32_t *numbers_ = nullptr, *taken_ = nullptr;    // as cuda::ArrivedLists; [experts of a layer]
 
     StreamQueue queue_;
     std::vector<StreamQueue::Item> items_;
@@ -74,7 +76,7 @@ private:
     std::chrono::steady_clock::time_point began_;
     bool phase_runs_ = false;
     double phase_seconds_ = 0;
-    bool lists_there_ = false, constants_there_ = false;
+    bool lists_there_ = false, numbers_there_ = false;
 };
 
 }  // namespace thermocline::scheduler

@@ -328,8 +328,9 @@ void GpuExecutor::compute_some(const Handoff& handoff, std::span<const StreamQue
 
 void GpuExecutor::share_experts(const Handoff& handoff) {
     await_job(handoff, streaming_->deadline);
-    if (flag_of(handoff.to.job) == cuda::kNothingToDo) return;
     const ops::Experts& step = *handoff.step;
+    experts_.note(step.experts, chosen(handoff));  // for those that may stay
+    if (flag_of(handoff.to.job) == cuda::kNothingToDo) return;
     const int64_t rows = streaming_->batch->rows();
     job_ids_.assign(handoff.to.ids, handoff.to.ids + rows * step.top_k);
     is_now_.resize(plan_.experts[static_cast<size_t>(step.experts)].w1.size());
@@ -376,9 +377,17 @@ void GpuExecutor::lower_flags() {
     for (const Handoff& handoff : handoffs_) handoff.to.job->value = handoff.to.done->value = 0;
 }
 
+/// A pass that was given up.
+void GpuExecutor::wait_for_earlier() {
+    if (!unfinished_) return;
+    stream_->wait(patience_many_);
+    if (stream_of_experts_) stream_of_experts_->wait(patience_many_);
+    unfinished_ = false;
+}
+
 void GpuExecutor::abandon() noexcept {
     streaming_.reset();
-    if (stream_of_experts_) stream_of_experts_->release();
+    if (stream_of_experts_ && !stream_of_experts_->release()) unfinished_ = true;
     for (const Handoff& handoff : handoffs_) raise(handoff.to.done);
     try {
         stream_->wait(patience_few_);
@@ -414,9 +423,9 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
     const ops::Batch batch = rows_.gather(parts);
     const auto patience = batch.rows() <= kGraphRows ? patience_few_ : patience_many_;
     const auto began = Clock::now(), deadline = began + patience;
-    if (unfinished_) stream_->wait(patience_many_);  // an earlier pass that was given up
-    unfinished_ = false;
+    wait_for_earlier();
     lower_flags();
+    bool noted = false;
     try {
         experts_.begin_pass(*stream_, batch.rows(), batch.rows() > kGraphRows);
         upload(batch, streams_in);
@@ -427,6 +436,7 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         } else {
             if (stream_of_experts_ && batch.rows() > kGraphRows && f.expert_slots != nullptr)
                 streaming_ = Pass{&batch, &f, deadline};
+            noted = streaming_.has_value();
             play(f);
             if (!streaming_) serve_experts(batch, deadline);
             while (streaming_ && !stream_of_experts_->all_come() && !stream_->finished() && Clock::now() < deadline)
@@ -444,7 +454,7 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
     if (routing_ != nullptr) routing_->ids.resize(handoffs_.size());
     for (size_t layer = 0; layer < handoffs_.size(); ++layer) {
         const std::span<const int32_t> ids = chosen(handoffs_[layer]);
-        experts_.note(handoffs_[layer].step->experts, ids);
+        if (!noted) experts_.note(handoffs_[layer].step->experts, ids);
         reads_ += distinct(handoffs_[layer], ids);
         if (routing_ != nullptr) routing_->ids[layer].assign(ids.begin(), ids.end());
     }

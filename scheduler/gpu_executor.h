@@ -107,6 +107,7 @@ private:
     int64_t distinct(const Handoff& handoff, std::span<const int32_t> ids);
     void compute_some(const Handoff& handoff, std::span<const StreamQueue::Item> items);
     void lower_flags();
+    void wait_for_earlier();
     std::span<const int32_t> chosen(const Handoff& handoff) const;
     /// Lets the card run to its end after a failure, so that the next pass finds it idle.
     void abandon() noexcept;

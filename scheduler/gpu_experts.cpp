@@ -82,6 +82,10 @@ GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, std::span<co
     if (experts.empty()) return;
     tables_ = cuda::PinnedMemory(device, Tables(plan, slot_count_, nullptr).bytes);
     const Tables host(plan, slot_count_, tables_.data()), card(plan, slot_count_, at + slot_count_ * slot_bytes_);
+    at_slot_.resize(static_cast<size_t>(resident_count_));
+    std::iota(at_slot_.begin(), at_slot_.end(), 0);
+    ring_.resize(static_cast<size_t>(slot_count_ - resident_count_));
+    std::iota(ring_.begin(), ring_.end(), static_cast<int32_t>(resident_count_));
     host_multipliers_ = host.multipliers;
     card_multipliers_ = card.multipliers;
     host_slot_of_ = host.slot_of;
@@ -142,16 +146,39 @@ void GpuExperts::place(ExpertName name, int32_t slot, float* multipliers, std::v
                       cuda::kMultipliers * int64_t{sizeof(float)}});
 }
 
+void GpuExperts::adopt(ExpertName name, int64_t turn) {
+    const auto change = residency_ ? residency_->adopt(name) : std::nullopt;
+    if (!change) return;
+    int32_t& slot = at_slot_[static_cast<size_t>(change->slot)];
+    std::swap(slot, ring_[static_cast<size_t>(turn % ring())]);
+    std::vector<cuda::Copy> made;  // by place()
+    put(name, slot, host_multipliers(slot), made);
+    host_slot_of(change->out) = -1;
+    adopted_.push_back(*change);
+}
+
+/// Those that stayed after the last pass are known from here on.
+void GpuExperts::settle() {
+    for (const Residency::Change& change : adopted_) {
+        residency_->arrived(change.slot);
+        host_slot_of(change.in) = at_slot_[static_cast<size_t>(change.slot)];
+    }
+    counters_.adopted += std::ssize(adopted_);
+    tables_changed_ |= !adopted_.empty();
+    adopted_.clear();
+}
+
 void GpuExperts::begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt) {
     is_prompt_ = is_prompt;
     used_ = true;
     left_out_ = false;
     if (tries_ && !slots_.empty()) used_ = (is_prompt ? prompts_ : decode_).use(rows);
     if (!residency_) return;
+    settle();  // after a failure; else they are
     if (!coming_.empty() && fill_->finished()) {
         for (const Residency::Change& change : coming_) {
             residency_->arrived(change.slot);
-            host_slot_of(change.in) = change.slot;
+            host_slot_of(change.in) = at_slot_[static_cast<size_t>(change.slot)];
         }
         counters_.changes += std::ssize(coming_);
         counters_.bytes += std::ssize(coming_) * slot_bytes_;
@@ -186,6 +213,7 @@ void GpuExperts::order(const ExpertOrders& orders) {
 }
 
 void GpuExperts::end_pass(std::chrono::duration<double> took) {
+    settle();
     if (left_out_) return;
     ResidencyTrial& trial = is_prompt_ ? prompts_ : decode_;
     if (tries_ && !slots_.empty()) {
@@ -201,7 +229,8 @@ void GpuExperts::end_pass(std::chrono::duration<double> took) {
     std::vector<cuda::Copy> copies;
     for (const Residency::Change& change : coming_) {
         host_slot_of(change.out) = -1;
-        put(change.in, change.slot, host_multipliers(change.slot), copies);
+        const int32_t slot = at_slot_[static_cast<size_t>(change.slot)];
+        put(change.in, slot, host_multipliers(slot), copies);
         tables_changed_ = true;
     }
     for (const cuda::Copy& copy : copies)

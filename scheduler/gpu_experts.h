@@ -1,7 +1,8 @@
 // Routed experts in the memory of a card: slots of one size, each with w1, w3 and w2 of an expert, and the tables by
 // which kernels find them. The experts of all layers share the slots. Between passes slots may get other experts
 // (residency.h): an expert is forgotten before its slot is written, and known only when all of it is there, so that
-// what a pass computes never depends on a transfer. Used by the engine thread.
+// what a pass computes never depends on a transfer. Some slots form a ring, through which others pass in prompts
+// (expert_stream.h); which ones changes as such an expert stays. Used by the engine thread.
 #pragma once
 
 #include "cuda/device.h"
@@ -39,7 +40,8 @@ public:
     int64_t movable_slots() const { return residency_ ? resident_count_ : 0; }
     void order(const ExpertOrders& orders);
 
-    /// Before a pass: experts that have come are known from here on in `stream`.
+    /// Before a pass, nothing of an earlier one being under way: experts that have come are known from here on in
+    /// `stream`.
     void begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt);
     /// This pass is played without them, tried or not: it says nothing of what they are worth.
     void leave_out() { used_ = false, left_out_ = true; }
@@ -48,11 +50,15 @@ public:
     /// After a pass that took so long: brings experts to the card, as many as its link carries in a part of that time.
     void end_pass(std::chrono::duration<double> took);
 
-    // For those that come for one pass alone: slots behind those of the residents.
-    int64_t ring_begin() const { return resident_count_; }
-    int64_t ring() const { return slot_count_ - resident_count_; }
+    int64_t slots() const { return slot_count_; }
+    int64_t ring() const { return std::ssize(ring_); }
+    /// Where the expert comes that is the `turn`-th of its layer.
+    int32_t ring_slot(int64_t turn) const { return ring_[static_cast<size_t>(turn % ring())]; }
     /// Appends the copies that bring an expert into such a slot; `multipliers`: pinned, [cuda::kMultipliers].
     void place(ExpertName name, int32_t slot, float* multipliers, std::vector<cuda::Copy>& copies) const;
+    /// One that was placed as the `turn`-th of its layer stays after this pass if it is worth more than one of its
+    /// layer, whose slot becomes one of the ring: nobody reads it any more when its turn comes again.
+    void adopt(ExpertName name, int64_t turn);
     /// Of a resident in this pass; -1: it is none.
     int32_t slot_of(ExpertName name) const { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
     /// What an expert takes over the link; 0: not known.
@@ -77,6 +83,7 @@ private:
     float* host_multipliers(int32_t slot) const { return host_multipliers_ + int64_t{slot} * cuda::kMultipliers; }
     void measure_link(std::span<const ExpertName> experts);
     void tell(const char* what, const ResidencyTrial& trial) const;
+    void settle();
     int32_t& host_slot_of(ExpertName name) { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
 
     const ops::Plan& plan_;
@@ -91,13 +98,15 @@ private:
     std::vector<int32_t*> host_slot_of_;  // of each set, [experts]
     bool tables_changed_ = false;
 
+    std::vector<int32_t> at_slot_;        // [residents] where each of those that residency_ counts lies
+    std::vector<int32_t> ring_;           // the other slots
     std::optional<Residency> residency_;  // nothing: all are there
     ResidencyTrial decode_, prompts_;
     bool tries_, is_prompt_ = false, used_ = true, left_out_ = false;  // in this pass
     std::unique_ptr<cuda::Stream> fill_;
-    std::vector<Residency::Change> coming_;
-    double seconds_per_expert_ = 0;  // of a transfer
-    double credit_ = 0;              // experts that may be brought
+    std::vector<Residency::Change> coming_, adopted_;  // adopted_: in this pass
+    double seconds_per_expert_ = 0;                    // of a transfer
+    double credit_ = 0;                                // experts that may be brought
     ResidencyCounters counters_;
 };
 

@@ -75,16 +75,17 @@ void Residency::pin(ExpertName name, bool pinned) {
 
 void Residency::note(ops::ExpertsId set, std::span<const int32_t> ids) {
     std::vector<Expert>& experts = sets_[static_cast<size_t>(set)];
-    std::fill(counted_.begin(), counted_.end(), 0.0);
+    const bool lru = rules_.policy == ResidencyRules::Policy::kLru;
+    std::fill(counted_.begin(), counted_.end(), 0);
+    for (const int32_t id : ids) ++counted_[static_cast<size_t>(id)];
+    const auto most = static_cast<double>(*std::max_element(counted_.begin(), counted_.end()));
+    const double weight = std::min(weight_, rules_.most_per_prompt / std::max(most, 1.0));
     for (const int32_t id : ids) {
         Expert& expert = experts[static_cast<size_t>(id)];
         ++choices_;
         hits_ += expert.arrived;
-        double& counted = counted_[static_cast<size_t>(id)];
-        if (counted < rules_.most_per_prompt) expert.score += inflation_ * weight_;
-        counted += weight_;
+        expert.score = lru ? static_cast<double>(pass_) : expert.score + inflation_ * weight;
         if (expert.last_pass == pass_) continue;
-        if (rules_.policy == ResidencyRules::Policy::kLru) expert.score = static_cast<double>(pass_);
         expert.twice = expert.last_pass >= 0;
         expert.last_pass = pass_;
         if (expert.slot < 0) missed_.push_back({set, id});
@@ -105,10 +106,14 @@ void Residency::collect_victims() {
                   [&](int32_t a, int32_t b) { return score_in(a) != score_in(b) ? score_in(a) > score_in(b) : a > b; });
 }
 
+/// Scores below this are clearly less than the newcomer's.
+double Residency::beaten_by(ExpertName newcomer) {
+    return at(newcomer).score / (rules_.policy == ResidencyRules::Policy::kAdaptive ? 1 + rules_.margin : 1.0);
+}
+
 /// The slot whose expert is worth least, if that is clearly less than the newcomer; -1: none.
 int32_t Residency::take_victim(ExpertName newcomer) {
-    double least = at(newcomer).score;
-    if (rules_.policy == ResidencyRules::Policy::kAdaptive) least /= 1 + rules_.margin;
+    double least = beaten_by(newcomer);
     size_t from = victims_.size();
     for (size_t set = 0; set < victims_.size(); ++set) {
         if (victims_[set].empty() || score_in(victims_[set].back()) >= least) continue;
@@ -169,6 +174,19 @@ std::vector<Residency::Change> Residency::choose(int64_t most) {
     }
     missed_.clear();
     return changes;
+}
+
+std::optional<Residency::Change> Residency::adopt(ExpertName in) {
+    if (rules_.policy == ResidencyRules::Policy::kStatic || at(in).slot >= 0) return std::nullopt;
+    int32_t found = -1;
+    double least = beaten_by(in);
+    for (const Expert& expert : sets_[static_cast<size_t>(in.set)]) {
+        if (expert.slot < 0 || !expert.arrived || expert.pinned || expert.wanted || expert.score >= least) continue;
+        found = expert.slot;
+        least = expert.score;
+    }
+    if (found < 0) return std::nullopt;
+    return replace(found, in);
 }
 
 void Residency::arrived(int32_t slot) {

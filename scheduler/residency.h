@@ -6,6 +6,7 @@
 #include "scheduler/placement.h"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,7 +21,7 @@ struct ResidencyRules {
     double half_life = 32;
     double margin = 0.2;          ///< by so much a newcomer's score must be larger
     double prompt_weight = 0.25;  ///< of a token of a prompt
-    double most_per_prompt = 8;   ///< tokens that one pass over a prompt can count for an expert
+    double most_per_prompt = 8;   ///< tokens that one pass can count for an expert
     int64_t least_per_set = 4;    ///< slots that the experts of a layer keep
     bool tries = false;           ///< whether they pay is tried, and they are left out if not (residency_trial.h)
     bool balances = false;        ///< some of them are left to the CPU where a layer ends earlier so (R2)
@@ -36,7 +37,8 @@ struct ResidencyCounters {
     int64_t choices = 0, hits = 0;          // experts that rows chose; of these on the card
     int64_t changes = 0;                    // experts that were brought to the card
     int64_t bytes = 0;                      // by this
-    int64_t streamed = 0;                   // experts that came for one pass of a prompt
+    int64_t streamed = 0;                   // experts that came in passes over prompts,
+    int64_t adopted = 0;                    // and of these stayed
     int64_t card_reads = 0, cpu_reads = 0;  // experts that either side computed for the rows of a pass
     int64_t expert_bytes = 0;               // of one
     int64_t layers_played = 0;
@@ -67,7 +69,8 @@ public:
     /// Is wanted before all others and stays once it is there, until it is released; at most as many as there are slots
     /// (CHECK).
     void pin(ExpertName name, bool pinned);
-    /// What was chosen of one set: [rows * top_k].
+    /// What was chosen of one set: [rows * top_k]. If that is more than rules.most_per_prompt for an expert, all count
+    /// less by as much.
     void note(ops::ExpertsId set, std::span<const int32_t> ids);
 
     struct Change {
@@ -77,6 +80,9 @@ public:
     /// Up to `most` changes that are worth their transfer, the best first. They count as made: who was in a slot is
     /// gone at once, and who comes is there when arrived() says so.
     std::vector<Change> choose(int64_t most);
+    /// What has come for a pass, and was noted in it, may stay: in place of the one of its set that is worth least, if
+    /// that is clearly less, and by a change like those of choose(). It costs no transfer, so once is enough.
+    std::optional<Change> adopt(ExpertName in);
     /// Wanted ones that no change has brought yet.
     int64_t waiting() const { return std::ssize(wanted_); }
     void arrived(int32_t slot);
@@ -101,6 +107,7 @@ private:
     Expert& at(ExpertName name) { return sets_[static_cast<size_t>(name.set)][static_cast<size_t>(name.expert)]; }
     double score_in(int32_t slot) { return at(slots_[static_cast<size_t>(slot)].name).score; }
     void collect_victims();
+    double beaten_by(ExpertName newcomer);
     int32_t take_victim(ExpertName newcomer);
     int32_t victim_of_wanted();
     Change replace(int32_t slot, ExpertName in);
@@ -112,7 +119,7 @@ private:
     std::vector<ExpertName> wanted_;             // still to be brought, the first last
     std::vector<ExpertName> missed_;             // in this pass, each once
     std::vector<std::vector<int32_t>> victims_;  // scratch of choose(): slots of each set, the least score last
-    std::vector<double> counted_;                // scratch of note(), [experts of the largest set]
+    std::vector<int64_t> counted_;               // scratch of note(), [experts of the largest set]
     double inflation_ = 1, weight_ = 1;
     int64_t pass_ = 0, hits_ = 0, choices_ = 0, pins_ = 0;
 };

@@ -197,6 +197,7 @@ ExpertUse expert_use(const scheduler::RoutingWatch& routing) {
     use.cpu_reads = residency.cpu_reads;
     use.expert_bytes = residency.expert_bytes;
     use.streamed_experts = residency.streamed;
+    use.adopted_experts = residency.adopted;
     use.layers_played = residency.layers_played;
     use.cpu_seconds = residency.cpu_seconds;
     use.exposed_seconds = residency.exposed_seconds;

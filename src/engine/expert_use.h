@@ -13,9 +13,11 @@ struct ExpertUse {
     // Since the start, with a card: experts that tokens chose; of these on the card; experts brought there, their
     // bytes.
     int64_t choices = 0, hits = 0, moved_experts = 0, moved_bytes = 0;
-    // Experts that card and CPU read for the rows of a pass, the bytes of one, and those that came over the link for a
-    // prompt alone; layers played; seconds that the CPU computed experts, and of these not hidden behind the card's.
-    int64_t card_reads = 0, cpu_reads = 0, expert_bytes = 0, streamed_experts = 0, layers_played = 0;
+    // Experts that card and CPU read for the rows of a pass, the bytes of one, those that came over the link in
+    // prompts, and of these stayed on the card; layers played; seconds that the CPU computed experts, and of these not
+    // hidden behind the card's.
+    int64_t card_reads = 0, cpu_reads = 0, expert_bytes = 0, streamed_experts = 0, adopted_experts = 0,
+            layers_played = 0;
     double cpu_seconds = 0, exposed_seconds = 0;
     // Whether the experts on the card take part in passes that decode, and in those over prompts, and by what share of
     // such a pass one without them took longer when that was last tried; 0: not tried yet.

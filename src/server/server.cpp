@@ -179,6 +179,7 @@ void Server::add_expert_metrics() {
     add("engine_expert_transfer_bytes_total", "Bytes of these.", &engine::ExpertUse::moved_bytes);
     add("engine_expert_streamed_total", "Experts sent through the card for a prompt.",
         &engine::ExpertUse::streamed_experts);
+    add("engine_expert_adopted_total", "Of these stayed on the card.", &engine::ExpertUse::adopted_experts);
     add("engine_expert_card_reads_total", "Experts that the card read, each once a pass.",
         &engine::ExpertUse::card_reads);
     add("engine_expert_cpu_reads_total", "Experts that the CPU read, each once a pass.", &engine::ExpertUse::cpu_reads);

@@ -112,6 +112,7 @@ Json expert_atlas(const engine::ExpertUse& use) {
             {"moved_experts", use.moved_experts},
             {"moved_bytes", use.moved_bytes},
             {"streamed_experts", use.streamed_experts},
+            {"adopted_experts", use.adopted_experts},
             {"read_bytes",
              {{"card", use.card_reads * use.expert_bytes},
               {"host", use.cpu_reads * use.expert_bytes},

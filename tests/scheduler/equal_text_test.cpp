@@ -187,7 +187,7 @@ private:
 /// Over all cases.
 struct Sums {
     int64_t tokens = 0, close_races = 0, router_races = 0, retries = 0;
-    int64_t moved = 0, streamed = 0, on_card = 0, cases_moved = 0, cases_streamed = 0;
+    int64_t moved = 0, streamed = 0, adopted = 0, on_card = 0, cases_moved = 0, cases_streamed = 0;
     double largest = 0, widest_race = 0;
 };
 
@@ -233,6 +233,7 @@ public:
         const ResidencyCounters counters = card_->residency();
         sums_.moved += counters.changes;
         sums_.streamed += counters.streamed;
+        sums_.adopted += counters.adopted;
         sums_.on_card += counters.card_reads;
         sums_.cases_moved += counters.changes > 0;
         sums_.cases_streamed += counters.streamed > 0;
@@ -390,16 +391,16 @@ TEST(EqualText, WhereverExpertsAreComputed) {
     std::printf(
         "%lld cases in %.1f s: %lld tokens compared, logits at most %.1e apart, %lld tokens after a close race; %lld "
         "texts with a race of a router, at most %.1e apart; %lld passes played again; %lld experts moved in %lld "
-        "cases, "
-        "%lld streamed in %lld, %lld computed by the card\n",
+        "cases, %lld streamed in %lld, of which %lld stayed, %lld computed by the card\n",
         n(count), took.count(), n(sums.tokens), sums.largest, n(sums.close_races), n(sums.router_races),
         sums.widest_race, n(sums.retries), n(sums.moved), n(sums.cases_moved), n(sums.streamed), n(sums.cases_streamed),
-        n(sums.on_card));
+        n(sums.adopted), n(sums.on_card));
     EXPECT_LE(sums.close_races, 2 + sums.tokens / 100);
     EXPECT_LE(sums.router_races, 2 + count / 4);
     if (count < 7) return;
     EXPECT_GT(sums.moved, 0);
     EXPECT_GT(sums.streamed, 0);
+    EXPECT_GT(sums.adopted, 0);
     if (count < 50) return;  // else enough of each must have been tried
     EXPECT_GT(sums.moved, 2 * count);
     EXPECT_GT(sums.cases_moved, count / 4);

@@ -18,6 +18,7 @@
 #include <gtest/gtest.h>
 #include <optional>
 #include <random>
+#include <set>
 #include <tuple>
 
 namespace thermocline {
@@ -274,6 +275,76 @@ TEST(GpuExecutor, ExpertsThatPassThroughTheCardInAPromptChangeNothing) {
         EXPECT_LT(largest_difference(found, expected), 1e-3);
         EXPECT_GE(card.executor.residency().streamed, least) << gb_per_s;
         EXPECT_LE(card.executor.residency().streamed, most) << gb_per_s;
+    }
+}
+
+/// What a prompt chose most lies on the card when decode begins: it stayed where it came to, nothing is sent again.
+TEST(GpuExecutor, ExpertsOfAPromptStayForTheDecodeThatFollows) {
+    const Demo demo;
+    const ops::Plan& plan = demo.model->trunk;
+    const std::vector<int32_t> kinds = demo.tokens(5);
+    std::vector<int32_t> tokens;
+    for (size_t i = 0; i < 81; ++i) tokens.push_back(kinds[i % kinds.size()]);
+    const Logits expected = demo.expected(tokens, 40);
+    using Policy = scheduler::ResidencyRules::Policy;
+    for (const Policy policy : {Policy::kAdaptive, Policy::kStatic}) {
+        OnCard card(*demo.model, {}, 1, scheduler::spread_experts(scheduler::expert_counts(plan), 24),
+                    {.policy = policy, .ring = 2, .streaming = scheduler::ResidencyRules::Streaming::kAll});
+        const auto sequence = card.executor.new_sequence();
+        scheduler::RoutingRecord routing;
+        card.executor.record_routing(&routing);
+        const auto there = [&] {
+            const auto names = card.executor.resident();
+            return std::set<scheduler::ExpertName>(names.begin(), names.end());
+        };
+        const auto first = there();
+        const auto hits = [&](const std::set<scheduler::ExpertName>& resident) {
+            int64_t sum = 0;
+            for (size_t set = 0; set < routing.ids.size(); ++set)
+                for (const int32_t id : routing.ids[set]) sum += resident.contains({static_cast<int32_t>(set), id});
+            return sum;
+        };
+
+        Logits found = card.feed(*sequence, std::span(tokens).first(40), 40);
+        const auto then = there();
+        const scheduler::ResidencyCounters after_one = card.executor.residency();
+        EXPECT_EQ(then.size(), 24u);
+        EXPECT_EQ(after_one.hits, hits(first));
+        EXPECT_EQ(after_one.card_reads, after_one.streamed + std::ranges::count_if(first, [&](const auto& name) {
+                                            return std::ranges::count(routing.ids[static_cast<size_t>(name.set)],
+                                                                      name.expert) > 0;
+                                        }));
+        for (size_t set = 0; set < plan.experts.size() && policy == Policy::kAdaptive; ++set) {
+            int64_t least_there = 1000, most_elsewhere = 0;
+            for (int32_t e = 0; e < std::ssize(plan.experts[set].w1); ++e) {
+                const int64_t chosen = std::ranges::count(routing.ids[set], e);
+                if (then.contains({static_cast<int32_t>(set), e}))
+                    least_there = std::min(least_there, chosen);
+                else
+                    most_elsewhere = std::max(most_elsewhere, chosen);
+            }
+            EXPECT_LE(static_cast<double>(most_elsewhere), 1.2 * static_cast<double>(least_there) + 1e-9) << set;
+        }
+
+        Logits more = card.feed(*sequence, std::span(tokens).subspan(40, 40), 40);
+        EXPECT_EQ(card.executor.residency().hits - after_one.hits, hits(then));
+        found.insert(found.end(), more.begin(), more.end());
+        const auto last = there();
+        const scheduler::ResidencyCounters before = card.executor.residency();
+        more = card.feed(*sequence, std::span(tokens).subspan(80), 1);
+        found.insert(found.end(), more.begin(), more.end());
+        const scheduler::ResidencyCounters after = card.executor.residency();
+        EXPECT_EQ(after.hits - before.hits, hits(last));
+        EXPECT_EQ(after.streamed, before.streamed);
+        EXPECT_EQ(after.changes, 0) << "nothing else was sent";
+        EXPECT_LT(largest_difference(found, expected), 1e-3);
+        if (policy == Policy::kStatic) {
+            EXPECT_EQ(after.adopted, 0);
+            EXPECT_EQ(last, first);
+        } else {
+            EXPECT_GT(after.adopted, 8);
+            EXPECT_GT(hits(last), hits(first));
+        }
     }
 }
 

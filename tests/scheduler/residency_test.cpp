@@ -134,6 +134,38 @@ TEST(Residency, APromptCountsLess) {
     EXPECT_TRUE(played.here.contains({0, 30}));
 }
 
+/// After a long prompt that chose 30 twice as often as 31: both may stay where there is less, and they differ though
+/// each was chosen more often than counts.
+TEST(Residency, WhatComesInAPromptMayStay) {
+    const auto after_prompt = [](const ResidencyRules& rules) {
+        Residency residency(kSizes, first_ones(2), rules);
+        std::vector<int32_t> ids(100, 30);
+        ids.insert(ids.end(), 50, 31);
+        residency.begin_pass(150, true);
+        residency.note(0, ids);
+        return residency;
+    };
+    Residency adaptive = after_prompt({.most_per_prompt = 2});
+    const auto first = adaptive.adopt({0, 31});
+    ASSERT_TRUE(first);
+    EXPECT_EQ(first->in, (ExpertName{0, 31}));
+    EXPECT_EQ(first->out, (ExpertName{0, 0})) << "of its own set";
+    EXPECT_FALSE(adaptive.adopt({0, 31})) << "it is on the way";
+    adaptive.pin({0, 1}, true);
+    EXPECT_FALSE(adaptive.adopt({0, 30})) << "one is pinned, the other has not arrived";
+    adaptive.arrived(first->slot);
+    const auto second = adaptive.adopt({0, 30});
+    ASSERT_TRUE(second);
+    EXPECT_EQ(second->out, (ExpertName{0, 31}));
+    adaptive.arrived(second->slot);
+    EXPECT_FALSE(adaptive.adopt({0, 31})) << "it is worth less";
+
+    EXPECT_FALSE(after_prompt({.policy = Policy::kStatic}).adopt({0, 30}));
+    EXPECT_FALSE(after_prompt({}).adopt({0, 20})) << "nobody chose it";
+    EXPECT_FALSE(after_prompt({}).adopt({1, 1})) << "it is there";
+    EXPECT_TRUE(after_prompt({.policy = Policy::kLru}).adopt({0, 30}));
+}
+
 /// Recency in a made-up text: topics of a dozen experts that last for a while, and noise.
 TEST(Residency, TopicsAreFollowed) {
     const auto rate_of = [](Policy policy) {

@@ -300,8 +300,10 @@ function showExperts(experts) {
   const hits = experts.choices > 0 ? `, ${(100 * experts.hits / experts.choices).toFixed(1)} % of the choices found theirs there` : '';
   const moved = experts.moved_experts === 0 ? '' :
     `; ${experts.moved_experts.toLocaleString('en')} brought there, ${(experts.moved_bytes / 1e9).toFixed(2)} GB`;
+  const adopted = experts.adopted_experts === 0 ? '' :
+    `; ${experts.adopted_experts.toLocaleString('en')} of ${experts.streamed_experts.toLocaleString('en')} that came for prompts stayed`;
   at('atlas-text').textContent =
-    `${experts.tokens.toLocaleString('en')} tokens; ${onCard} of ${all} experts on the card${hits}${moved}`;
+    `${experts.tokens.toLocaleString('en')} tokens; ${onCard} of ${all} experts on the card${hits}${moved}${adopted}`;
   at('atlas-section').hidden = false;
 }
 
