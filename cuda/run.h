@@ -68,14 +68,13 @@ struct Balance {
 };
 
 /// Pairs of experts that come in the course of a pass, through a ring of slots; memory of the card.
-inline constexpr int kMostRing = 32;
+inline constexpr int kMostRing = 96;
 struct ArrivedLists {
-    int32_t*
-        numbers;     // [kSlotNumbers + experts of the plan + kMostRing] count of every list: 1 and 0; then 0, 1, 2, ...
-    int32_t* begin;  // [experts + 1] first pair of each, in the order of their coming
-    int32_t* pairs;  // [pairs]
+    int32_t* numbers;  // [kSlotNumbers + slots] count of every list, 1 and 0; then 0, 1, 2, ...
+    int32_t* begin;    // [experts + 1] first pair of each, in the order of their coming
+    int32_t* pairs;    // [pairs]
 
-    static constexpr int kSlotNumbers = 2;  // where the numbers of slots begin
+    static constexpr int kSlotNumbers = 2;  // where the numbers of slots begin: of all experts and kMostRing more
 };
 
 inline constexpr int kMultipliers = 4;  // of a slot: of w1, w3, w2; one is not used

@@ -1,7 +1,9 @@
 // Experts that pass through a ring of slots of a card while a prompt is computed: for each layer the hottest of those
 // that are not resident come over the link, while the CPU computes the coldest (stream_queue.h). Those that are worth
-// more than a resident stay (GpuExperts::adopt()). Copies, and the kernels that wait for them, are put into streams
-// ahead; flags in pinned memory say what has come and which slot is free again. Used by the engine thread.
+// more than a resident stay (GpuExperts::adopt()). Before a layer's job is known, while the card is still busy with
+// what comes before it, experts come that it is all but sure to choose. Copies, and the kernels that wait for them, are
+// put into streams ahead; flags in pinned memory say what has come and which slot is free again. Used by the engine
+// thread.
 #pragma once
 
 #include "cuda/device.h"
@@ -10,6 +12,7 @@
 #include "scheduler/gpu_experts.h"
 #include "scheduler/handoff.h"
 #include "scheduler/stream_queue.h"
+#include "src/ops/batch.h"
 #include "src/ops/plan.h"
 
 #include <chrono>
@@ -27,8 +30,12 @@ public:
     ExpertStream(const ops::Plan& plan, cuda::Device& device, GpuExperts& experts, int64_t max_rows,
                  const ExpertSpeed& speed, bool cpu_helps);
 
-    /// A layer whose job has come: `frame` plays it, its experts that are resident before.
-    void begin(const Handoff& job, const cuda::Frame& frame);
+    /// A pass that `frame` plays; both must outlive it.
+    void begin_pass(const cuda::Frame& frame, const ops::Batch& batch);
+    /// While the next job, that of `step`, has not come: sends what it is all but sure to want.
+    void run_ahead(const ops::Experts& step);
+    /// A layer whose job has come: the frame plays it, its experts that are resident before.
+    void begin(const Handoff& job);
     /// Sends as many as are to be on their way.
     void send();
     /// Experts that the CPU shall compute now; may be empty. Before the next call: cpu_took().
@@ -38,19 +45,27 @@ public:
     bool all_taken() const { return queue_.left().empty(); }
     /// The card counts those that came.
     void end();
-    /// Whether all of that layer has come; to be called now and then.
-    bool all_come();
+    /// Whether all that was sent has come; to be called now and then.
+    bool all_come() { return on_their_way() == 0; }
+    /// After a pass.
+    void end_pass();
 
     /// After a failure: nothing waits for anything any more. Returns whether the link is idle.
     bool release() noexcept;
     /// Until the link is. Throws Error if that takes longer.
     void wait(std::chrono::milliseconds patience) { link_->wait(patience); }
     int64_t sent() const { return sent_all_; }
-    /// Seconds from the jobs of layers that sent any to the last arrival of each.
+    /// Of these before their layer's job was known, and those of them that nobody had chosen then.
+    int64_t sent_ahead() const { return ahead_all_; }
+    int64_t sent_in_vain() const { return vain_all_; }
+    /// Seconds of passes from the first of these to the last arrival.
     double phase_seconds() const { return phase_seconds_; }
 
 private:
-    void send_next();
+    StreamCosts costs() const;
+    void expect(const ops::Experts& step);
+    int64_t send(ExpertName name);
+    void use(int64_t transfer, const StreamQueue::Item& item, int64_t list);
     int64_t on_their_way();
     double card_busy();
 
@@ -59,24 +74,35 @@ private:
     ExpertSpeed speed_;
     bool cpu_helps_;
     double cpu_factor_ = 1, expected_ = 0;  // of what the CPU takes; seconds of what it does now
+    std::vector<ops::TableId> tables_;      // [sets] of a router that chooses by token; else kNone
 
     cuda::PinnedMemory host_;
     std::unique_ptr<cuda::Stream> link_;               // behind the memory of which its work is
-    cuda::Flag *arrived_ = nullptr, *used_ = nullptr;  // [experts of a layer], by their turn
-    float* multipliers_ = nullptr;                     // [experts of a layer, kMultipliers]
+    cuda::Flag *arrived_ = nullptr, *used_ = nullptr;  // [transfers of a pass]
+    float* multipliers_ = nullptr;                     // [transfers of a pass, kMultipliers]
     int32_t *pairs_ = nullptr, *begin_ = nullptr;      // as cuda::ArrivedLists
     int32_t *numbers_ = nullptr, *taken_ = nullptr;    // as cuda::ArrivedLists; [experts of a layer]
 
-    StreamQueue queue_;
-    std::vector<StreamQueue::Item> items_;
-    std::vector<int32_t> place_;  // of each expert in the queue
+    StreamQueue queue_, ahead_;             // of the layer at hand; of the next one, as far as that can be known
+    const ops::Experts* next_ = nullptr;    // whose experts ahead_ has
+    std::vector<StreamQueue::Item> items_;  // [lists]
+    std::vector<int32_t> place_;            // of each expert of a layer: pairs, then where the next one goes
+    std::vector<double> likely_;            // scratch: pairs of each expert of a layer
+    struct Transfer {
+        ExpertName name;
+        int32_t slot;
+        int64_t pairs;  // 0: nobody waits for it, or it is not known who does
+    };
+    std::vector<Transfer> transfers_;  // of this pass
     const Handoff* job_ = nullptr;
     const cuda::Frame* frame_ = nullptr;
-    int64_t sent_ = 0, come_ = 0, done_ = 0, most_flags_ = 0, sent_all_ = 0;
-    std::chrono::steady_clock::time_point began_;
-    bool phase_runs_ = false;
+    const ops::Batch* batch_ = nullptr;
+    size_t lists_ahead_ = 0;  // lists of the layer at hand whose experts were sent before
+    int64_t most_transfers_ = 0, sent_ = 0, come_ = 0, done_ = 0, ahead_begin_ = 0;
+    int64_t sent_all_ = 0, ahead_all_ = 0, vain_all_ = 0;
+    std::chrono::steady_clock::time_point first_sent_, last_come_;
     double phase_seconds_ = 0;
-    bool lists_there_ = false, numbers_there_ = false;
+    bool any_used_ = false, numbers_there_ = false;
 };
 
 }  // namespace thermocline::scheduler

@@ -330,13 +330,13 @@ void GpuExecutor::share_experts(const Handoff& handoff) {
     await_job(handoff, streaming_->deadline);
     const ops::Experts& step = *handoff.step;
     experts_.note(step.experts, chosen(handoff));  // for those that may stay
+    stream_of_experts_->begin(handoff);
     if (flag_of(handoff.to.job) == cuda::kNothingToDo) return;
     const int64_t rows = streaming_->batch->rows();
     job_ids_.assign(handoff.to.ids, handoff.to.ids + rows * step.top_k);
     is_now_.resize(plan_.experts[static_cast<size_t>(step.experts)].w1.size());
     const ops::SlotSpec& out = plan_.slots[static_cast<size_t>(step.out)];
     std::fill_n(host_slots_[static_cast<size_t>(step.out)], rows * out.cols, 0.0f);
-    stream_of_experts_->begin(handoff, *streaming_->frame);
     while (!stream_of_experts_->all_taken()) {
         stream_of_experts_->send();
         const auto items = stream_of_experts_->for_cpu();
@@ -357,7 +357,7 @@ void GpuExecutor::await_job(const Handoff& handoff, Clock::time_point deadline) 
     for (int looks = 0; flag_of(handoff.to.job) == 0; ++looks) {
         if (looks < kLooks) continue;
         looks = 0;
-        if (streaming_) (void)stream_of_experts_->all_come();
+        if (streaming_) stream_of_experts_->run_ahead(*handoff.step);
         (void)stream_->finished();  // throws if the card is lost
         if (Clock::now() > deadline)
             fail("GPU ", device_.info().index, ": no job for the experts ",
@@ -434,13 +434,16 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         if (profile_ != nullptr) {
             play_timed(f, batch);
         } else {
-            if (stream_of_experts_ && batch.rows() > kGraphRows && f.expert_slots != nullptr)
+            if (stream_of_experts_ && batch.rows() > kGraphRows && f.expert_slots != nullptr) {
+                stream_of_experts_->begin_pass(f, batch);
                 streaming_ = Pass{&batch, &f, deadline};
-            noted = streaming_.has_value();
+                noted = true;
+            }
             play(f);
             if (!streaming_) serve_experts(batch, deadline);
             while (streaming_ && !stream_of_experts_->all_come() && !stream_->finished() && Clock::now() < deadline)
                 std::this_thread::yield();
+            if (streaming_) stream_of_experts_->end_pass();
             streaming_.reset();
             stream_->wait(patience);
         }
@@ -474,6 +477,8 @@ ResidencyCounters GpuExecutor::residency() const {
         counters.streamed = stream_of_experts_->sent();
         counters.link_seconds = static_cast<double>(counters.streamed) * experts_.link_seconds();
         counters.phase_seconds = stream_of_experts_->phase_seconds();
+        counters.ahead = stream_of_experts_->sent_ahead();
+        counters.in_vain = stream_of_experts_->sent_in_vain();
     }
     return counters;
 }

@@ -59,6 +59,11 @@ public:
     /// One that was placed as the `turn`-th of its layer stays after this pass if it is worth more than one of its
     /// layer, whose slot becomes one of the ring: nobody reads it any more when its turn comes again.
     void adopt(ExpertName name, int64_t turn);
+    /// Residency::likely().
+    std::vector<double> likely(ops::ExpertsId set, double pairs) const {
+        return residency_ ? residency_->likely(set, pairs)
+                          : std::vector<double>(plan_.experts[static_cast<size_t>(set)].w1.size());
+    }
     /// Of a resident in this pass; -1: it is none.
     int32_t slot_of(ExpertName name) const { return host_slot_of_[static_cast<size_t>(name.set)][name.expert]; }
     /// What an expert takes over the link; 0: not known.

@@ -194,9 +194,10 @@ int64_t expert_count(const ops::Plan& plan) {
 }
 
 int64_t ring_slots(int64_t slots, int64_t experts) {
-    // An eighth of them, but three on their way and one in use: with two the link waits while the card computes its own
-    // (83 % busy instead of 95); hybrid-engine.md 4.5 for the most.
-    return slots < experts && slots >= kLeastStreamed ? std::clamp<int64_t>(slots / 8, 4, 24) : 0;
+    // An eighth of them, but three on their way and one in use, or a sixteenth of many: as many as come while the card
+    // is busy with other things of a layer, so that the link need not wait (bench/results).
+    const int64_t most = std::clamp<int64_t>(slots / 16, 24, cuda::kMostRing);
+    return slots < experts && slots >= kLeastStreamed ? std::clamp<int64_t>(slots / 8, 4, most) : 0;
 }
 
 int64_t expert_slot_bytes(const ops::Plan& plan) { return GpuExperts::slot_bytes(as_packed(plan)); }

@@ -189,6 +189,16 @@ std::optional<Residency::Change> Residency::adopt(ExpertName in) {
     return replace(found, in);
 }
 
+std::vector<double> Residency::likely(ops::ExpertsId set, double pairs) const {
+    const std::vector<Expert>& experts = sets_[static_cast<size_t>(set)];
+    double sum = 0;
+    for (const Expert& expert : experts) sum += expert.score;
+    std::vector<double> likely;
+    for (const Expert& expert : experts)
+        likely.push_back(pairs * (sum > 0 ? expert.score / sum : 1.0 / static_cast<double>(experts.size())));
+    return likely;
+}
+
 void Residency::arrived(int32_t slot) {
     Slot& taken = slots_[static_cast<size_t>(slot)];
     CHECK(taken.busy);

@@ -38,12 +38,13 @@ struct ResidencyCounters {
     int64_t changes = 0;                    // experts that were brought to the card
     int64_t bytes = 0;                      // by this
     int64_t streamed = 0;                   // experts that came in passes over prompts,
-    int64_t adopted = 0;                    // and of these stayed
+    int64_t adopted = 0;                    // and of these stayed;
+    int64_t ahead = 0, in_vain = 0;         // before it was known who is chosen, and of these were not
     int64_t card_reads = 0, cpu_reads = 0;  // experts that either side computed for the rows of a pass
     int64_t expert_bytes = 0;               // of one
     int64_t layers_played = 0;
     double link_seconds = 0;     // that the streamed ones kept the link busy, by its measured speed,
-    double phase_seconds = 0;    // of these: layers, from their jobs to the last arrival
+    double phase_seconds = 0;    // of these: passes, from the first of them to the last arrival
     double cpu_seconds = 0;      // that the CPU computed experts in these
     double exposed_seconds = 0;  // of this, what the card's own experts cannot have hidden, by their measured speed
     /// What trials said of passes that decode, and of longer ones.
@@ -83,6 +84,8 @@ public:
     /// What has come for a pass, and was noted in it, may stay: in place of the one of its set that is worth least, if
     /// that is clearly less, and by a change like those of choose(). It costs no transfer, so once is enough.
     std::optional<Change> adopt(ExpertName in);
+    /// How many of `pairs` choices of a set each of its experts can expect, by the scores; without any, all the same.
+    std::vector<double> likely(ops::ExpertsId set, double pairs) const;
     /// Wanted ones that no change has brought yet.
     int64_t waiting() const { return std::ssize(wanted_); }
     void arrived(int32_t slot);

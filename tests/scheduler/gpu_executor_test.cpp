@@ -275,6 +275,27 @@ TEST(GpuExecutor, ExpertsThatPassThroughTheCardInAPromptChangeNothing) {
         EXPECT_LT(largest_difference(found, expected), 1e-3);
         EXPECT_GE(card.executor.residency().streamed, least) << gb_per_s;
         EXPECT_LE(card.executor.residency().streamed, most) << gb_per_s;
+        if (streaming == Streaming::kAll) {  // two layers choose by token, and 240 choices leave out none of 16
+            EXPECT_GT(card.executor.residency().ahead, 8);
+            EXPECT_LE(card.executor.residency().in_vain, 2);
+        }
+    }
+}
+
+/// What comes ahead is guessed by what was chosen before; here another text follows, which chooses others.
+TEST(GpuExecutor, ExpertsThatCameInVainChangeNothing) {
+    const Demo demo;
+    std::vector<int32_t> tokens(36, 700);
+    tokens.resize(72, 1500);
+    const Logits expected = demo.expected(tokens, 36);
+    using Rules = scheduler::ResidencyRules;
+    for (const Rules::Policy policy : {Rules::Policy::kStatic, Rules::Policy::kLru}) {
+        OnCard card(*demo.model, {}, 1, scheduler::spread_experts(scheduler::expert_counts(demo.model->trunk), 8),
+                    {.policy = policy, .ring = 2, .streaming = Rules::Streaming::kAll});
+        const auto sequence = card.executor.new_sequence();
+        EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 36), expected), 1e-3);
+        EXPECT_GT(card.executor.residency().in_vain, 0);
+        EXPECT_LT(card.executor.residency().in_vain, card.executor.residency().ahead);
     }
 }
 

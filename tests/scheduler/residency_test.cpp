@@ -166,6 +166,16 @@ TEST(Residency, WhatComesInAPromptMayStay) {
     EXPECT_TRUE(after_prompt({.policy = Policy::kLru}).adopt({0, 30}));
 }
 
+TEST(Residency, WhatIsLikelyFollowsTheScores) {
+    Played played({.least_per_set = 0});
+    EXPECT_EQ(played.residency.likely(0, 64), std::vector<double>(32, 2.0));
+    played.pass({9, 9, 9, 5});
+    const std::vector<double> likely = played.residency.likely(1, 8);
+    EXPECT_DOUBLE_EQ(likely[9], 6.0);
+    EXPECT_DOUBLE_EQ(likely[5], 2.0);
+    EXPECT_EQ(std::accumulate(likely.begin(), likely.end(), 0.0), 8.0);
+}
+
 /// Recency in a made-up text: topics of a dozen experts that last for a while, and noise.
 TEST(Residency, TopicsAreFollowed) {
     const auto rate_of = [](Policy policy) {
