@@ -1,6 +1,9 @@
-// What placement, streaming and `auto` come to with the emulated card, whose link is as fast as it is told to be and
-// whose kernels are slow: predicted and measured time of a token at several resident shares, prompts of several
-// lengths in every mode of --offload-experts, and how busy streaming keeps the link. Nothing here needs a GPU.
+// What placement, streaming and `auto` come to with the emulated card: predicted and measured time of a token at
+// several resident shares, prompts of several lengths in every mode of --offload-experts, and how busy streaming keeps
+// the link. Either its kernels are computed, which is slow, and its link is as fast as it is told to be; or, with
+// --machine, card, CPU and link are as fast as a machine file says and compute nothing (paced_machine.h). Nothing here
+// needs a GPU.
+#include "bench/paced_machine.h"
 #include "cuda/emulation/device.h"
 #include "memory/packed_weights.h"
 #include "scheduler/cost_model.h"
@@ -35,6 +38,8 @@ struct Flags {
     std::vector<int64_t> lengths = {1, 8, 64, 256, 1024};
     std::vector<double> shares = {0, 0.25, 0.5, 1};
     int64_t chunk = 512, repeats = 3, tokens = 24;
+    std::string residency = "static";
+    PacedFlags paced;
 };
 
 struct Loaded {
@@ -76,18 +81,44 @@ double median(std::vector<double> values) {
     return values[values.size() / 2];
 }
 
+/// A model, and what plays it: the demo model computed, or a paced machine.
+class Subject {
+public:
+    explicit Subject(const Flags& flags) : flags_(flags) {
+        if (flags.paced.machine.empty()) {
+            loaded_.emplace(flags);
+            return;
+        }
+        paced_.emplace(flags.paced);
+        std::printf("%s\n", paced_->text().c_str());
+    }
+    const ops::Plan& plan() const { return paced_ ? paced_->plan() : loaded_->model->trunk; }
+    std::unique_ptr<cuda::Device> open() const { return paced_ ? paced_->open() : cuda::emulation::open(card(flags_)); }
+    const cpu::KernelTable& kernels() const {
+        return paced_ ? paced_->kernels() : cpu::select_kernels(flags_.isa.c_str());
+    }
+    std::span<std::byte> memory() { return paced_ ? paced_->memory() : loaded_->packed->memory(); }
+    /// That what was streamed keeps the link busy.
+    double link_seconds(const ResidencyCounters& counters) const {
+        return paced_ ? static_cast<double>(counters.streamed) * paced_->link_seconds() : counters.link_seconds;
+    }
+    cpu::Workers workers{std::span<const int>()};
+
+private:
+    const Flags& flags_;
+    std::optional<Loaded> loaded_;
+    std::optional<PacedMachine> paced_;
+};
+
 /// With the device and the Gpus that it needs.
 struct OnCard {
-    OnCard(const Loaded& loaded, cpu::Workers& workers, const Flags& flags, const std::string& offload,
-           ExecutorLimits limits)
-        : gpus({.memory_bytes = budget_for(loaded.model->trunk, limits, flags.resident),
+    OnCard(Subject& subject, const Flags& flags, const std::string& offload, ExecutorLimits limits)
+        : gpus({.memory_bytes = budget_for(subject.plan(), limits, flags.resident),
                 .offload_experts = offload,
-                .residency = "static"},
-               cuda::emulation::open(card(flags))) {
-        const ops::Plan& plan = loaded.model->trunk;
-        gpus.reserve(plan, "bench", limits, 1, false);
-        executor =
-            gpus.new_executor(plan, workers, cpu::select_kernels(flags.isa.c_str()), limits, loaded.packed->memory());
+                .residency = flags.residency},
+               subject.open()) {
+        gpus.reserve(subject.plan(), "bench", limits, 1, false);
+        executor = gpus.new_executor(subject.plan(), subject.workers, subject.kernels(), limits, subject.memory());
     }
     static int64_t budget_for(const ops::Plan& plan, const ExecutorLimits& limits, double share) {
         const auto slots = static_cast<int64_t>(std::lround(share * static_cast<double>(expert_count(plan))));
@@ -107,18 +138,18 @@ struct OnCard {
 };
 
 /// Prompts in every mode; what `auto` loses against the better of the others.
-void compare_modes(Loaded& loaded, const Flags& flags) {
+void compare_modes(const Flags& flags) {
+    Subject subject(flags);
     const int64_t longest = *std::max_element(flags.lengths.begin(), flags.lengths.end());
     const ExecutorLimits limits{
         .max_rows = std::min(flags.chunk, longest), .max_outputs = 1, .max_tokens = longest + 1, .max_parts = 1};
     const std::vector<std::string> modes = {"cpu", "stream", "auto"};
     std::vector<std::unique_ptr<OnCard>> cards;
-    for (const std::string& mode : modes)
-        cards.push_back(std::make_unique<OnCard>(loaded, loaded.workers, flags, mode, limits));
+    for (const std::string& mode : modes) cards.push_back(std::make_unique<OnCard>(subject, flags, mode, limits));
     std::printf("%s\n", dynamic_cast<GpuExecutor&>(*cards.back()->executor).speed().text().c_str());
     std::printf("%8s %10s %10s %10s  %s\n", "tokens", "cpu ms", "stream ms", "auto ms",
                 "auto / best; auto / cpu (no experts on the card)");
-    const std::vector<int32_t> tokens = some_tokens(longest, loaded.model->vocab);
+    const std::vector<int32_t> tokens = some_tokens(longest, subject.plan().vocab);
     for (const int64_t length : flags.lengths) {
         std::vector<std::vector<double>> seconds(modes.size());
         for (int64_t round = 0; round <= flags.repeats; ++round)  // the first warms up
@@ -139,13 +170,14 @@ void compare_modes(Loaded& loaded, const Flags& flags) {
     }
 }
 
-/// The share of the time of layers whose experts are streamed in which the link is busy.
-void measure_overlap(Loaded& loaded, const Flags& flags) {
+/// The share of the time of passes whose experts are streamed in which the link is busy.
+void measure_overlap(const Flags& flags) {
+    Subject subject(flags);
     const int64_t longest = flags.lengths.back();
     const ExecutorLimits limits{
         .max_rows = std::min(flags.chunk, longest), .max_outputs = 1, .max_tokens = longest + 1, .max_parts = 1};
-    const OnCard card(loaded, loaded.workers, flags, "stream", limits);
-    const std::vector<int32_t> tokens = some_tokens(longest, loaded.model->vocab);
+    const OnCard card(subject, flags, "stream", limits);
+    const std::vector<int32_t> tokens = some_tokens(longest, subject.plan().vocab);
     std::printf("%s\n", dynamic_cast<GpuExecutor&>(*card.executor).speed().text().c_str());
     ResidencyCounters before;
     for (int64_t round = 0; round <= flags.repeats; ++round) {
@@ -154,12 +186,14 @@ void measure_overlap(Loaded& loaded, const Flags& flags) {
         for (const double one : feed(*card.executor, *sequence, tokens, static_cast<size_t>(limits.max_rows)))
             sum += one;
         const ResidencyCounters now = card.executor->residency();
-        const double busy = now.link_seconds - before.link_seconds, phase = now.phase_seconds - before.phase_seconds;
+        const double busy = subject.link_seconds(now) - subject.link_seconds(before),
+                     phase = now.phase_seconds - before.phase_seconds;
         std::printf(
-            "%lld tokens: %lld experts streamed, link busy %.1f ms of %.1f ms of their layers: %.1f %%; "
-            "pass %.1f ms\n",
-            static_cast<long long>(longest), static_cast<long long>(now.streamed - before.streamed), 1e3 * busy,
-            1e3 * phase, 100.0 * busy / phase, 1e3 * sum);
+            "%lld tokens: %lld experts streamed, %lld of them ahead, %lld in vain; link busy %.1f ms of %.1f ms from "
+            "the first to the last: %.1f %%; passes %.1f ms\n",
+            static_cast<long long>(longest), static_cast<long long>(now.streamed - before.streamed),
+            static_cast<long long>(now.ahead - before.ahead), static_cast<long long>(now.in_vain - before.in_vain),
+            1e3 * busy, 1e3 * phase, 100.0 * busy / phase, 1e3 * sum);
         std::fflush(stdout);
         before = now;
     }
@@ -275,18 +309,26 @@ int main(int argc, char** argv) {
     app.add_option("--chunk", flags.chunk)->capture_default_str();
     app.add_option("--repeats", flags.repeats, "after one that warms up")->capture_default_str();
     app.add_option("--tokens", flags.tokens, "decoded: predict")->capture_default_str();
+    app.add_option("--residency", flags.residency, "adaptive, static, lru: modes, overlap")->capture_default_str();
+    app.add_option("--machine", flags.paced.machine, "file: nothing is computed, all takes its time there");
+    flags.paced.model = "configs/models/deepseek-v4-flash.json";
+    app.add_option("--config", flags.paced.model, "of the model, with --machine")->capture_default_str();
+    app.add_option("--layers", flags.paced.layers, "of it")->capture_default_str();
+    app.add_option("--slower", flags.paced.slower, "all of its times")->capture_default_str();
+    app.add_option("--skew", flags.paced.skew, "of its routing: the r-th most popular expert has weight 1 / r^SKEW")
+        ->capture_default_str();
     app.add_option("--log", flags.log)->capture_default_str();
     app.require_subcommand(1);
-    const std::map<std::string, void (*)(Loaded&, const Flags&)> kinds = {
-        {"modes", compare_modes}, {"overlap", measure_overlap}, {"predict", [](Loaded& loaded, const Flags& f) {
+    const std::map<std::string, void (*)(const Flags&)> kinds = {
+        {"modes", compare_modes}, {"overlap", measure_overlap}, {"predict", [](const Flags& f) {
+                                                                     Loaded loaded(f);
                                                                      Prediction(loaded, f).compare();
                                                                  }}};
     for (const auto& [name, run] : kinds) app.add_subcommand(name)->fallthrough();
     CLI11_PARSE(app, argc, argv);
     try {
         log::start(flags.log);
-        Loaded loaded(flags);
-        kinds.at(app.get_subcommands().front()->get_name())(loaded, flags);
+        kinds.at(app.get_subcommands().front()->get_name())(flags);
     } catch (const Error& error) {
         std::fprintf(stderr, "error: %s\n", error.what());
         return 1;

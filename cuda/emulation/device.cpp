@@ -39,6 +39,7 @@ constexpr int kRaises = Kernels::index_of<RaiseJob>();
 /// What device and streams share.
 struct State {
     Config config;
+    Pace pace;
     std::atomic<int64_t> launches{0}, flags{0}, copies{0}, allocations{0};
     std::atomic<bool> lost{false};
 
@@ -49,6 +50,7 @@ struct State {
 };
 
 using Work = std::function<void()>;
+using Clock = std::chrono::steady_clock;
 
 struct RecordedGraph : Graph {
     std::vector<Work> work;
@@ -75,28 +77,33 @@ public:
         add([this, kernel, grid, own = std::move(own)] {
             if (state_.happens(state_.launches, state_.config.faults.lose_device)) state_.lost = true;
             if (kernel == kRaises && state_.happens(state_.flags, state_.config.faults.lose_flag)) return;
+            if (state_.pace.kernel)
+                if (const auto seconds = state_.pace.kernel(kernel, grid, own.data())) return spend(*seconds);
             const KernelRow& row = kRows[static_cast<size_t>(kernel)];
             for (int64_t y = 0; y < grid.y; ++y)
                 for (int64_t x = 0; x < grid.x && !state_.lost; ++x)
                     runner_.run(row.name, row.body, own.data(), grid, x, y);
+            until_ = Clock::now();
         });
     }
     void copy(void* to, const void* from, int64_t bytes) override {
         add([this, to, from, bytes] {
             const Link& link = state_.config.link;
-            std::chrono::duration<double, std::micro> time(link.latency_us);
-            if (link.gb_per_s > 0)
-                time += std::chrono::duration<double>(static_cast<double>(bytes) * 1e-9 / link.gb_per_s);
+            double seconds = link.latency_us * 1e-6;
+            if (link.gb_per_s > 0) seconds += static_cast<double>(bytes) * 1e-9 / link.gb_per_s;
+            if (state_.pace.copy) seconds = state_.pace.copy(from, bytes);
             if (state_.happens(state_.copies, state_.config.faults.delay_copy))
-                time += std::chrono::milliseconds(state_.config.faults.delay_ms);
-            if (time.count() > 0) std::this_thread::sleep_for(time);
+                seconds += static_cast<double>(state_.config.faults.delay_ms) * 1e-3;
+            spend(seconds);
             std::memcpy(to, from, static_cast<size_t>(bytes));
         });
     }
     void wait_for(const Flag* flag) override {
         add([this, flag] {
             const std::atomic_ref<uint64_t> seen(const_cast<Flag*>(flag)->value);
+            if (seen.load(std::memory_order_acquire) != 0) return;
             while (seen.load(std::memory_order_acquire) == 0 && !state_.lost) std::this_thread::yield();
+            until_ = Clock::now();
         });
     }
     void begin_recording() override {
@@ -139,11 +146,20 @@ private:
         changed_.notify_all();
     }
 
+    /// Works that follow one another take as long together as each alone, however late the thread wakes up.
+    void spend(double seconds) {
+        if (seconds <= 0) return;
+        until_ += std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+        std::this_thread::sleep_until(until_);
+    }
+
     void work_off() {
         std::unique_lock lock(mutex_);
         while (true) {
+            if (queue_.empty()) until_ = Clock::time_point::min();
             changed_.wait(lock, [&] { return !queue_.empty() || ending_; });
             if (queue_.empty()) return;
+            if (until_ == Clock::time_point::min()) until_ = Clock::now();
             const Work work = std::move(queue_.front());
             queue_.pop_front();
             busy_ = true;
@@ -162,13 +178,15 @@ private:
     std::condition_variable changed_;
     std::deque<Work> queue_;
     bool busy_ = false, ending_ = false;
-    std::thread thread_;  // last: it uses all of the above
+    Clock::time_point until_ = Clock::time_point::min();  // to when it has spent its time; the thread's
+    std::thread thread_;                                  // last: it uses all of the above
 };
 
 class EmulatedDevice : public Device {
 public:
-    explicit EmulatedDevice(const Config& config) {
+    EmulatedDevice(const Config& config, Pace pace) {
         state_.config = config;
+        state_.pace = std::move(pace);
         info_ = {config.index,
                  "emulated",
                  config.compute_major,
@@ -238,6 +256,8 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Device> open(const Config& config) { return std::make_unique<EmulatedDevice>(config); }
+std::unique_ptr<Device> open(const Config& config, Pace pace) {
+    return std::make_unique<EmulatedDevice>(config, std::move(pace));
+}
 
 }  // namespace thermocline::cuda::emulation

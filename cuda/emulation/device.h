@@ -6,7 +6,9 @@
 #include "cuda/device.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 
 namespace thermocline::cuda::emulation {
 
@@ -35,6 +37,16 @@ struct Config {
     bool operator==(const Config&) const = default;
 };
 
-std::unique_ptr<Device> open(const Config& config);
+/// Stands for kernels and the link where only their time matters, for benchmarks of what surrounds them. Called by the
+/// threads of the streams.
+struct Pace {
+    /// Does what a kernel (by its number in cuda/kernels/list.h) leaves behind that others need, and says how many
+    /// seconds it takes; nothing: it is run.
+    std::function<std::optional<double>(int kernel, const Grid& grid, const void* members)> kernel = {};
+    /// Seconds of a copy, instead of those of Config::link.
+    std::function<double(const void* from, int64_t bytes)> copy = {};
+};
+
+std::unique_ptr<Device> open(const Config& config, Pace pace = {});
 
 }  // namespace thermocline::cuda::emulation
