@@ -11,10 +11,10 @@
 #include "src/quant/strips.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <random>
 #include <set>
