@@ -65,6 +65,7 @@ struct Balance {
     float card_rest = 0;                 // what else the card does meanwhile
     float cpu_expert = 0, cpu_pair = 0;  // of an expert the larger one: its weights, its rows
     float cpu_rest = 0;                  // of a job, whatever is in it
+    int32_t core = 0;                    // experts in slots before this one are not left: the CPU has them not
 };
 
 /// Pairs of experts that come in the course of a pass, through a ring of slots; memory of the card.

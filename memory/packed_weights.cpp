@@ -21,7 +21,7 @@ namespace {
 using quant::kStripRows;
 using quant::Matrix;
 
-constexpr int64_t kJobBytes = int64_t{4} << 20;
+constexpr int64_t kJobBytes = int64_t{4} << 20, kPageBytes = 4096;
 
 /// Views of the same bytes: the trunk and the MTP layer share the embedding and the head.
 using Key = std::tuple<const std::byte*, quant::Format, int64_t, int64_t>;
@@ -153,16 +153,19 @@ void add_making_jobs(const Matrix& matrix, std::vector<Job>& jobs) {
         jobs.push_back({matrix, first, std::min(each, strips - first), nullptr});
 }
 
-/// The jobs that pack `matrix` as `form`, `at` bytes into every slice of the arena; none crosses slices.
-void add_jobs(const Matrix& matrix, const Matrix& form, const Arena& arena, int64_t at, std::vector<Queue>& queues) {
+/// The jobs that pack `matrix` as `form`, which has its place; none crosses slices.
+void add_jobs(const Matrix& matrix, const Matrix& form, std::vector<Queue>& queues) {
     const int64_t strips = form.rows / kStripRows, most = std::max<int64_t>(1, kJobBytes / form.strip_bytes);
     for (int64_t first = 0, count = 0; first < strips; first += count) {
-        const int64_t slice = first / form.slice_strips, in_slice = first % form.slice_strips;
-        count = std::min({most, form.slice_strips - in_slice, strips - first});
-        std::byte* out = arena.slice(slice) + at + in_slice * form.strip_bytes;
+        const int64_t slice = first / form.slice_strips;
+        count = std::min({most, (slice + 1) * form.slice_strips - first, strips - first});
+        auto* out = const_cast<std::byte*>(strip_at(form, first));
         queues[static_cast<size_t>(slice)].jobs.push_back({matrix, first, count, out});
     }
 }
+
+int64_t packed_bytes(const Matrix& form) { return form.rows / kStripRows * form.strip_bytes; }
+int64_t whole_pages(int64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
 
 /// Throws Error if `needed` bytes do not fit into memory, of which `freed` bytes come back meanwhile (less than nothing
 /// if more are yet to be made).
@@ -188,55 +191,100 @@ void check_rooms(int64_t each, std::span<const Slice> slices, int64_t freed) {
 
 }  // namespace
 
-PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, const DeferredWeights* source,
-                             std::span<const Slice> slices, const std::function<void(int64_t, int64_t)>& progress) {
+PackedWeights::PackedWeights(std::span<ops::Plan* const> plans, std::shared_ptr<const DeferredWeights> source,
+                             std::span<const Slice> slices, const std::function<void(int64_t, int64_t)>& progress,
+                             std::span<const quant::Matrix* const> card_only)
+    : source_(std::move(source)), slices_(slices.begin(), slices.end()) {
     CHECK(!slices.empty());
     Views views(plans);
     unpacked_bytes_ = views.kept_bytes();
+    std::set<Key> unmade;
+    for (const Matrix* matrix : card_only)
+        if (const Key key = key_of(*matrix); views.packed().contains(key)) unmade.insert(key);
 
-    int64_t each = 0, source_bytes = 0, freed = 0;  // of a slice, of all
+    int64_t each = 0, source_bytes = 0, freed = 0, addresses = 0;  // of a slice, of all
     std::vector<Queue> queues(slices.size());
     for (const auto& [key, matrix] : views.kept()) {
-        if (!is_deferred(source, matrix)) continue;
+        if (!is_deferred(source_.get(), matrix)) continue;
         add_making_jobs(matrix, queues[0].jobs);
         source_bytes += matrix.rows * matrix.row_bytes;
         freed -= matrix.rows * matrix.row_bytes;
     }
     for (const auto& [key, list] : views.packed()) {
         const Matrix form = packed_form(*list[0], std::ssize(slices));
+        if (unmade.contains(key)) {
+            addresses += whole_pages(packed_bytes(form));
+            card_only_bytes_ += packed_bytes(form);
+            continue;
+        }
         const int64_t scale_bytes = form.scale_in_strip ? list[0]->rows * list[0]->scale_stride : 0;
         each += form.slice_strips * form.strip_bytes;
-        bytes_ += form.rows / kStripRows * form.strip_bytes;
+        bytes_ += packed_bytes(form);
         source_bytes += list[0]->rows * list[0]->row_bytes;
-        if (source) freed += (is_deferred(source, *list[0]) ? 0 : list[0]->rows * list[0]->row_bytes) + scale_bytes;
+        if (source_)
+            freed += (is_deferred(source_.get(), *list[0]) ? 0 : list[0]->rows * list[0]->row_bytes) + scale_bytes;
     }
-    if (source_bytes == 0) return;
     if (bytes_ > 0)
         if (std::optional<Arena> reserved = Arena::reserved(each, slices)) arena_.emplace(std::move(*reserved));
-    if (!arena_) {
-        check_room(each * std::ssize(slices), freed, source != nullptr);
+    if (!arena_ && source_bytes > 0) {
+        check_room(each * std::ssize(slices), freed, source_ != nullptr);
         if (bytes_ > 0) arena_.emplace(each, slices);
         if (arena_ && !arena_->refused()) check_rooms(each, slices, freed);
     }
+    if (addresses > 0) forbid(addresses_.emplace(Pages::addresses(static_cast<size_t>(addresses))).bytes());
 
-    int64_t at = 0;  // in every slice
+    int64_t at = 0, unmade_at = 0;  // in every slice; among the addresses
     for (const auto& [key, list] : views.packed()) {
         Matrix form = packed_form(*list[0], std::ssize(slices));
-        form.data = arena_->slice(0) + at;
-        form.slice_stride = arena_->stride();
-        add_jobs(*list[0], form, *arena_, at, queues);
-        at += form.slice_strips * form.strip_bytes;
+        if (unmade.contains(key)) {
+            form.data = addresses_->bytes().data() + unmade_at;
+            form.slice_stride = form.slice_strips * form.strip_bytes;
+            unmade_at += whole_pages(packed_bytes(form));
+            unmade_[form.data] = {*list[0], form, packed_bytes(form), false};
+        } else {
+            form.data = arena_->slice(0) + at;
+            form.slice_stride = arena_->stride();
+            add_jobs(*list[0], form, queues);
+            at += form.slice_strips * form.strip_bytes;
+        }
         for (Matrix* view : list) *view = form;
     }
 
     std::atomic<int64_t> done = 0;
-    std::vector<std::jthread> packers = start_on_cores(slices, [&](size_t slice) { run(queues[slice], source, done); });
+    std::vector<std::jthread> packers =
+        start_on_cores(slices, [&](size_t slice) { run(queues[slice], source_.get(), done); });
     while (progress && done < source_bytes) {
         progress(done, source_bytes);
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
     packers.clear();  // joins
-    if (progress) progress(source_bytes, source_bytes);
+    if (progress && source_bytes > 0) progress(source_bytes, source_bytes);
+}
+
+std::span<std::byte> PackedWeights::pages_of(const Unmade& matrix) const {
+    const auto first = static_cast<size_t>(matrix.to.data - addresses_->bytes().data());
+    return addresses_->bytes().subspan(first, static_cast<size_t>(whole_pages(matrix.bytes)));
+}
+
+void PackedWeights::make(std::span<const std::byte* const> places) {
+    std::set<const std::byte*> wanted;
+    for (const std::byte* place : places) {
+        auto found = unmade_.upper_bound(place);
+        if (found != unmade_.begin() && place < (--found)->first + found->second.bytes) wanted.insert(found->first);
+    }
+    std::vector<Queue> queues(slices_.size());
+    for (auto& [begin, matrix] : unmade_) {
+        const bool made = wanted.contains(begin);
+        if (made && !matrix.made) {
+            admit(pages_of(matrix));
+            add_jobs(matrix.from, matrix.to, queues);
+        }
+        if (!made && matrix.made) forbid(pages_of(matrix));
+        matrix.made = made;
+    }
+    if (wanted.empty()) return;
+    std::atomic<int64_t> done = 0;
+    (void)start_on_cores(slices_, [&](size_t slice) { run(queues[slice], source_.get(), done); });  // and joins
 }
 
 std::vector<quant::Matrix*> packable_views(std::span<ops::Plan* const> plans) {

@@ -71,13 +71,12 @@ DecodeTime on_cpu_alone(const TokenWork& work, const Rates& rates) {
     return time;
 }
 
-/// One memory for both sides: the card computes all experts, missing ones come from files first.
-void from_disk(const TokenWork& work, const Rates& rates, double hit, DecodeTime& time) {
+/// One memory for both sides: the card computes all experts.
+void on_card_alone(const TokenWork& work, const Rates& rates, DecodeTime& time) {
     const double chosen = static_cast<double>(work.layers) * work.top_k;
     time.gpu_experts = work.shared_bytes / rates.gpu_dense + chosen * work.expert_bytes / rates.gpu_expert;
-    const double read = chosen * (1.0 - hit) * work.expert_bytes / rates.disk;
-    time.experts = time.gpu_experts + read;
-    time.limit = read > time.dense + time.gpu_experts ? "disk" : "GPU memory";
+    time.experts = time.gpu_experts;
+    time.limit = "GPU memory";
 }
 
 /// A layer with `resident` of the chosen experts on the card, of which some may go to the CPU all the same.
@@ -97,6 +96,20 @@ void balance(const TokenWork& work, const Rates& rates, double hit, DecodeTime& 
         time.cpu_experts += weight * best.cpu;
     }
     time.limit = time.cpu_experts > time.dense + time.gpu_experts ? "host memory" : "GPU memory";
+}
+
+/// Without what is in no memory.
+DecodeTime in_memory(const TokenWork& work, const Rates& rates, double hit) {
+    if (rates.gpu_dense <= 0.0) return on_cpu_alone(work, rates);
+    DecodeTime time;
+    time.dense = work.dense_bytes / rates.gpu_dense;
+    time.overhead = work.layers * rates.layer_overhead;
+    if (rates.unified)
+        on_card_alone(work, rates, time);
+    else
+        balance(work, rates, hit, time);
+    time.seconds = time.dense + time.overhead + time.experts;
+    return time;
 }
 
 }  // namespace
@@ -135,6 +148,7 @@ Rates rates_of(const MachineDescription& machine, const DescribedGpu* gpu, Outlo
     rates.dram = dram_of(machine, outlook);
     rates.cpu_flops = cpu_flops_of(machine, unit);
     rates.balanced = outlook != Outlook::kConservative;
+    rates.disk = std::max(0.1, machine.disk_gb_per_s) * 1e9;
     if (gpu == nullptr) return rates;
     rates.gpu_dense = rate_of(kGpuDense, gpu->nominal_gb_per_s, gpu->speed.memory_read, at);
     rates.gpu_expert = rate_of(kGpuExpert, gpu->nominal_gb_per_s, gpu->speed.memory_read, at);
@@ -142,7 +156,7 @@ Rates rates_of(const MachineDescription& machine, const DescribedGpu* gpu, Outlo
     rates.link = 1e9 * (gpu->speed.busy_link.to_device > 0.0 ? gpu->speed.busy_link : gpu->speed.link).to_device;
     rates.layer_overhead = kLayerOverhead[at];
     rates.handoff = outlook == Outlook::kUpperBound ? 0.0 : gpu->speed.handoff_us * 1e-6;
-    if (gpu->unified_memory) rates.disk = std::max(0.1, machine.disk_gb_per_s) * 1e9;
+    rates.unified = gpu->unified_memory;
     return rates;
 }
 
@@ -157,16 +171,31 @@ double hit_rate(double resident, Outlook outlook) {
     return outlook == Outlook::kConservative ? 0.5 * (adaptive + planned_hit_rate(resident, false)) : adaptive;
 }
 
-DecodeTime decode_time(const TokenWork& work, const Rates& rates, double hit) {
-    if (rates.gpu_dense <= 0.0) return on_cpu_alone(work, rates);
-    DecodeTime time;
-    time.dense = work.dense_bytes / rates.gpu_dense;
-    time.overhead = work.layers * rates.layer_overhead;
-    if (rates.disk > 0.0)
-        from_disk(work, rates, hit, time);
-    else
-        balance(work, rates, hit, time);
-    time.seconds = time.dense + time.overhead + time.experts;
+double hit_rate(const ExpertTiers& tiers, Outlook outlook) {
+    const auto share = [](int64_t part, int64_t all) {
+        return all > 0 ? static_cast<double>(part) / static_cast<double>(all) : 0.0;
+    };
+    const double resident = share(tiers.slots, tiers.experts), all_adapt = hit_rate(resident, outlook);
+    if (tiers.core == 0) return all_adapt;
+    const double core = planned_hit_rate(share(tiers.core, tiers.experts), false),
+                 rest = hit_rate(share(tiers.slots - tiers.core, tiers.experts - tiers.core), outlook);
+    return std::min(all_adapt, core + (1.0 - core) * rest);
+}
+
+double file_share(const ExpertTiers& tiers, Outlook outlook) {
+    const int64_t elsewhere = tiers.host + tiers.file;
+    if (tiers.file == 0) return 0.0;
+    return 1.0 - hit_rate(static_cast<double>(tiers.host) / static_cast<double>(elsewhere), outlook);
+}
+
+DecodeTime decode_time(const TokenWork& work, const Rates& rates, double hit, double from_file) {
+    DecodeTime time = in_memory(work, rates, hit);
+    const double read = work.layers * work.top_k * (1.0 - hit) * (rates.unified ? 1.0 : from_file);  // experts
+    if (read <= 0.0) return time;
+    time.file = read * work.expert_bytes / rates.disk;
+    if (time.file > time.seconds) time.limit = "disk";
+    time.experts += time.file;
+    time.seconds += time.file;
     return time;
 }
 
@@ -196,7 +225,7 @@ double stream_crossover(const TokenWork& work, const Rates& rates) {
     return rates.cpu_flops * work.expert_bytes / (work.expert_flops * rates.link);
 }
 
-PrefillTime prefill_time(const TokenWork& work, const Rates& rates, double resident, int64_t chunk) {
+PrefillTime prefill_time(const TokenWork& work, const Rates& rates, double resident, int64_t chunk, double from_file) {
     PrefillTime time;
     time.chunk = chunk;
     const auto rows = static_cast<double>(chunk), experts = static_cast<double>(work.experts);
@@ -220,8 +249,9 @@ PrefillTime prefill_time(const TokenWork& work, const Rates& rates, double resid
         {"host memory", missing * work.expert_bytes / rates.dram}};
     const Limit* longest = std::max_element(std::begin(limits), std::end(limits),
                                             [](const Limit& a, const Limit& b) { return a.seconds < b.seconds; });
-    time.limit = longest->name;
-    time.seconds = longest->seconds * work.layers;
+    const double read = from_file > 0.0 ? from_file * used * work.expert_bytes / rates.disk : 0.0;
+    time.limit = read > longest->seconds ? "disk" : longest->name;
+    time.seconds = (longest->seconds + read) * work.layers;
     return time;
 }
 

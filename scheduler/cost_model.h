@@ -3,6 +3,7 @@
 // functions; nothing is measured here. What is predicted is one card with its CPU, one sequence.
 #pragma once
 
+#include "scheduler/expert_tiers.h"
 #include "scheduler/machine_file.h"
 #include "src/ops/plan.h"
 
@@ -44,7 +45,8 @@ struct Rates {
     double layer_overhead = 0;             // launches and tails on the card
     double handoff = 0;                    // to the CPU and back
     bool balanced = true;                  // resident experts may go to an idle CPU (R2)
-    double disk = 0;                       // above 0: card and CPU share one memory, missing experts come from files
+    double disk = 0;                       // experts that are in no memory; 0: not known
+    bool unified = false;                  // card and CPU share one memory: missing experts come from files
 };
 
 /// For a card of the machine, or null. Nominal rates times the efficiencies of hybrid-engine.md 1.6 where the file has
@@ -57,8 +59,12 @@ Rates rates_of(const MachineDescription& machine, const DescribedGpu* gpu, Outlo
 /// says better. `adaptive`: kept by recency; else a fixed set.
 double planned_hit_rate(double resident, bool adaptive);
 
-/// The hit rate of an outlook: adaptive, or half-way to the fixed set (1.6).
+/// The hit rate of an outlook: adaptive, or half-way to the fixed set (1.6). The core of a division is a fixed set, and
+/// only what is left of choices and experts adapts.
 double hit_rate(double resident, Outlook outlook);
+double hit_rate(const ExpertTiers& tiers, Outlook outlook);
+/// Of chosen experts that are not on the card, the share that is in no memory: the page cache keeps those used lately.
+double file_share(const ExpertTiers& tiers, Outlook outlook);
 
 struct DecodeTime {
     double seconds = 0;      // of a token
@@ -67,12 +73,14 @@ struct DecodeTime {
     double experts = 0;      // shared and routed experts, the longer side of every layer
     double gpu_experts = 0;  // what the card alone would take for its part
     double cpu_experts = 0;  // what the CPU would for its own, hand-offs included
+    double file = 0;         // of it: reading experts that are in no memory
     std::string limit;       // the resource that the most time goes to
     double tokens_per_s() const { return 1.0 / seconds; }
 };
 
-/// R2 and R3: every layer takes the longer of card and CPU, averaged over how many of the chosen experts are missing.
-DecodeTime decode_time(const TokenWork& work, const Rates& rates, double hit);
+/// R2 and R3: every layer takes the longer of card and CPU, averaged over how many of the chosen experts are missing. A
+/// share `from_file` of these is read first.
+DecodeTime decode_time(const TokenWork& work, const Rates& rates, double hit, double from_file = 0.0);
 
 /// That `resident` of `chosen` experts are, each with probability `hit`.
 double probability_of_hits(int chosen, int resident, double hit);
@@ -96,7 +104,9 @@ struct PrefillTime {
 };
 
 /// R6: of every layer the link carries the hottest missing experts, the CPU computes the coldest, the card the rest.
-/// `resident`: share of all experts. 0 seconds if the file does not say how fast card or CPU compute.
-PrefillTime prefill_time(const TokenWork& work, const Rates& rates, double resident, int64_t chunk);
+/// `resident`: share of all experts; `from_file`: that are in no memory and are read before. 0 seconds if the file does
+/// not say how fast card or CPU compute.
+PrefillTime prefill_time(const TokenWork& work, const Rates& rates, double resident, int64_t chunk,
+                         double from_file = 0.0);
 
 }  // namespace thermocline::scheduler

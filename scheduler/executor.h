@@ -80,6 +80,8 @@ public:
     virtual std::vector<ExpertName> resident() const { return {}; }
     /// Room for experts on a card whose experts can be exchanged; 0: there is none.
     virtual int64_t movable_slots() const { return 0; }
+    /// Those on a card that are in no other memory: they stay.
+    virtual std::vector<ExpertName> core() const { return {}; }
     /// CHECKs that movable_slots() is not 0.
     virtual void order(const ExpertOrders&) { CHECK(false); }
 };

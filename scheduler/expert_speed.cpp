@@ -2,6 +2,7 @@
 
 #include "scheduler/cost_model.h"
 #include "scheduler/printed.h"
+#include "src/base/check.h"
 
 #include <algorithm>
 #include <chrono>
@@ -55,14 +56,30 @@ void play_on_card(std::span<const Handoff> handoffs, const cuda::Frame& f,
     f.stream.wait(kPatience);
 }
 
-/// The same on the CPU: `rows` rows choose the same `count` experts each, others with every call.
-void play_on_host(std::span<const Handoff> handoffs, const cpu::Frame& f, int64_t rows, int32_t count, int number) {
+/// Experts of each set that the CPU has.
+std::vector<std::vector<int32_t>> on_host_of(std::span<const Handoff> handoffs, const ops::Plan& plan,
+                                             const GpuExperts& experts) {
+    std::vector<std::vector<int32_t>> of_set;
     for (const Handoff& handoff : handoffs) {
-        const ops::Experts& step = *handoff.step;
-        const auto experts = static_cast<int32_t>(f.plan.experts[static_cast<size_t>(step.experts)].w1.size());
+        std::vector<int32_t>& there = of_set.emplace_back();
+        const auto& set = plan.experts[static_cast<size_t>(handoff.step->experts)];
+        for (int32_t e = 0; e < std::ssize(set.w1); ++e)
+            if (experts.on_host({handoff.step->experts, e})) there.push_back(e);
+    }
+    return of_set;
+}
+
+/// The same on the CPU: `rows` rows choose the same `count` experts each, others with every call.
+void play_on_host(std::span<const Handoff> handoffs, const cpu::Frame& f,
+                  const std::vector<std::vector<int32_t>>& there, int64_t rows, int32_t count, int number) {
+    for (size_t i = 0; i < handoffs.size(); ++i) {
+        if (there[i].empty()) continue;
+        const ops::Experts& step = *handoffs[i].step;
         for (int64_t t = 0; t < f.batch.rows(); ++t)
             for (int32_t k = 0; k < step.top_k; ++k)
-                f.int_row(step.ids, t)[k] = t < rows && k < count ? (number * step.top_k + k) % experts : -1;
+                f.int_row(step.ids, t)[k] =
+                    t < rows && k < count ? there[i][static_cast<size_t>(number * step.top_k + k) % there[i].size()]
+                                          : -1;
         cpu::run(step, f);
     }
 }
@@ -108,7 +125,10 @@ std::string ExpertSpeed::text() const {
 
 ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cuda::Frame& many,
                             const cpu::Frame& on_host, const GpuExperts& experts) {
-    const auto layers = static_cast<double>(handoffs.size());
+    const auto there = on_host_of(handoffs, on_card.plan, experts);
+    const auto layers = static_cast<double>(
+        std::count_if(there.begin(), there.end(), [](const auto& of_set) { return !of_set.empty(); }));
+    CHECK(layers > 0);
     const int64_t rows = on_host.batch.rows();
     const ops::Experts& first = *handoffs.front().step;
     for (const ops::Slot slot : {first.x, first.weights}) {
@@ -124,9 +144,10 @@ ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame
     const double card_one = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, 1); });
     const double card_more = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, SIZE_MAX); });
     const double card_rows = seconds_of([&](int) { play_on_card(handoffs, many, residents, 1); }, 1);
-    const double cpu_one = seconds_of([&](int i) { play_on_host(handoffs, on_host, 1, 1, i); }) / layers;
-    const double cpu_more = seconds_of([&](int i) { play_on_host(handoffs, on_host, 1, first.top_k, i); }) / layers;
-    const double cpu_rows = seconds_of([&](int i) { play_on_host(handoffs, on_host, rows, 1, i); }) / layers;
+    const double cpu_one = seconds_of([&](int i) { play_on_host(handoffs, on_host, there, 1, 1, i); }) / layers;
+    const double cpu_more =
+        seconds_of([&](int i) { play_on_host(handoffs, on_host, there, 1, first.top_k, i); }) / layers;
+    const double cpu_rows = seconds_of([&](int i) { play_on_host(handoffs, on_host, there, rows, 1, i); }) / layers;
 
     ExpertSpeed speed;
     speed.card_expert = more > 0 ? std::max(card_more - card_one, 0.02 * card_one) / more : card_one / any;

@@ -36,7 +36,8 @@ private:
 };
 
 /// `on_card`: of one row, its stream idle; `many`: the same of some rows; `on_host`: of the workers and as many. Their
-/// slots are overwritten, flags are left raised. Takes some passes' time. Throws Error if the card fails.
+/// slots are overwritten, flags are left raised. Some experts lie on the card, some are on the host (CHECK). Takes some
+/// passes' time. Throws Error if the card fails.
 ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cuda::Frame& many,
                             const cpu::Frame& on_host, const GpuExperts& experts);
 

@@ -1,89 +1,49 @@
 #include "scheduler/forecast.h"
 
-#include "memory/sequence_cache.h"
-#include "scheduler/gpu_weights.h"
 #include "scheduler/printed.h"
 #include "src/base/error.h"
-#include "src/quant/strips.h"
 
 #include <algorithm>
-#include <set>
 
 namespace thermocline::scheduler {
 
 namespace {
 
-constexpr int64_t kSystemBytes = 4'000'000'000;  // of host memory, for the system and other programs [A]
 constexpr Outlook kOutlooks[] = {Outlook::kConservative, Outlook::kTarget, Outlook::kUpperBound};
 
 double gb(int64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
-int64_t routed_bytes(const ops::Plan& plan) {
-    int64_t total = 0;
-    for (const ops::ExpertSet& set : plan.experts)
-        for (const auto* projection : {&set.w1, &set.w2, &set.w3})
-            for (const quant::Matrix& matrix : *projection) total += quant::packed_form(matrix).bytes();
-    return total;
-}
-
-/// Tables of embeddings that no Linear reads as well.
-int64_t embedding_bytes(const ops::Plan& plan) {
-    std::set<const std::byte*> multiplied;
-    for (const ops::Step& step : plan.steps)
-        if (const auto* linear = std::get_if<ops::Linear>(&step))
-            multiplied.insert(plan.matrices[static_cast<size_t>(linear->weight)].matrix.data);
-    int64_t total = 0;
-    for (const ops::Step& step : plan.steps)
-        if (const auto* embed = std::get_if<ops::Embed>(&step)) {
-            const quant::Matrix& table = plan.matrices[static_cast<size_t>(embed->table)].matrix;
-            if (multiplied.insert(table.data).second) total += table.bytes();
-        }
-    return total;
-}
-
-/// All slots for passes of so many rows; those of outputs are few.
-int64_t slot_bytes(const ops::Plan& plan, int64_t rows) {
-    int64_t total = 0;
-    for (const ops::SlotSpec& slot : plan.slots)
-        if (slot.rows == ops::Rows::kTokens) total += slot.cols * rows * 4;
-    return total;
-}
-
-std::vector<GpuMemoryLine> host_lines(const ForecastQuestion& question) {
-    std::vector<GpuMemoryLine> lines = {{"system", kSystemBytes, "and other programs"}};
-    lines.push_back({"embedding", embedding_bytes(question.trunk), ""});
-    if (question.machine.gpus.empty()) {
-        lines.push_back({"dense weights", GpuWeights::bytes_of(question.trunk), ""});
-        lines.push_back(
-            {"KV", question.sequences * memory::sequence_bytes(question.trunk.caches, question.context), ""});
-        lines.push_back({"activations", slot_bytes(question.trunk, question.prefill_chunk), ""});
-    }
-    lines.push_back({"routed experts", routed_bytes(question.trunk), "all of them, resident ones too"});
-    if (question.draft != nullptr) lines.push_back({"routed experts, draft", routed_bytes(*question.draft), ""});
-    return lines;
-}
-
-std::string host_refusal(const Forecast& forecast) {
-    int64_t left = forecast.host_bytes;
-    for (const GpuMemoryLine& line : forecast.host) {
-        left -= line.bytes;
-        if (left < 0)
-            return "host memory of " +
-                   printed("%.1f GB: %s of %.1f GB is %.1f GB more than is left", gb(forecast.host_bytes),
-                           line.name.c_str(), gb(line.bytes), gb(-left)) +
-                   "; needs more memory, a smaller format of the weights, or a model with fewer experts";
-    }
-    return "";
-}
-
-GpuMemoryPlan card_plan(const ForecastQuestion& question, const cuda::DeviceInfo& card) {
+GpuMemoryWishes card_wishes(const ForecastQuestion& question, const cuda::DeviceInfo& card) {
     if (question.gpu_memory > card.memory_bytes)
         fail("--gpu-memory is ", question.gpu_memory, " bytes, but ", printable(card.name), " has ", card.memory_bytes);
-    return plan_gpu_memory(question.trunk, question.draft,
-                           {.budget_bytes = question.gpu_memory > 0 ? question.gpu_memory : card.memory_bytes,
-                            .context = question.context,
-                            .sequences = question.sequences,
-                            .prefill_chunk = question.prefill_chunk});
+    return {.budget_bytes = question.gpu_memory > 0 ? question.gpu_memory : card.memory_bytes,
+            .context = question.context,
+            .sequences = question.sequences,
+            .prefill_chunk = question.prefill_chunk};
+}
+
+HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card) {
+    const int64_t all = question.machine.memory_bytes();
+    if (question.host_memory > all)
+        fail("--host-memory is ", question.host_memory, " bytes, but the machine has ", all);
+    return plan_host_memory(question.trunk, question.draft,
+                            {.budget_bytes = question.host_memory > 0 ? question.host_memory : all,
+                             .is_asked = question.host_memory > 0,
+                             .on_card = !question.machine.gpus.empty(),
+                             .draft_on_card = draft_on_card,
+                             .context = question.context,
+                             .sequences = question.sequences,
+                             .rows = question.prefill_chunk});
+}
+
+/// A budget of the card with which all experts would lie somewhere; 0: it has not so much.
+int64_t sufficient_card(const ForecastQuestion& question, const GpuMemoryPlan& plan, int64_t host_room) {
+    const DescribedGpu& gpu = question.machine.gpus.front();
+    GpuMemoryWishes wishes = card_wishes(question, gpu.speed.device);
+    wishes.prefill_chunk = plan.prefill_chunk;
+    wishes.least_expert_slots = plan.experts - host_room;
+    const int64_t least = least_gpu_budget(question.trunk, plan.draft_heads ? question.draft : nullptr, wishes);
+    return least <= gpu.speed.device.memory_bytes ? least : 0;
 }
 
 Json lines_json(const std::vector<GpuMemoryLine>& lines) {
@@ -105,18 +65,24 @@ Json card_json(const GpuMemoryPlan& plan) {
             {"given_up", plan.given_up}};
 }
 
+Json host_json(const Forecast& forecast) {
+    Json lines = lines_json(forecast.host->lines);
+    lines.push_back(
+        {{"name", "routed experts"}, {"bytes", forecast.host->bytes_of(forecast.tiers.host)}, {"detail", ""}});
+    return {{"memory_bytes", forecast.host->budget_bytes}, {"lines", std::move(lines)}};
+}
+
 std::string host_text(const Forecast& forecast) {
+    const HostMemoryPlan& host = *forecast.host;
     std::string text = "\nHost memory\n";
-    int64_t used = 0;
     const auto add = [&](const std::string& name, int64_t bytes, const std::string& detail) {
         text += printed("%-27s %8.3f GB%s%s\n", name.c_str(), gb(bytes), detail.empty() ? "" : "  ", detail.c_str());
     };
-    for (const GpuMemoryLine& line : forecast.host) {
-        add(line.name, line.bytes, line.detail);
-        used += line.bytes;
-    }
-    if (used <= forecast.host_bytes) add("unused", forecast.host_bytes - used, "");
-    add("this machine has", forecast.host_bytes, "");
+    for (const GpuMemoryLine& line : host.lines) add(line.name, line.bytes, line.detail);
+    const int64_t experts = host.bytes_of(forecast.tiers.host);
+    add("routed experts", experts, forecast.tiers.host == host.experts ? "all of them, resident ones too" : "");
+    add("unused", std::max<int64_t>(0, host.budget_bytes - host.fixed_bytes() - experts), "");
+    add(forecast.host_is_asked ? "budget" : "this machine has", host.budget_bytes, "");
     return text;
 }
 
@@ -130,24 +96,34 @@ const char* outlook_name(Outlook outlook) {
 Forecast forecast(const ForecastQuestion& question) {
     const MachineDescription& machine = question.machine;
     const DescribedGpu* gpu = machine.gpus.empty() ? nullptr : &machine.gpus.front();
+    const bool unified = gpu != nullptr && gpu->unified_memory;
     Forecast answer;
-    answer.host_bytes = machine.memory_bytes();
+    answer.host_is_asked = question.host_memory > 0;
     if (gpu != nullptr) {
-        answer.gpu = card_plan(question, gpu->speed.device);
+        answer.gpu = plan_gpu_memory(question.trunk, question.draft, card_wishes(question, gpu->speed.device));
         answer.refusal = answer.gpu->refusal;
-        answer.resident = static_cast<double>(answer.gpu->expert_slots) / static_cast<double>(answer.gpu->experts);
     }
-    if (gpu == nullptr || !gpu->unified_memory) {
-        answer.host = host_lines(question);
-        if (answer.refusal.empty()) answer.refusal = host_refusal(answer);
-    }
+    const HostMemoryPlan host = host_plan(question, answer.gpu && answer.gpu->draft_heads);
+    const int64_t slots = gpu != nullptr ? answer.gpu->expert_slots : 0, room = unified ? 0 : host.room();
+    answer.tiers = divide_experts({.experts = host.experts, .slots = slots, .host = room});
+    answer.expert_bytes = host.expert_bytes;
+    answer.resident = static_cast<double>(slots) / static_cast<double>(host.experts);
+    if (!unified) answer.host = host;
+    if (!unified && answer.refusal.empty()) answer.refusal = host.refusal();
+    if (answer.refusal.empty())
+        answer.refusal =
+            tier_refusal(answer.tiers, question.file_experts,
+                         {.expert_bytes = host.expert_bytes,
+                          .host_budget = unified ? 0 : host.budget_for(host.experts - slots),
+                          .card_budget = gpu != nullptr ? sufficient_card(question, *answer.gpu, room) : 0});
     const TokenWork work = token_work(question.trunk, question.context - 1);
     const int64_t chunk = std::min(question.context, answer.gpu ? answer.gpu->prefill_chunk : question.prefill_chunk);
     for (size_t i = 0; i < answer.expected.size(); ++i) {
         const Rates rates = rates_of(machine, gpu, kOutlooks[i]);
-        const double hit = hit_rate(answer.resident, kOutlooks[i]);
-        answer.expected[i] = {kOutlooks[i], hit, decode_time(work, rates, hit),
-                              prefill_time(work, rates, answer.resident, chunk)};
+        const double hit = unified ? hit_rate(answer.resident, kOutlooks[i]) : hit_rate(answer.tiers, kOutlooks[i]);
+        const double in_file = static_cast<double>(answer.tiers.file) / static_cast<double>(host.experts);
+        answer.expected[i] = {kOutlooks[i], hit, decode_time(work, rates, hit, file_share(answer.tiers, kOutlooks[i])),
+                              prefill_time(work, rates, answer.resident, chunk, in_file)};
     }
     return answer;
 }
@@ -159,7 +135,9 @@ std::string forecast_text(const Forecast& forecast, const MachineDescription& ma
         if (machine.gpus.size() > 1) text += printed(", one of %zu (only one is planned with)", machine.gpus.size());
         text += "\n" + gpu_memory_text(*forecast.gpu);
     }
-    if (!forecast.host.empty()) text += host_text(forecast);
+    if (forecast.host) text += host_text(forecast);
+    if (forecast.tiers.core > 0 || forecast.tiers.file > 0)
+        text += "\nRouted experts\n" + tiers_text(forecast.tiers, forecast.expert_bytes);
     text += "\nExpected of one sequence, computed, not measured\n";
     text += printed("%-14s %12s  %-16s %13s  %-24s %s\n", "", "decode tok/s", "limited by", "prefill tok/s",
                     "limited by", forecast.gpu ? "hit rate" : "");
@@ -190,13 +168,20 @@ Json forecast_json(const Forecast& forecast) {
                                                {"limit", e.decode.limit},
                                                {"dense_s", e.decode.dense},
                                                {"overhead_s", e.decode.overhead},
-                                               {"experts_s", e.decode.experts}}},
+                                               {"experts_s", e.decode.experts},
+                                               {"file_s", e.decode.file}}},
                                              {"prefill", std::move(prefill)}};
     }
     return {{"fits", forecast.refusal.empty()},
             {"refusal", forecast.refusal},
             {"gpu", forecast.gpu ? card_json(*forecast.gpu) : Json(nullptr)},
-            {"host", {{"memory_bytes", forecast.host_bytes}, {"lines", lines_json(forecast.host)}}},
+            {"host", forecast.host ? host_json(forecast) : Json(nullptr)},
+            {"tiers",
+             {{"card_only", forecast.tiers.core},
+              {"card_and_host", forecast.tiers.slots - forecast.tiers.core},
+              {"host_only", forecast.tiers.host - (forecast.tiers.slots - forecast.tiers.core)},
+              {"file", forecast.tiers.file},
+              {"expert_bytes", forecast.expert_bytes}}},
             {"resident_share", forecast.resident},
             {"expected", std::move(expected)}};
 }

@@ -4,6 +4,7 @@
 
 #include "scheduler/cost_model.h"
 #include "scheduler/gpu_memory.h"
+#include "scheduler/host_memory.h"
 #include "scheduler/machine_file.h"
 #include "src/base/json.h"
 #include "src/ops/plan.h"
@@ -21,14 +22,18 @@ struct ForecastQuestion {
     const ops::Plan* draft;  // null: the model has no draft head
     const MachineDescription& machine;
     int64_t context = 0, sequences = 1, prefill_chunk = 0;
-    int64_t gpu_memory = 0;  // budget; 0: all of the card
+    int64_t gpu_memory = 0;     // budget; 0: all of the card
+    int64_t host_memory = 0;    // budget; 0: what the machine has, less what the system needs
+    bool file_experts = false;  // those that no memory has room for may be read from the file
 };
 
 struct Forecast {
-    std::optional<GpuMemoryPlan> gpu;  // of the machine's first card; none: it has no card
-    std::vector<GpuMemoryLine> host;   // nothing if card and CPU share one memory
-    int64_t host_bytes = 0;            // of the machine
-    double resident = 0.0;             // share of the routed experts
+    std::optional<GpuMemoryPlan> gpu;    // of the machine's first card; none: it has no card
+    std::optional<HostMemoryPlan> host;  // nothing if card and CPU share one memory
+    bool host_is_asked = false;
+    ExpertTiers tiers;
+    int64_t expert_bytes = 0;
+    double resident = 0.0;  // share of the routed experts
     struct Expected {
         Outlook outlook;
         double hit;

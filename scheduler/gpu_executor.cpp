@@ -57,7 +57,8 @@ std::string why_not_on_gpu(const ops::Plan& plan) {
 
 GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Workers& workers,
                          const cpu::KernelTable& kernels, ExecutorLimits limits, int64_t sequences,
-                         std::span<const ExpertName> resident, const ResidencyRules& rules, cuda::DeviceMemory memory)
+                         std::span<const ExpertName> resident, const ResidencyRules& rules, cuda::DeviceMemory memory,
+                         memory::PackedWeights* packed)
     : plan_(playable(plan, resident, device)),
       groups_(group_steps(plan)),
       device_(device),
@@ -69,12 +70,12 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       bytes_(card_bytes(plan, limits, sequences, resident.empty() ? 0 : std::ssize(resident) + rules.ring)),
       memory_(memory.bytes() < bytes_.all() ? cuda::DeviceMemory(device, bytes_.all()) : std::move(memory)),
       stream_(device.new_stream()),
-      weights_(plan, device, memory_.data()),
+      weights_(plan, device, memory_.data(), packed),
       workspace_(memory_.data() + bytes_.weights, plan, limits, !resident.empty()),
       pages_(device, *stream_, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
-      experts_(plan, device, resident, memory_.data() + bytes_.all() - bytes_.experts, rules),
+      experts_(plan, device, resident, memory_.data() + bytes_.all() - bytes_.experts, rules, packed),
       table_(embedding_table(plan)),
-      balances_(rules.balances),
+      balances_(rules.balances && rules.core < std::ssize(resident)),
       streams_all_(rules.streaming == ResidencyRules::Streaming::kAll) {
     take_host_memory();
     try {
@@ -209,8 +210,10 @@ std::optional<cuda::Balance> GpuExecutor::balance(int64_t rows) const {
     const ops::Experts& step = *handoffs_.front().step;
     const int64_t pairs = rows * step.top_k, all = std::ssize(plan_.experts[static_cast<size_t>(step.experts)].w1);
     const int64_t chosen = std::min(pairs, all);
-    if (speed_.cpu_takes_all(rows, pairs, chosen)) return std::nullopt;
-    return speed_.balance(rows, static_cast<double>(pairs) / static_cast<double>(chosen));
+    if (experts_.core() == 0 && speed_.cpu_takes_all(rows, pairs, chosen)) return std::nullopt;
+    cuda::Balance balance = speed_.balance(rows, static_cast<double>(pairs) / static_cast<double>(chosen));
+    balance.core = static_cast<int32_t>(experts_.core());
+    return balance;
 }
 
 void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff& handoff) {
@@ -481,6 +484,12 @@ ResidencyCounters GpuExecutor::residency() const {
         counters.in_vain = stream_of_experts_->sent_in_vain();
     }
     return counters;
+}
+
+std::vector<ExpertName> GpuExecutor::core() const {
+    std::vector<ExpertName> names = experts_.resident();
+    std::erase_if(names, [&](ExpertName name) { return experts_.on_host(name); });
+    return names;
 }
 
 /// By the rows of the last pass.

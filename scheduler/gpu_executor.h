@@ -10,6 +10,7 @@
 #include "cpu/workers.h"
 #include "cuda/device.h"
 #include "cuda/run.h"
+#include "memory/packed_weights.h"
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
 #include "scheduler/expert_speed.h"
@@ -44,11 +45,12 @@ public:
     /// limits.max_tokens: `memory` if it is large enough. The experts `resident` are computed by the card, all others
     /// by the CPU. Throws Error if the card has no room, or if no kernel plays a step of the plan (why_not_on_gpu) or
     /// takes its experts (GpuExperts::why_not). With other `rules` than static, other experts take
-    /// their places as they are chosen.
+    /// their places as they are chosen. `packed`: whose card-only weights are made to be brought to the card; null: all
+    /// that `plan` shows is there.
     GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Workers& workers, const cpu::KernelTable& kernels,
                 ExecutorLimits limits, int64_t sequences, std::span<const ExpertName> resident = {},
                 const ResidencyRules& rules = {.policy = ResidencyRules::Policy::kStatic},
-                cuda::DeviceMemory memory = {});
+                cuda::DeviceMemory memory = {}, memory::PackedWeights* packed = nullptr);
     ~GpuExecutor() override;
 
     const ops::Plan& plan() const override { return plan_; }
@@ -67,6 +69,7 @@ public:
     const ExpertSpeed& speed() const { return speed_; }
     std::vector<ExpertName> resident() const override { return experts_.resident(); }
     int64_t movable_slots() const override { return experts_.movable_slots(); }
+    std::vector<ExpertName> core() const override;
     void order(const ExpertOrders& orders) override { experts_.order(orders); }
 
     /// How long a pass may take before it is given up: of up to kGraphRows rows, and of more.

@@ -72,13 +72,15 @@ int64_t GpuExperts::slots_in(const ops::Plan& plan, int64_t bytes) {
 }
 
 GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, std::span<const ExpertName> experts, std::byte* at,
-                       const ResidencyRules& rules)
+                       const ResidencyRules& rules, memory::PackedWeights* packed)
     : plan_(plan),
       at_(at),
       resident_count_(std::ssize(experts)),
+      core_(rules.core),
       slot_count_(resident_count_ + (experts.empty() ? 0 : rules.ring)),
       slot_bytes_(slot_bytes(plan)),
-      tries_(rules.tries) {
+      tries_(rules.tries && core_ == 0) {
+    CHECK(core_ <= resident_count_);
     if (experts.empty()) return;
     tables_ = cuda::PinnedMemory(device, Tables(plan, slot_count_, nullptr).bytes);
     const Tables host(plan, slot_count_, tables_.data()), card(plan, slot_count_, at + slot_count_ * slot_bytes_);
@@ -107,8 +109,9 @@ GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, std::span<co
         put(name, slot, host_multipliers(slot), copies);
     }
     copies.push_back({tables_.data(), at + slot_count_ * slot_bytes_, host.bytes});
-    upload(copies, device);
-    if (resident_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0})) return;
+    upload(copies, device, {}, packed);
+    counters_.core = core_;
+    if (resident_count_ == core_ || resident_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0})) return;
     residency_.emplace(sizes, experts, rules);
     fill_ = device.new_stream();
     measure_link(experts);
@@ -119,7 +122,8 @@ void GpuExperts::measure_link(std::span<const ExpertName> experts) {
     seconds_per_expert_ = std::numeric_limits<double>::infinity();
     for (int32_t i = 0; i < 3; ++i) {
         std::vector<cuda::Copy> copies;
-        put(experts[0], 0, host_multipliers(0), copies);
+        const auto slot = static_cast<int32_t>(core_);
+        put(experts[static_cast<size_t>(slot)], slot, host_multipliers(slot), copies);
         const auto began = std::chrono::steady_clock::now();
         for (const cuda::Copy& copy : copies) fill_->copy(copy.to, copy.from, copy.bytes);
         fill_->wait(kPatience);

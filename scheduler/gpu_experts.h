@@ -8,6 +8,7 @@
 #include "cuda/device.h"
 #include "cuda/run.h"
 #include "cuda/weights.h"
+#include "memory/packed_weights.h"
 #include "scheduler/executor.h"
 #include "scheduler/placement.h"
 #include "scheduler/residency.h"
@@ -30,14 +31,16 @@ public:
     /// Copies `experts` to `at` of the card, bytes_of() bytes. With rules other than static they change; the weights
     /// that `plan` shows should be pinned then. Throws Error if the card fails. CHECKs that they may lie there
     /// (why_not()) and that none is named twice.
-    /// Unless all of them are there, they can be exchanged by order() whatever the rules.
+    /// Unless all of them are there, they can be exchanged by order() whatever the rules, but for the first rules.core,
+    /// which always take part. `packed`: as for upload().
     GpuExperts(const ops::Plan& plan, cuda::Device& device, std::span<const ExpertName> experts, std::byte* at,
-               const ResidencyRules& rules);
+               const ResidencyRules& rules, memory::PackedWeights* packed = nullptr);
 
     /// Host array of [plan.experts], the same for life; null: there are none on the card, or those that are there take
     /// no part in this pass.
     const cuda::ExpertSlots* on_card() const { return used_ && !slots_.empty() ? slots_.data() : nullptr; }
-    int64_t movable_slots() const { return residency_ ? resident_count_ : 0; }
+    int64_t movable_slots() const { return residency_ ? resident_count_ - core_ : 0; }
+    int64_t core() const { return core_; }
     void order(const ExpertOrders& orders);
 
     /// Before a pass, nothing of an earlier one being under way: experts that have come are known from here on in
@@ -72,6 +75,8 @@ public:
     const ResidencyCounters& counters() const { return counters_; }
     /// Known to be on the card.
     std::vector<ExpertName> resident() const;
+    /// Whether the memory of the host has it.
+    bool on_host(ExpertName name) const { return slots_.empty() || slot_of(name) < 0 || slot_of(name) >= core_; }
 
     /// Why the experts of `plan` cannot lie on a card, in a clause; empty: they can.
     static std::string why_not(const ops::Plan& plan);
@@ -93,7 +98,7 @@ private:
 
     const ops::Plan& plan_;
     std::byte* at_;  // the slots, then the tables
-    int64_t resident_count_, slot_count_, slot_bytes_;
+    int64_t resident_count_, core_, slot_count_, slot_bytes_;
     std::vector<cuda::ExpertSlots> slots_;
 
     // Tables as they are to be on the card, in pinned memory.

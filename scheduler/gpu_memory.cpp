@@ -62,7 +62,7 @@ struct Claim {
     /// streams that they begin with.
     int64_t draft_bytes(int64_t rows) const {
         const int64_t streams = cuda::aligned(rows * trunk.slots[static_cast<size_t>(trunk.streams)].cols * 4);
-        return GpuWeights::bytes_of(*draft) - shared_bytes(trunk, *draft) + streams +
+        return draft_dense_bytes(trunk, *draft) + streams +
                std::max<int64_t>(0, workspace(*draft, rows) - workspace(trunk, rows)) +
                wishes.sequences * sequence_kv(*draft, wishes.context).bytes();
     }
@@ -269,6 +269,19 @@ GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk_as_it_lies, const ops::Plan
                               "vectors and sums of rows and experts, tables"});
     plan.unused_bytes = left() - plan.expert_slots * plan.slot_bytes;
     return plan;
+}
+
+int64_t draft_dense_bytes(const ops::Plan& trunk, const ops::Plan& draft) {
+    return GpuWeights::bytes_of(draft) - shared_bytes(trunk, draft);
+}
+
+int64_t least_gpu_budget(const ops::Plan& trunk, const ops::Plan* draft, const GpuMemoryWishes& wishes,
+                         const GpuMemoryReserve& reserve) {
+    const ops::Plan packed = wishes.packed ? as_packed(trunk) : trunk, packed_draft = draft == nullptr ? ops::Plan()
+                                                                                      : wishes.packed
+                                                                                          ? as_packed(*draft)
+                                                                                          : *draft;
+    return least_budget({packed, draft == nullptr ? nullptr : &packed_draft, wishes, reserve});
 }
 
 std::string gpu_memory_text(const GpuMemoryPlan& plan) {

@@ -62,6 +62,13 @@ struct GpuMemoryPlan {
 GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk, const ops::Plan* draft, const GpuMemoryWishes& wishes,
                               const GpuMemoryReserve& reserve = {});
 
+/// The least budget with room for wishes.least_expert_slots and all else that is wished, nothing given up.
+int64_t least_gpu_budget(const ops::Plan& trunk, const ops::Plan* draft, const GpuMemoryWishes& wishes,
+                         const GpuMemoryReserve& reserve = {});
+
+/// Dense weights of a draft head that are not the trunk's.
+int64_t draft_dense_bytes(const ops::Plan& trunk, const ops::Plan& draft);
+
 /// For people; GB = 10^9 bytes.
 std::string gpu_memory_text(const GpuMemoryPlan& plan);
 

@@ -4,19 +4,11 @@
 #include "scheduler/stretch.h"
 #include "scheduler/upload.h"
 
-#include <set>
 #include <vector>
 
 namespace thermocline::scheduler {
 
 namespace {
-
-std::set<ops::MatrixId> dense_matrices(const ops::Plan& plan) {
-    std::set<ops::MatrixId> ids;
-    for (const ops::Step& step : plan.steps)
-        if (const auto* linear = std::get_if<ops::Linear>(&step)) ids.insert(linear->weight);
-    return ids;
-}
 
 /// Lays everything out from `begin` on; without memory to lay it into it only counts.
 class Layout {
@@ -46,7 +38,7 @@ private:
 cuda::Weights lay_out(const ops::Plan& plan, Layout& layout) {
     cuda::Weights weights;
     weights.matrices.resize(plan.matrices.size());
-    for (const ops::MatrixId id : dense_matrices(plan))
+    for (const ops::MatrixId id : GpuWeights::matrices_of(plan))
         weights.matrices[static_cast<size_t>(id)] = layout.add(plan.matrices[static_cast<size_t>(id)].matrix);
     for (const ops::NamedVector& one : plan.vectors) weights.vectors.push_back(layout.add(one.values));
     for (const ops::NamedTable& one : plan.tables) weights.tables.push_back(layout.add(one.values));
@@ -56,16 +48,23 @@ cuda::Weights lay_out(const ops::Plan& plan, Layout& layout) {
 
 }  // namespace
 
+std::set<ops::MatrixId> GpuWeights::matrices_of(const ops::Plan& plan) {
+    std::set<ops::MatrixId> ids;
+    for (const ops::Step& step : plan.steps)
+        if (const auto* linear = std::get_if<ops::Linear>(&step)) ids.insert(linear->weight);
+    return ids;
+}
+
 int64_t GpuWeights::bytes_of(const ops::Plan& plan) {
     Layout layout(nullptr);
     lay_out(plan, layout);
     return layout.bytes();
 }
 
-GpuWeights::GpuWeights(const ops::Plan& plan, cuda::Device& device, std::byte* at) {
+GpuWeights::GpuWeights(const ops::Plan& plan, cuda::Device& device, std::byte* at, memory::PackedWeights* packed) {
     Layout layout(at);
     weights_ = lay_out(plan, layout);
-    upload(layout.copies, device);
+    upload(layout.copies, device, {}, packed);
 }
 
 }  // namespace thermocline::scheduler

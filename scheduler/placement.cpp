@@ -5,6 +5,7 @@
 #include "src/base/error.h"
 
 #include <algorithm>
+#include <map>
 #include <queue>
 #include <set>
 #include <utility>
@@ -93,6 +94,16 @@ std::vector<ExpertName> likeliest_experts(const std::vector<std::vector<double>>
     };
     std::stable_sort(names.begin(), names.end(), [&](ExpertName a, ExpertName b) { return share(a) > share(b); });
     names.resize(std::min(names.size(), static_cast<size_t>(count)));
+    return names;
+}
+
+std::vector<ExpertName> likeliest_first(std::vector<ExpertName> names, const std::vector<std::vector<double>>& shares) {
+    std::map<ExpertName, double> rank;
+    std::map<ops::ExpertsId, double> seen;
+    for (const ExpertName& name : names)
+        rank[name] = shares.empty() ? seen[name.set]++
+                                    : -shares[static_cast<size_t>(name.set)][static_cast<size_t>(name.expert)];
+    std::ranges::stable_sort(names, {}, [&](ExpertName name) { return rank[name]; });
     return names;
 }
 

@@ -35,6 +35,9 @@ std::vector<std::vector<double>> shares_of(const std::vector<RoutedLayer>& layer
 /// The `count` experts of the largest shares; of equals the first.
 std::vector<ExpertName> likeliest_experts(const std::vector<std::vector<double>>& shares, int64_t count);
 
+/// The same experts, those of larger shares first; without shares the first of every layer, then the second.
+std::vector<ExpertName> likeliest_first(std::vector<ExpertName> names, const std::vector<std::vector<double>>& shares);
+
 struct PlacementQuestion {
     const std::vector<RoutedLayer>& layers;
     const std::vector<std::vector<int64_t>>& counts;  ///< [layers][experts]: rows that chose each

@@ -96,7 +96,7 @@ void Residency::note(ops::ExpertsId set, std::span<const int32_t> ids) {
 /// the last two passes stay.
 void Residency::collect_victims() {
     for (std::vector<int32_t>& victims : victims_) victims.clear();
-    for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    for (auto slot = static_cast<size_t>(rules_.core); slot < slots_.size(); ++slot) {
         const ExpertName name = slots_[slot].name;
         if (slots_[slot].busy || at(name).pinned || at(name).last_pass > pass_ - 2) continue;
         victims_[static_cast<size_t>(name.set)].push_back(static_cast<int32_t>(slot));
@@ -130,7 +130,7 @@ int32_t Residency::take_victim(ExpertName newcomer) {
 /// The slot of the least score that neither a pinned nor a wanted expert has; -1: none.
 int32_t Residency::victim_of_wanted() {
     int32_t found = -1;
-    for (int32_t slot = 0; slot < std::ssize(slots_); ++slot) {
+    for (auto slot = static_cast<int32_t>(rules_.core); slot < std::ssize(slots_); ++slot) {
         const Expert& expert = at(slots_[static_cast<size_t>(slot)].name);
         if (slots_[static_cast<size_t>(slot)].busy || expert.pinned || expert.wanted) continue;
         if (found < 0 || expert.score < score_in(found)) found = slot;
@@ -181,7 +181,8 @@ std::optional<Residency::Change> Residency::adopt(ExpertName in) {
     int32_t found = -1;
     double least = beaten_by(in);
     for (const Expert& expert : sets_[static_cast<size_t>(in.set)]) {
-        if (expert.slot < 0 || !expert.arrived || expert.pinned || expert.wanted || expert.score >= least) continue;
+        if (expert.slot < rules_.core || !expert.arrived || expert.pinned || expert.wanted || expert.score >= least)
+            continue;
         found = expert.slot;
         least = expert.score;
     }

@@ -25,6 +25,7 @@ struct ResidencyRules {
     int64_t least_per_set = 4;    ///< slots that the experts of a layer keep
     bool tries = false;           ///< whether they pay is tried, and they are left out if not (residency_trial.h)
     bool balances = false;        ///< some of them are left to the CPU where a layer ends earlier so (R2)
+    int64_t core = 0;             ///< the first of them lie nowhere else (expert_tiers.h): they stay
     int64_t ring = 0;             ///< slots besides theirs, through which others pass in prompts (expert_stream.h)
     enum class Streaming : uint8_t { kNone, kShared, kAll };
     Streaming streaming = Streaming::kNone;  ///< what passes: what is faster so than by the CPU, or everything
@@ -37,6 +38,7 @@ struct ResidencyCounters {
     int64_t choices = 0, hits = 0;          // experts that rows chose; of these on the card
     int64_t changes = 0;                    // experts that were brought to the card
     int64_t bytes = 0;                      // by this
+    int64_t core = 0;                       // experts that are in no other memory
     int64_t streamed = 0;                   // experts that came in passes over prompts,
     int64_t adopted = 0;                    // and of these stayed;
     int64_t ahead = 0, in_vain = 0;         // before it was known who is chosen, and of these were not
@@ -57,7 +59,7 @@ struct ResidencyCounters {
 
 class Residency {
 public:
-    /// `sizes`: experts of each set; `resident`: those that lie in slots 0, 1, ...
+    /// `sizes`: experts of each set; `resident`: those that lie in slots 0, 1, ..., of which the first rules.core stay.
     Residency(std::span<const int64_t> sizes, std::span<const ExpertName> resident, const ResidencyRules& rules);
 
     /// Of a pass over `rows` tokens, before its note() calls.

@@ -3,6 +3,7 @@
 
 #include "cuda/device.h"
 #include "cuda/weights.h"
+#include "memory/packed_weights.h"
 
 #include <chrono>
 #include <span>
@@ -15,8 +16,9 @@ struct UploadPatience {
     double bytes_per_s = 65536;  ///< and what they take at this rate
 };
 
-/// Makes all copies and waits for them. Throws Error if the card fails or is slower than that; no copy runs any more
-/// then either.
-void upload(std::span<const cuda::Copy> copies, cuda::Device& device, const UploadPatience& patience = {});
+/// Makes all copies and waits for them. What they copy of `packed` (null: nothing) and is not made is made a piece at a
+/// time and dropped again. Throws Error if the card fails or is slower than that; no copy runs any more then either.
+void upload(std::span<const cuda::Copy> copies, cuda::Device& device, const UploadPatience& patience = {},
+            memory::PackedWeights* packed = nullptr);
 
 }  // namespace thermocline::scheduler

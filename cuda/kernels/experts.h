@@ -73,7 +73,7 @@ private:
         uint32_t left = 0;  // bit i: the thread's i-th expert
         int i = 0;
         for (int e = t.id(); e < experts; e += t.threads(), ++i)
-            if (place[e] >= 0 && own[e] > 0 && is_better_left(own, place, e)) left |= 1u << i;
+            if (place[e] >= balance.core && own[e] > 0 && is_better_left(own, place, e)) left |= 1u << i;
         t.sync();
         i = 0;
         for (int e = t.id(); e < experts; e += t.threads(), ++i) {
@@ -96,7 +96,8 @@ private:
         for (int other = 0; other < experts; ++other) {
             const int count = own[other];
             if (count == 0) continue;
-            const bool before = place[other] < 0 || count < own[e] || (count == own[e] && other > e);
+            const bool before = place[other] < 0 ||
+                                (place[other] >= balance.core && (count < own[e] || (count == own[e] && other > e)));
             here += !before;
             any |= before;
             if (before) cpu += cost(count);

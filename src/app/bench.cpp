@@ -141,13 +141,15 @@ public:
                  flags.model.max_model_len > 0 ? " (--max-model-len)" : " (max_position_embeddings)");
     }
 
-    /// `weights`: of the packed model; empty: they lie in its files.
-    void with_workers(const scheduler::WorkerPlaces& places, std::span<std::byte> weights) {
+    /// What the tests ask of an executor.
+    scheduler::ExecutorLimits limits() const { return BenchRun::limits_for(max_tokens_, max_batch_); }
+    int64_t sequences() const { return max_batch_; }
+
+    /// With a card only once. `packed`: null: the weights are mapped.
+    void with_workers(const scheduler::WorkerPlaces& places, scheduler::Gpus& gpus, scheduler::ExecutorLimits limits,
+                      memory::PackedWeights* packed) {
         cpu::Workers workers(places.cpus, places.slices);
-        scheduler::Gpus gpus(flags_.model.gpu_wishes());
-        scheduler::ExecutorLimits limits = BenchRun::limits_for(max_tokens_, max_batch_);
-        gpus.reserve(model_.trunk, engine::model_name(model_.checkpoint), limits, max_batch_, !weights.empty());
-        const auto executor = gpus.new_executor(model_.trunk, workers, kernels_, limits, weights);
+        const auto executor = gpus.new_executor(model_.trunk, workers, kernels_, limits, packed);
         scheduler::BandwidthProbe probe(workers);
         // Of the fastest unit that multiplies: bf16 where the tier has such a matmul, int8 for int8 inputs.
         const auto limit_now = [&] {
@@ -262,17 +264,25 @@ void bench(BenchFlags flags) {
     for (const int64_t threads : flags.threads)
         all_places.push_back(scheduler::worker_places(slices, static_cast<int>(threads)));
     tests_of(flags);  // throws before the weights are loaded
+    scheduler::Gpus gpus(flags.model.gpu_wishes());
+    if (gpus.any() && flags.threads.size() > 1)
+        fail("bench --gpus takes one number of threads (-t): what lies on the card is settled once");
 
     const auto model = model::load_model(flags.model.path(), flags.model.load_options());
-    const auto packed = flags.model.weights_in_place ? nullptr : engine::pack_weights(*model, slices);
     const RoutedTokens routed =
         Routing(flags.routing).apply(model->trunk, engine::model_name(model->checkpoint), flags.model.seed);
     BenchTable table(flags.format);
     Progress progress("bench:", std::ssize(tests_of(flags)) * std::ssize(all_places) * flags.repetitions,
                       "repetitions");
     Bench bench(flags, *model, routed, table, progress);
-    for (const scheduler::WorkerPlaces& places : all_places)
-        bench.with_workers(places, packed ? packed->memory() : std::span<std::byte>());
+    scheduler::ExecutorLimits limits = bench.limits();
+    gpus.reserve(model->trunk, engine::model_name(model->checkpoint), limits, bench.sequences(),
+                 !flags.model.weights_in_place,
+                 {.draft = model->mtp ? &*model->mtp : nullptr,
+                  .mapped = flags.model.weights_in_place || engine::is_mapped(*model)});
+    const auto packed =
+        flags.model.weights_in_place ? nullptr : engine::pack_weights(*model, slices, gpus.card_only(model->trunk));
+    for (const scheduler::WorkerPlaces& places : all_places) bench.with_workers(places, gpus, limits, packed.get());
     bench.finish();
 }
 

@@ -67,7 +67,7 @@ void place(const PlaceFlags& flags) {
     for (const std::string& text : flags.pins) pins.push_back(pin_of(text));
     const Planned planned = plan_ahead(flags.planning);
     if (!planned.forecast.gpu) fail(printable(planned.machine_name), " has no card to place experts on");
-    if (!planned.forecast.gpu->refusal.empty()) fail(planned.forecast.gpu->refusal);
+    if (!planned.forecast.refusal.empty()) fail(planned.forecast.refusal);
     const scheduler::RoutingProfile profile = profile_for(flags, planned);
     const scheduler::TokenWork work = scheduler::token_work(planned.model->trunk, flags.planning.context - 1);
     const scheduler::Rates rates =
@@ -77,12 +77,13 @@ void place(const PlaceFlags& flags) {
     const auto solve = [&](int64_t slots) {
         return scheduler::place_experts({profile.layers, counts, seconds, slots, slots > 0 ? pins : decltype(pins)()});
     };
-    const int64_t all_slots = planned.forecast.gpu->expert_slots;
-    const int64_t slots = all_slots - scheduler::ring_slots(all_slots, planned.forecast.gpu->experts);
+    const scheduler::ExpertTiers& tiers = planned.forecast.tiers;
+    const int64_t slots = tiers.resident();
     const scheduler::Placement placement = solve(slots), nothing = solve(0);
     Json json = scheduler::placement_json(placement, profile.model, profile.layers);
     json["machine"] = planned.machine_name;
     json["slots"] = slots;
+    json["card_only"] = tiers.core;
     if (!flags.out.empty()) write_text(flags.out, dump_json(json) + "\n");
     if (flags.json) {
         std::printf("%s\n", dump_json(json).c_str());
@@ -95,6 +96,10 @@ void place(const PlaceFlags& flags) {
     std::printf(
         "\nExpected time of the experts of a token, computed, not measured, if routing stays as it was recorded; an "
         "adaptive\nresidency starts from these experts and follows what is chosen.\n");
+    if (tiers.core > 0)
+        std::printf(
+            "The likeliest %lld of them lie on the card alone and stay there: host memory has no room for them.\n",
+            static_cast<long long>(tiers.core));
     if (std::ssize(placement.resident) < slots)
         std::printf("%lld slots gain nothing more and are left to any experts.\n",
                     static_cast<long long>(slots - std::ssize(placement.resident)));

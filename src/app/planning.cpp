@@ -78,6 +78,7 @@ void PlanningFlags::declare(CLI::App& command) {
         ->capture_default_str();
     command.add_option("--gpu-memory", model.gpu_memory,
                        "budget of the card, such as 24GiB or 96GB; default: all of it");
+    model.declare_host_memory(command, "what the machine has, but what the system needs");
     command.add_option("--kv-cache-dtype", model.kv_cache_dtype, "auto (= bf16), bf16 or fp8 (the trained form)")
         ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
         ->capture_default_str();
@@ -94,7 +95,7 @@ Planned plan_ahead(const PlanningFlags& flags) {
     Planned planned;
     planned.machine = scheduler::read_machine(path);
     planned.machine_name = path.stem().string();
-    const int64_t gpu_memory = flags.model.gpu_wishes().memory_bytes;
+    const scheduler::GpuWishes wishes = flags.model.gpu_wishes();
     planned.model = model_of(flags.model);
     planned.is_config = is_config(flags.model);
     const model::Model& model = *planned.model;
@@ -102,7 +103,8 @@ Planned plan_ahead(const PlanningFlags& flags) {
     if (flags.context > model.max_context)
         fail("--context is ", flags.context, ", expected at most ", model.max_context, " (max_position_embeddings)");
     planned.forecast = scheduler::forecast({model.trunk, model.mtp ? &*model.mtp : nullptr, planned.machine,
-                                            flags.context, flags.concurrency, kPrefillChunk, gpu_memory});
+                                            flags.context, flags.concurrency, kPrefillChunk, wishes.memory_bytes,
+                                            wishes.host_bytes, wishes.file_experts});
     return planned;
 }
 

@@ -22,11 +22,14 @@ Session open_session(const ModelFlags& flags, int64_t rows) {
     scheduler::ExecutorLimits limits{.max_rows = rows, .max_outputs = rows, .max_tokens = session.max_tokens};
     session.gpus = std::make_unique<scheduler::Gpus>(flags.gpu_wishes());
     session.gpus->reserve(session.model->trunk, engine::model_name(session.model->checkpoint), limits, 1,
-                          !flags.weights_in_place);
-    if (!flags.weights_in_place) session.packed = engine::pack_weights(*session.model, slices);
+                          !flags.weights_in_place,
+                          {.draft = session.model->mtp ? &*session.model->mtp : nullptr,
+                           .mapped = flags.weights_in_place || engine::is_mapped(*session.model)});
+    if (!flags.weights_in_place)
+        session.packed = engine::pack_weights(*session.model, slices, session.gpus->card_only(session.model->trunk));
     session.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
-    session.executor = session.gpus->new_executor(session.model->trunk, *session.workers, kernels, limits,
-                                                  session.packed ? session.packed->memory() : std::span<std::byte>());
+    session.executor =
+        session.gpus->new_executor(session.model->trunk, *session.workers, kernels, limits, session.packed.get());
     return session;
 }
 

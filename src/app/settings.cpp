@@ -144,7 +144,25 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         .add_option("--gpu-memory", gpu_memory,
                     "budget of the card, such as 24GiB or 96GB, CUDA itself included; default: all that is free")
         ->group(group);
+    declare_host_memory(command, "all that is free, but a margin");
     declare_log_level(command);
+}
+
+void ModelFlags::declare_host_memory(CLI::App& command, const std::string& otherwise) {
+    command
+        .add_option(
+            "--host-memory", host_memory,
+            "budget of host memory, such as 96GB, for weights, caches and buffers of this program; experts that "
+            "it has no room for lie on the card alone. Default: " +
+                otherwise)
+        ->group("Machine");
+    command
+        .add_flag(
+            "--allow-file-experts", allow_file_experts,
+            "experts that neither card nor host memory has room for are read from the file whenever they are "
+            "chosen, which is slow; without this they are refused. The model must be one that `convert` wrote, or "
+            "--weights-in-place")
+        ->group("Machine");
 }
 
 void ModelFlags::declare_layers(CLI::App& command) {
@@ -242,9 +260,14 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
 }
 
 scheduler::GpuWishes ModelFlags::gpu_wishes() const {
-    return {
-        gpus,   gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"), offload_experts, residency, placement,
-        profile};
+    return {.gpus = gpus,
+            .memory_bytes = gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"),
+            .offload_experts = offload_experts,
+            .residency = residency,
+            .placement = placement,
+            .profile = profile,
+            .host_bytes = host_memory.empty() ? 0 : parse_size(host_memory, "--host-memory"),
+            .file_experts = allow_file_experts};
 }
 
 int64_t ModelFlags::context(int64_t max_context) const {

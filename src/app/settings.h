@@ -27,6 +27,8 @@ struct ModelFlags {
     std::string residency = "adaptive";
     std::string placement, profile;  // empty: none
     std::string gpu_memory;          // empty: all that is free
+    std::string host_memory;         // empty: all that is free, but a margin
+    bool allow_file_experts = false;
     int threads = 0;
     std::string numa = "auto";
     bool weights_in_place = false;
@@ -36,6 +38,8 @@ struct ModelFlags {
     /// Declares the flags on a command. `positional`: MODEL may be given, or must be.
     enum class Positional { kOptional, kRequired };
     void declare(CLI::App& command, Positional positional);
+    /// --host-memory and --allow-file-experts; `otherwise`: the budget by default.
+    void declare_host_memory(CLI::App& command, const std::string& otherwise);
     /// Two of them, for commands that take no others: --threads; --log-level (with --config).
     void declare_layers(CLI::App& command);
     void declare_threads(CLI::App& command);

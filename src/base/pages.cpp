@@ -54,6 +54,16 @@ void release_pages(const std::byte* data, int64_t size) {
     if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
 }
 
+void forbid(std::span<std::byte> pages) {
+    ::mprotect(pages.data(), pages.size(), PROT_NONE);
+    ::madvise(pages.data(), pages.size(), MADV_DONTNEED);
+}
+
+void admit(std::span<std::byte> pages) {
+    if (::mprotect(pages.data(), pages.size(), PROT_READ | PROT_WRITE) != 0)
+        fail("cannot take ", pages.size(), " bytes of memory (", std::strerror(errno), ")");
+}
+
 namespace {
 
 /// Sum of the lines `keys` of a file like /proc/meminfo, in bytes. Throws Error if there are none.

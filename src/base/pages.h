@@ -41,6 +41,10 @@ bool fill(std::span<std::byte> pages);
 /// needs costs time only; anonymous ones are zero from then on.
 void release_pages(const std::byte* data, int64_t size);
 
+/// Gives whole pages back, and whoever touches one before admit() is stopped by the system.
+void forbid(std::span<std::byte> pages);
+void admit(std::span<std::byte> pages);
+
 /// Bytes that processes can still take without swapping, as the kernel estimates it.
 int64_t available_memory();
 /// The same of one NUMA node: what is free there, or holds pages of files.

@@ -86,6 +86,19 @@ int64_t kv_budget(const EngineOptions& options, const Forward& model, bool on_ca
     return std::max(longest, std::min(options.max_num_seqs * longest, available_memory() / 2));
 }
 
+scheduler::HostUse host_use(const EngineOptions& options, const model::Model& model) {
+    return {.draft = model.mtp ? &*model.mtp : nullptr,
+            .mapped = options.weights_in_place || is_mapped(model),
+            .kv_bytes = options.kv_bytes,
+            .prefix_bytes = std::max<int64_t>(0, options.prefix_bytes)};
+}
+
+int64_t prefix_bytes(const EngineOptions& options) {
+    if (options.prefix_bytes != kPrefixBytesAuto) return options.prefix_bytes;
+    const int64_t asked = options.gpus.host_bytes;
+    return std::min(kMostPrefixBytesAuto, asked > 0 ? scheduler::buffer_bytes(asked) : available_memory() / 8);
+}
+
 /// Of all that a state of a sequence depends on besides its tokens. Of the weights some bytes of some tensors: enough
 /// to tell files of different weights from each other without reading them. The program is part of it: another build
 /// may compute other numbers, and what a wrong one has computed must not outlive it.
@@ -152,26 +165,24 @@ Assembly assemble(const EngineOptions& options) {
     const int64_t context = context_of(options, model);
     scheduler::ExecutorLimits limits = executor_limits(options, context);
     out.gpus = std::make_unique<scheduler::Gpus>(options.gpus);
-    out.gpus->reserve(model.trunk, out.name, limits, options.max_num_seqs, !options.weights_in_place);
-    if (!options.weights_in_place) out.packed = pack_weights(*out.model, slices);
+    out.gpus->reserve(model.trunk, out.name, limits, options.max_num_seqs, !options.weights_in_place,
+                      host_use(options, model));
+    if (!options.weights_in_place) out.packed = pack_weights(*out.model, slices, out.gpus->card_only(model.trunk));
     out.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
     EngineLimits engine_limits;
     engine_limits.max_queue = options.max_queue;
     engine_limits.eos_ids = eos_ids(model.checkpoint, *out.tokenizer, model.vocab);
-    auto executor = out.gpus->new_executor(model.trunk, *out.workers, kernels, limits,
-                                           out.packed ? out.packed->memory() : std::span<std::byte>());
+    auto executor = out.gpus->new_executor(model.trunk, *out.workers, kernels, limits, out.packed.get());
     out.routing = std::make_unique<scheduler::RoutingWatch>(out.name, scheduler::routed_layers(model.trunk));
     if (!options.record_routing.empty()) out.routing->write_to(options.record_routing);
     if (options.keep_routing) out.routing->keep();
     if (!options.admin_folder.empty())
-        out.admin =
-            std::make_unique<ExpertAdmin>(options.admin_folder, out.name, *out.routing, executor->movable_slots());
+        out.admin = std::make_unique<ExpertAdmin>(options.admin_folder, out.name, *out.routing,
+                                                  executor->movable_slots(), executor->core());
     auto forward = std::make_unique<ExecutorForward>(std::move(executor), *out.routing, out.admin.get());
     engine_limits.max_sequences = options.max_num_seqs;
     engine_limits.kv_bytes = kv_budget(options, *forward, out.gpus->any());
-    engine_limits.prefix_bytes = options.prefix_bytes == kPrefixBytesAuto
-                                     ? std::min(kMostPrefixBytesAuto, available_memory() / 8)
-                                     : options.prefix_bytes;
+    engine_limits.prefix_bytes = prefix_bytes(options);
     log::info("{} requests at once, {} MB for their caches, {} MB for the prefix cache", options.max_num_seqs,
               engine_limits.kv_bytes / 1'000'000, engine_limits.prefix_bytes / 1'000'000);
     const std::string arithmetic = std::string(kernels.name) + " " + out.gpus->name();
@@ -188,6 +199,7 @@ ExpertUse expert_use(const scheduler::RoutingWatch& routing) {
     const scheduler::ResidencyCounters& residency = counts.residency;
     ExpertUse use;
     use.tokens = counts.rows;
+    use.core = residency.core;
     use.chosen = std::move(counts.chosen);
     use.choices = residency.choices;
     use.hits = residency.hits;

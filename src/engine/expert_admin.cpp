@@ -11,8 +11,12 @@
 namespace thermocline::engine {
 
 ExpertAdmin::ExpertAdmin(std::filesystem::path folder, std::string model, scheduler::RoutingWatch& routing,
-                         int64_t slots)
-    : folder_(std::move(folder)), model_(std::move(model)), routing_(routing), slots_(slots) {
+                         int64_t slots, std::vector<scheduler::ExpertName> core)
+    : folder_(std::move(folder)),
+      model_(std::move(model)),
+      routing_(routing),
+      slots_(slots),
+      core_(core.begin(), core.end()) {
     if (!std::filesystem::is_directory(folder_)) fail("--admin ", printable(folder_.string()), " is no folder");
 }
 
@@ -54,6 +58,11 @@ ExpertAdmin::Names ExpertAdmin::pin(const Names& pinned, const Names& released) 
     return names;
 }
 
+ExpertAdmin::Names ExpertAdmin::others(Names names) const {
+    std::erase_if(names, [&](const scheduler::ExpertName& name) { return core_.contains(name); });
+    return names;
+}
+
 int64_t ExpertAdmin::expect(scheduler::ExpertOrders orders) {
     const auto count = std::ssize(orders.wanted);
     const std::lock_guard lock(mutex_);
@@ -66,13 +75,15 @@ int64_t ExpertAdmin::use_profile(const std::string& name) {
     const scheduler::RoutingProfile profile = scheduler::read_routing_profile(file(name).string());
     scheduler::check_model(name, profile.model, profile.layers, model_, routing_.layers());
     auto shares = scheduler::shares_of(profile.layers, profile.chosen());
-    auto wanted = scheduler::likeliest_experts(shares, slots_);
+    auto wanted = others(scheduler::likeliest_experts(shares, slots_ + std::ssize(core_)));
+    wanted.resize(std::min(wanted.size(), static_cast<size_t>(slots_)));
     return expect({.shares = std::move(shares), .wanted = std::move(wanted)});
 }
 
 int64_t ExpertAdmin::use_placement(const std::string& name) {
     check_card();
     scheduler::PlacedExperts placed = scheduler::read_placement(file(name).string(), model_, routing_.layers());
+    placed.resident = others(std::move(placed.resident));
     if (std::ssize(placed.resident) > slots_)
         fail(printable(name), " places ", placed.resident.size(), " experts, but the card has room for ", slots_);
     return expect({.shares = std::move(placed.shares), .wanted = std::move(placed.resident)});

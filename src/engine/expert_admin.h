@@ -18,8 +18,9 @@ namespace thermocline::engine {
 
 class ExpertAdmin {
 public:
-    /// `slots`: Executor::movable_slots(). Throws Error if there is no such folder.
-    ExpertAdmin(std::filesystem::path folder, std::string model, scheduler::RoutingWatch& routing, int64_t slots);
+    /// `slots`: Executor::movable_slots(); `core`: Executor::core(). Throws Error if there is no such folder.
+    ExpertAdmin(std::filesystem::path folder, std::string model, scheduler::RoutingWatch& routing, int64_t slots,
+                std::vector<scheduler::ExpertName> core = {});
 
     /// From the next pass on, to a new file. Only one at a time.
     void record(const std::string& name);
@@ -42,11 +43,14 @@ private:
     std::filesystem::path file(const std::string& name) const;
     void check_card() const;
     int64_t expect(scheduler::ExpertOrders orders);
+    /// Those that are not there anyway.
+    Names others(Names names) const;
 
     const std::filesystem::path folder_;
     const std::string model_;
     scheduler::RoutingWatch& routing_;
     const int64_t slots_;
+    const std::set<scheduler::ExpertName> core_;
     std::mutex mutex_;  // guards what follows
     std::set<scheduler::ExpertName> pins_, told_;
     std::optional<scheduler::ExpertOrders> orders_;

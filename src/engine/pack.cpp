@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <iomanip>
+#include <memory>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -50,9 +51,12 @@ private:
 
 }  // namespace
 
-std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<memory::Slice>& slices) {
+bool is_mapped(const model::Model& model) { return model.checkpoint.container == "converted"; }
+
+std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const std::vector<memory::Slice>& slices,
+                                                    std::span<const quant::Matrix* const> card_only) {
     using Clock = std::chrono::steady_clock;
-    if (model.checkpoint.container == "converted") {
+    if (is_mapped(model)) {
         log::info("weights: {:.2f} GB mapped, packed when they were converted from {}",
                   static_cast<double>(model.weight_bytes) * 1e-9, printable(model.checkpoint.source.path));
         if (slices.size() > 1)
@@ -71,14 +75,15 @@ std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const s
     };
     std::vector<ops::Plan*> plans = {&model.trunk};
     if (model.mtp) plans.push_back(&*model.mtp);
-    std::optional<DummySource> dummy;
-    if (model.checkpoint.dummy_codes) dummy.emplace(*model.checkpoint.dummy_codes);
-    auto packed = std::make_unique<memory::PackedWeights>(plans, dummy ? &*dummy : nullptr, slices, progress);
+    std::shared_ptr<DummySource> dummy;
+    if (model.checkpoint.dummy_codes) dummy = std::make_shared<DummySource>(*model.checkpoint.dummy_codes);
+    auto packed = std::make_unique<memory::PackedWeights>(plans, dummy, slices, progress, card_only);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    log::info("weights: {:.2f} GB packed in {:.2f} s{}, {:.2f} GB read where they lie",
+    log::info("weights: {:.2f} GB packed in {:.2f} s{}, {:.2f} GB read where they lie, {:.2f} GB of the card alone",
               static_cast<double>(packed->bytes()) * 1e-9, seconds,
               packed->arena() ? placement(*packed->arena(), slices) : "",
-              static_cast<double>(packed->unpacked_bytes()) * 1e-9);
+              static_cast<double>(packed->unpacked_bytes()) * 1e-9,
+              static_cast<double>(packed->card_only_bytes()) * 1e-9);
     return packed;
 }
 

@@ -107,6 +107,7 @@ Json expert_atlas(const engine::ExpertUse& use) {
     return {{"tokens", use.tokens},
             {"chosen", use.chosen},
             {"on_card", use.on_card},
+            {"card_only_experts", use.core},
             {"choices", use.choices},
             {"hits", use.hits},
             {"moved_experts", use.moved_experts},

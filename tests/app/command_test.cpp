@@ -219,6 +219,7 @@ TEST(Bench, RowsOfACardTellWhatTheCpuDid) {
         EXPECT_TRUE(row["bandwidth_gb_per_s"].is_null());  // an emulated card has none
     }
     expect_refused(bench({"--placement", "x.json", "--log-level", "off"}), "--gpus is none");
+    expect_refused(bench({"--gpus", "emulated", "-t", "1,2", "--log-level", "off"}), "one number of threads");
 }
 
 TEST(Bench, WhatCannotRunIsRefused) {

@@ -85,6 +85,40 @@ TEST(Placement, FromPromptsToResidentExperts) {
     expect_error(run_command({"run", "-p", "x", "--placement", file("placement.json")}), "--gpus is none");
 }
 
+TEST(Plan, CardAndHostMemoryAddUp) {
+    std::vector<std::string> plan = {"plan", "deepseek-v4-flash", "--machine", "pro6000-epyc9005-12ch", "--gpu-memory",
+                                     "96GB", "--host-memory",     "96GB"};
+    const Ran fits = run_command(plan);
+    EXPECT_EQ(fits.status, 0) << fits.out << fits.err;
+    EXPECT_NE(fits.out.find("on the card alone"), std::string::npos) << fits.out;
+    EXPECT_NE(fits.out.find("budget                        96.000 GB"), std::string::npos) << fits.out;
+    plan.back() = "32GB";
+    expect_error(run_command(plan), "fit nowhere; use --host-memory ");
+    plan.push_back("--allow-file-experts");
+    plan.push_back("--json");
+    const Ran from_file = run_command(plan);
+    ASSERT_EQ(from_file.status, 0) << from_file.err;
+    const Json json = parse_json(from_file.out, "plan");
+    EXPECT_GT(json["tiers"]["file"], 1000);
+    EXPECT_GT(json["expected"]["target"]["decode"]["file_s"], 0.0);
+
+    // What place solves for a budget of host memory, run uses.
+    const std::vector<std::string> budgets = {"--gpu-memory", "1038MB", "--host-memory", "8MB"};
+    write_text(file("prompts.txt"), "And it came to pass");
+    ASSERT_EQ(run_command({"profile", "-f", file("prompts.txt"), "--max-tokens", "8", "-o", file("some.json"),
+                           "--log-level", "off"})
+                  .status,
+              0);
+    std::vector<std::string> place = {
+        "place", "--profile", file("some.json"), "--machine", "rtx5090-am5-2ch", "--context",
+        "512",   "-o",        file("core.json")};
+    place.insert(place.end(), budgets.begin(), budgets.end());
+    const Ran placed = run_command(place);
+    ASSERT_EQ(placed.status, 0) << placed.err;
+    EXPECT_NE(placed.out.find("lie on the card alone and stay there"), std::string::npos) << placed.out;
+    EXPECT_GT(parse_json(read_text(file("core.json")), "placement")["card_only"], 0);
+}
+
 TEST(Profile, WhatCannotBeProfiledIsSaid) {
     expect_error(run_command({"profile"}), "nothing to profile");
     expect_error(run_command({"profile", "-f", "/no/such/file"}), "/no/such/file");

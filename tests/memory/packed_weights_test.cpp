@@ -6,9 +6,12 @@
 #include "src/quant/reference.h"
 #include "src/quant/strips.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 namespace thermocline::memory {
 namespace {
@@ -80,6 +83,58 @@ TEST(PackedSlices, HoldTheNumbersWhoeverPacksThem) {
             EXPECT_EQ(quant::decode_matrix(*matrices[i]), quant::decode_matrix(weights.encoded[i].view()))
                 << slices << " slices, matrix " << i;
         }
+    }
+}
+
+/// Pages of [data, data + bytes) that exist.
+int64_t pages_there(const std::byte* data, int64_t bytes) {
+    const int64_t page = ::sysconf(_SC_PAGESIZE);
+    std::vector<unsigned char> there(static_cast<size_t>((bytes + page - 1) / page));
+    EXPECT_EQ(::mincore(const_cast<std::byte*>(data), static_cast<size_t>(bytes), there.data()), 0);
+    return std::count_if(there.begin(), there.end(), [](unsigned char one) { return one & 1; });
+}
+
+TEST(PackedSlices, WhatTheCardAloneHoldsExistsWhileItIsBroughtThere) {
+    for (const int64_t slices : {1, 3}) {
+        Weights weights;
+        ops::Plan* plans[] = {&weights.plan};
+        const std::vector<Slice> places(static_cast<size_t>(slices), Slice{{}, {0}});
+        ops::ExpertSet& set = weights.plan.experts[0];
+        const std::vector<const quant::Matrix*> card_only = {&weights.plan.matrices[0].matrix, &set.w1[1], &set.w3[1],
+                                                             &set.w2[1]};
+        PackedWeights packed(plans, nullptr, places, {}, card_only);
+        const auto bytes_of = [](const quant::Matrix& m) { return m.rows / quant::kStripRows * m.strip_bytes; };
+        int64_t held = 0;
+        for (const auto* list : {&set.w1, &set.w3, &set.w2}) {
+            held += bytes_of((*list)[0]);
+            EXPECT_EQ(slice_count((*list)[0]), slice_count((*list)[1]));  // sets are cut alike
+        }
+        EXPECT_EQ(packed.bytes(), held);
+        EXPECT_EQ(packed.card_only_bytes(), held + bytes_of(*card_only[0]));
+        EXPECT_EQ(quant::decode_matrix(set.w1[0]), quant::decode_matrix(weights.encoded[1].view()));
+
+        const auto all = weights.matrices();
+        const auto expect_made = [&](const std::vector<const quant::Matrix*>& made) {
+            for (size_t i = 0; i < all.size(); ++i) {
+                if (std::ranges::find(card_only, all[i]) == card_only.end()) continue;
+                const bool is_made = std::ranges::find(made, all[i]) != made.end();
+                if (is_made) {
+                    EXPECT_EQ(quant::decode_matrix(*all[i]), quant::decode_matrix(weights.encoded[i].view()));
+                } else {
+                    EXPECT_EQ(pages_there(all[i]->data, bytes_of(*all[i])), 0) << i;
+                }
+            }
+        };
+        expect_made({});
+        const std::byte* two[] = {set.w1[1].data, set.w2[1].data + bytes_of(set.w2[1]) - 1, set.w1[0].data};
+        packed.make(two);
+        expect_made({&set.w1[1], &set.w2[1]});
+        const std::byte* next[] = {set.w2[1].data, card_only[0]->data};  // w2 stays, w1 goes
+        packed.make(next);
+        expect_made({&set.w2[1], card_only[0]});
+        packed.drop();
+        expect_made({});
+        EXPECT_DEATH_IF_SUPPORTED((void)quant::decode_matrix(set.w1[1]), "");
     }
 }
 

@@ -254,7 +254,9 @@ TEST(GpuExperts, WhatWouldMakeTheCardTheLongerSideIsLeftToTheCpu) {
         const auto number = [&](double most) {
             return static_cast<float>(random() % 1000) * 1e-3f * static_cast<float>(most);
         };
-        const cuda::Balance balance{number(20) + 0.1f, number(20), number(60) + 0.1f, number(9), number(30)};
+        const cuda::Balance balance{number(20) + 0.1f, number(20),
+                                    number(60) + 0.1f, number(9),
+                                    number(30),        random() % 2 == 0 ? 0 : static_cast<int32_t>(random() % 20)};
         std::vector<int32_t> ids(static_cast<size_t>(pairs)), slot_of(kMany), counts(kMany);
         for (int32_t& slot : slot_of) slot = random() % 3 == 0 ? -1 : static_cast<int32_t>(random() % 30);
         for (int32_t& id : ids) ++counts[static_cast<size_t>(id = static_cast<int32_t>(random() % kMany))];
@@ -269,6 +271,7 @@ TEST(GpuExperts, WhatWouldMakeTheCardTheLongerSideIsLeftToTheCpu) {
         stream->wait(std::chrono::minutes(1));
 
         std::vector<int32_t> here;  // the first to be left first
+        size_t stays = 0;           // of the core
         double cpu = balance.cpu_rest;
         bool any = false;
         const auto cost = [&](int32_t e) {
@@ -276,8 +279,10 @@ TEST(GpuExperts, WhatWouldMakeTheCardTheLongerSideIsLeftToTheCpu) {
         };
         for (int32_t e = kMany; e-- > 0;) {
             if (counts[static_cast<size_t>(e)] == 0) continue;
-            if (slot_of[static_cast<size_t>(e)] >= 0)
+            if (slot_of[static_cast<size_t>(e)] >= balance.core)
                 here.push_back(e);
+            else if (slot_of[static_cast<size_t>(e)] >= 0)
+                ++stays;
             else
                 cpu += cost(e), any = true;
         }
@@ -285,7 +290,7 @@ TEST(GpuExperts, WhatWouldMakeTheCardTheLongerSideIsLeftToTheCpu) {
         double best = INFINITY;
         size_t left = 0;
         for (size_t n = 0; n <= here.size(); ++n) {
-            const double card = balance.card_rest + static_cast<double>(here.size() - n) * balance.card_expert;
+            const double card = balance.card_rest + static_cast<double>(here.size() + stays - n) * balance.card_expert;
             const double longer = std::max(card, any || n > 0 ? cpu : 0.0);
             if (longer < best - 1e-4) best = longer, left = n;
             if (n < here.size()) cpu += cost(here[n]);

@@ -182,5 +182,14 @@ TEST(PlacementFile, IsReadAsItWasWrittenAndOnlyForItsModel) {
     }
 }
 
+TEST(Placement, LikeliestFirst) {
+    using Names = std::vector<ExpertName>;
+    const Names names = {{0, 5}, {0, 6}, {0, 7}, {1, 2}, {1, 0}};
+    EXPECT_EQ(likeliest_first(names, {}), (Names{{0, 5}, {1, 2}, {0, 6}, {1, 0}, {0, 7}}));
+    std::vector<std::vector<double>> shares(2, std::vector<double>(8, 0.1));
+    shares[0][6] = 0.3, shares[1][0] = 0.2, shares[1][7] = 0.9;  // who is not named does not come in
+    EXPECT_EQ(likeliest_first(names, shares), (Names{{0, 6}, {1, 0}, {0, 5}, {0, 7}, {1, 2}}));
+}
+
 }  // namespace
 }  // namespace thermocline::scheduler

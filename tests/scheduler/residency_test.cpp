@@ -48,6 +48,26 @@ public:
     std::set<std::pair<ops::ExpertsId, int32_t>> here;
 };
 
+TEST(Residency, TheCoreStaysWhateverIsChosenOrOrdered) {
+    for (const Policy policy : {Policy::kAdaptive, Policy::kLru, Policy::kStatic}) {
+        Played played({.policy = policy, .least_per_set = 0, .core = 5});  // of 8: experts 0 and 1, and one 2
+        std::mt19937 random(5);
+        for (int i = 0; i < 300; ++i) {
+            if (i % 50 == 10) {
+                std::vector<ExpertName> wanted;
+                for (int32_t e = 8; e < 14; ++e) wanted.push_back({0, e});
+                played.residency.want(wanted);
+            }
+            played.pass({static_cast<int32_t>(8 + random() % 24), static_cast<int32_t>(8 + random() % 4)});
+            const std::vector<ExpertName> before = first_ones(4);
+            for (const ExpertName& name : std::span(before).first(5))
+                ASSERT_TRUE(played.here.contains({name.set, name.expert}));
+        }
+        EXPECT_EQ(played.here.size(), 8u);
+        EXPECT_FALSE(played.here.contains({1, 3}));  // who is no part of it has gone
+    }
+}
+
 TEST(Residency, WhatIsChosenAgainComes) {
     Played played({.least_per_set = 0});
     EXPECT_TRUE(played.pass({9}).empty());  // once may be chance
