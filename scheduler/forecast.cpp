@@ -38,7 +38,7 @@ HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card) {
 
 /// A budget of the card with which all experts would lie somewhere; 0: it has not so much.
 int64_t sufficient_card(const ForecastQuestion& question, const GpuMemoryPlan& plan, int64_t host_room) {
-    const DescribedGpu& gpu = question.machine.gpus.front();
+    const DescribedGpu& gpu = question.machine.gpus[question.card];
     GpuMemoryWishes wishes = card_wishes(question, gpu.speed.device);
     wishes.prefill_chunk = plan.prefill_chunk;
     wishes.least_expert_slots = plan.experts - host_room;
@@ -95,9 +95,13 @@ const char* outlook_name(Outlook outlook) {
 
 Forecast forecast(const ForecastQuestion& question) {
     const MachineDescription& machine = question.machine;
-    const DescribedGpu* gpu = machine.gpus.empty() ? nullptr : &machine.gpus.front();
+    if (question.card > 0 && question.card >= machine.gpus.size())
+        fail("--gpu is ", question.card, ", but the machine has ", machine.gpus.size(),
+             " cards, the first of which is 0");
+    const DescribedGpu* gpu = machine.gpus.empty() ? nullptr : &machine.gpus[question.card];
     const bool unified = gpu != nullptr && gpu->unified_memory;
     Forecast answer;
+    answer.card = question.card;
     answer.host_is_asked = question.host_memory > 0;
     if (gpu != nullptr) {
         answer.gpu = plan_gpu_memory(question.trunk, question.draft, card_wishes(question, gpu->speed.device));
@@ -128,11 +132,61 @@ Forecast forecast(const ForecastQuestion& question) {
     return answer;
 }
 
+std::vector<Forecast> forecast_each_card(ForecastQuestion question) {
+    std::vector<Forecast> cards;
+    const int64_t budget = question.gpu_memory;
+    for (question.card = 0; question.card < question.machine.gpus.size(); ++question.card) {
+        const int64_t all = question.machine.gpus[question.card].speed.device.memory_bytes;
+        question.gpu_memory = budget <= all ? budget : 0;
+        cards.push_back(forecast(question));
+    }
+    return cards;
+}
+
+size_t best_card(const std::vector<Forecast>& cards) {
+    const auto rate = [](const Forecast& card) {
+        return card.refusal.empty() ? card.expected[1].decode.tokens_per_s() : 0.0;
+    };
+    const auto best = std::max_element(cards.begin(), cards.end(),
+                                       [&](const Forecast& a, const Forecast& b) { return rate(a) < rate(b); });
+    return static_cast<size_t>(best - cards.begin());
+}
+
+std::string cards_text(const std::vector<Forecast>& cards, const MachineDescription& machine, size_t card) {
+    if (cards.size() < 2) return "";
+    std::string text = "\nCards of this machine, of which one can be used\n";
+    for (size_t i = 0; i < cards.size(); ++i) {
+        text += printed("%zu  %-32s ", i, printable(machine.gpus[i].speed.device.name).c_str());
+        text += cards[i].refusal.empty() ? printed("%8lld experts %12.1f tok/s at target\n",
+                                                   static_cast<long long>(cards[i].gpu->expert_slots),
+                                                   cards[i].expected[1].decode.tokens_per_s())
+                                         : "does not fit\n";
+    }
+    const size_t best = best_card(cards);
+    if (best != card)
+        text += printed(
+            "Card %zu does better: --gpu %zu here; CUDA_VISIBLE_DEVICES=%zu for `serve` and `run`, which use the "
+            "first\n",
+            best, best, best);
+    return text;
+}
+
+Json cards_json(const std::vector<Forecast>& cards, const MachineDescription& machine) {
+    Json list = Json::array();
+    for (size_t i = 0; i < cards.size(); ++i)
+        list.push_back({{"name", machine.gpus[i].speed.device.name},
+                        {"fits", cards[i].refusal.empty()},
+                        {"expert_slots", cards[i].gpu->expert_slots},
+                        {"decode_tokens_per_s", cards[i].expected[1].decode.tokens_per_s()}});
+    return list;
+}
+
 std::string forecast_text(const Forecast& forecast, const MachineDescription& machine) {
     std::string text;
     if (forecast.gpu) {
-        text = printable(machine.gpus.front().speed.device.name);
-        if (machine.gpus.size() > 1) text += printed(", one of %zu (only one is planned with)", machine.gpus.size());
+        text = printable(machine.gpus[forecast.card].speed.device.name);
+        if (machine.gpus.size() > 1)
+            text += printed(", card %zu of %zu: models are not split over cards", forecast.card, machine.gpus.size());
         text += "\n" + gpu_memory_text(*forecast.gpu);
     }
     if (forecast.host) text += host_text(forecast);
@@ -174,6 +228,7 @@ Json forecast_json(const Forecast& forecast) {
     }
     return {{"fits", forecast.refusal.empty()},
             {"refusal", forecast.refusal},
+            {"card", forecast.card},
             {"gpu", forecast.gpu ? card_json(*forecast.gpu) : Json(nullptr)},
             {"host", forecast.host ? host_json(forecast) : Json(nullptr)},
             {"tiers",

@@ -25,10 +25,12 @@ struct ForecastQuestion {
     int64_t gpu_memory = 0;     // budget; 0: all of the card
     int64_t host_memory = 0;    // budget; 0: what the machine has, less what the system needs
     bool file_experts = false;  // those that no memory has room for may be read from the file
+    size_t card = 0;            // of the machine's cards the one to use
 };
 
 struct Forecast {
-    std::optional<GpuMemoryPlan> gpu;    // of the machine's first card; none: it has no card
+    size_t card = 0;
+    std::optional<GpuMemoryPlan> gpu;    // none: the machine has no card
     std::optional<HostMemoryPlan> host;  // nothing if card and CPU share one memory
     bool host_is_asked = false;
     ExpertTiers tiers;
@@ -46,6 +48,15 @@ struct Forecast {
 
 /// Throws Error if a wish is out of range or over what the card has.
 Forecast forecast(const ForecastQuestion& question);
+
+/// Models are not split over cards: what each card of the machine alone would do, as `question` asks of one; with all
+/// of its memory where it has less than the budget.
+std::vector<Forecast> forecast_each_card(ForecastQuestion question);
+/// The one that fits and decodes fastest at target, the first of equals; 0 if none fits.
+size_t best_card(const std::vector<Forecast>& cards);
+/// A line for each; nothing of a single one. `card`: that is planned with.
+std::string cards_text(const std::vector<Forecast>& cards, const MachineDescription& machine, size_t card);
+Json cards_json(const std::vector<Forecast>& cards, const MachineDescription& machine);
 
 const char* outlook_name(Outlook outlook);
 

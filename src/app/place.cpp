@@ -71,7 +71,7 @@ void place(const PlaceFlags& flags) {
     const scheduler::RoutingProfile profile = profile_for(flags, planned);
     const scheduler::TokenWork work = scheduler::token_work(planned.model->trunk, flags.planning.context - 1);
     const scheduler::Rates rates =
-        scheduler::rates_of(planned.machine, &planned.machine.gpus.front(), scheduler::Outlook::kTarget);
+        scheduler::rates_of(planned.machine, &planned.machine.gpus[flags.planning.card], scheduler::Outlook::kTarget);
     const std::vector<double> seconds = scheduler::layer_seconds(work, rates, true);
     const auto counts = profile.chosen();
     const auto solve = [&](int64_t slots) {
@@ -82,6 +82,7 @@ void place(const PlaceFlags& flags) {
     const scheduler::Placement placement = solve(slots), nothing = solve(0);
     Json json = scheduler::placement_json(placement, profile.model, profile.layers);
     json["machine"] = planned.machine_name;
+    json["card"] = flags.planning.card;
     json["slots"] = slots;
     json["card_only"] = tiers.core;
     if (!flags.out.empty()) write_text(flags.out, dump_json(json) + "\n");
@@ -100,6 +101,7 @@ void place(const PlaceFlags& flags) {
         std::printf(
             "The likeliest %lld of them lie on the card alone and stay there: host memory has no room for them.\n",
             static_cast<long long>(tiers.core));
+    std::printf("%s", scheduler::cards_text(planned.cards, planned.machine, flags.planning.card).c_str());
     if (std::ssize(placement.resident) < slots)
         std::printf("%lld slots gain nothing more and are left to any experts.\n",
                     static_cast<long long>(slots - std::ssize(placement.resident)));

@@ -76,6 +76,8 @@ void PlanningFlags::declare(CLI::App& command) {
     command.add_option("--concurrency", concurrency, "sequences at once")
         ->check(CLI::Range(int64_t{1}, int64_t{65536}))
         ->capture_default_str();
+    command.add_option("--gpu", card, "which card of the machine file; models are not split over several")
+        ->capture_default_str();
     command.add_option("--gpu-memory", model.gpu_memory,
                        "budget of the card, such as 24GiB or 96GB; default: all of it");
     model.declare_host_memory(command, "what the machine has, but what the system needs");
@@ -102,9 +104,13 @@ Planned plan_ahead(const PlanningFlags& flags) {
     planned.model_name = engine::model_name(model.checkpoint);
     if (flags.context > model.max_context)
         fail("--context is ", flags.context, ", expected at most ", model.max_context, " (max_position_embeddings)");
-    planned.forecast = scheduler::forecast({model.trunk, model.mtp ? &*model.mtp : nullptr, planned.machine,
-                                            flags.context, flags.concurrency, kPrefillChunk, wishes.memory_bytes,
-                                            wishes.host_bytes, wishes.file_experts});
+    const scheduler::ForecastQuestion question{model.trunk,         model.mtp ? &*model.mtp : nullptr,
+                                               planned.machine,     flags.context,
+                                               flags.concurrency,   kPrefillChunk,
+                                               wishes.memory_bytes, wishes.host_bytes,
+                                               wishes.file_experts, flags.card};
+    planned.forecast = scheduler::forecast(question);
+    planned.cards = scheduler::forecast_each_card(question);
     return planned;
 }
 

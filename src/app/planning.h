@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace thermocline::app {
 
@@ -17,6 +18,7 @@ struct PlanningFlags {
     ModelFlags model;
     std::string machine;
     int64_t context = 8192, concurrency = 1;
+    size_t card = 0;  // of the machine's
 
     void declare(CLI::App& command);
 };
@@ -27,6 +29,7 @@ struct Planned {
     bool is_config = false;  // a shape without weights
     scheduler::MachineDescription machine;
     scheduler::Forecast forecast;
+    std::vector<scheduler::Forecast> cards;  // of each alone
 };
 
 /// Reads the machine file and what the plan of the model needs; no weights. Throws Error.

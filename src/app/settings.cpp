@@ -113,7 +113,16 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         .add_option("--gpus", gpus,
                     "none; 1: dense weights, attention and caches on the first card (not yet tried on real hardware); "
                     "emulated: the same on host threads, slowly, for tests")
-        ->check(CLI::IsMember({"none", "0", "1", "emulated", "emulated:1"}))
+        ->check(CLI::Validator(
+            [](const std::string& value) -> std::string {
+                for (const char* known : {"none", "0", "1", "emulated", "emulated:1"})
+                    if (value == known) return "";
+                return "is " + printable(value) +
+                       ", expected none, 1, emulated or emulated:1: models are not split over several cards yet "
+                       "(`plan` "
+                       "says what each card would do; CUDA_VISIBLE_DEVICES chooses one)";
+            },
+            "{none,1,emulated}"))
         ->group(group)
         ->capture_default_str();
     command

@@ -103,7 +103,7 @@ TEST(Plan, CardAndHostMemoryAddUp) {
     EXPECT_GT(json["expected"]["target"]["decode"]["file_s"], 0.0);
 
     // What place solves for a budget of host memory, run uses.
-    const std::vector<std::string> budgets = {"--gpu-memory", "1038MB", "--host-memory", "8MB"};
+    const std::vector<std::string> budgets = {"--gpu-memory", "1038MB", "--host-memory", "6MB"};
     write_text(file("prompts.txt"), "And it came to pass");
     ASSERT_EQ(run_command({"profile", "-f", file("prompts.txt"), "--max-tokens", "8", "-o", file("some.json"),
                            "--log-level", "off"})
@@ -117,6 +117,32 @@ TEST(Plan, CardAndHostMemoryAddUp) {
     ASSERT_EQ(placed.status, 0) << placed.err;
     EXPECT_NE(placed.out.find("lie on the card alone and stay there"), std::string::npos) << placed.out;
     EXPECT_GT(parse_json(read_text(file("core.json")), "placement")["card_only"], 0);
+}
+
+TEST(Plan, OfUnequalCardsEachIsPlannedAlone) {
+    Json machine =
+        parse_json(read_text(THERMOCLINE_SOURCE_DIR "/configs/machines/rtx5090-epyc9004-12ch.json"), "machine");
+    machine["gpus"].push_back(parse_json(
+        read_text(THERMOCLINE_SOURCE_DIR "/configs/machines/pro6000-epyc9005-12ch.json"), "other")["gpus"][0]);
+    write_text(file("mixed.json"), dump_json(machine));
+    const std::vector<std::string> plan = {"plan", "deepseek-v4-flash", "--machine", file("mixed.json")};
+    const Ran first = run_command(plan);
+    EXPECT_EQ(first.status, 0) << first.err;
+    EXPECT_NE(first.out.find("Card 1 does better: --gpu 1 here; CUDA_VISIBLE_DEVICES=1 for `serve`"), std::string::npos)
+        << first.out;
+    std::vector<std::string> second = plan;
+    for (const char* more : {"--gpu", "1", "--json"}) second.emplace_back(more);
+    const Ran other = run_command(second);
+    ASSERT_EQ(other.status, 0) << other.err;
+    const Json json = parse_json(other.out, "plan");
+    EXPECT_EQ(json["card"], 1);
+    EXPECT_EQ(json["gpu"]["expert_slots"], json["cards"][1]["expert_slots"]);
+    EXPECT_GT(json["cards"][1]["expert_slots"], json["cards"][0]["expert_slots"]);
+    second[5] = "2";
+    expect_error(run_command(second), "--gpu is 2, but the machine has 2 cards");
+    const Ran split = run_command({"run", "-p", "x", "--gpus", "2"});
+    EXPECT_EQ(split.status, 2);
+    EXPECT_NE(split.err.find("models are not split over several cards yet"), std::string::npos) << split.err;
 }
 
 TEST(Profile, WhatCannotBeProfiledIsSaid) {

@@ -137,6 +137,48 @@ TEST(Forecast, WhatFitsNowhereIsReadFromTheFileIfThatIsAsked) {
     EXPECT_EQ(no_card.expected[1].decode.limit, "disk");
 }
 
+TEST(Forecast, OfUnequalCardsTheBetterOneIsNamed) {
+    // Models are not split over cards, so the answer is what one card does; the machine file may list the lesser first.
+    MachineDescription mixed = machine("rtx5090-am5-2ch");
+    mixed.nodes[0].memory_bytes = 256 * kGB;
+    mixed.gpus.push_back(machine("pro6000-epyc9005-12ch").gpus[0]);
+    ForecastQuestion question{flash().trunk, &*flash().mtp, mixed, 8192, 1, 4096};
+    const std::vector<Forecast> cards = forecast_each_card(question);
+    ASSERT_EQ(cards.size(), 2u);
+    EXPECT_EQ(best_card(cards), 1u);
+    MachineDescription alone = mixed;
+    for (size_t i = 0; i < 2; ++i) {
+        alone.gpus = {mixed.gpus[i]};
+        const Forecast one = ask(alone);
+        EXPECT_EQ(cards[i].gpu->expert_slots, one.gpu->expert_slots);
+        EXPECT_EQ(cards[i].expected[1].decode.seconds, one.expected[1].decode.seconds);
+    }
+    EXPECT_GT(cards[1].gpu->expert_slots, 2 * cards[0].gpu->expert_slots);
+    EXPECT_GT(cards[1].expected[1].decode.tokens_per_s(), cards[0].expected[1].decode.tokens_per_s());
+    const std::string text = cards_text(cards, mixed, 0);
+    EXPECT_NE(text.find("Card 1 does better: --gpu 1 here"), std::string::npos) << text;
+    EXPECT_EQ(cards_text(cards, mixed, 1).find("does better"), std::string::npos);
+    question.card = 1;
+    const std::string whole = forecast_text(forecast(question), mixed);
+    EXPECT_EQ(whole.rfind("NVIDIA RTX PRO 6000 Blackwell, card 1 of 2: models are not split over cards", 0), 0u)
+        << whole;
+    EXPECT_EQ(cards_json(cards, mixed)[1]["expert_slots"], cards[1].gpu->expert_slots);
+    // A budget that only the larger card has.
+    question.gpu_memory = 90 * kGB;
+    EXPECT_EQ(forecast_each_card(question)[1].gpu->budget_bytes, 90 * kGB);
+    EXPECT_EQ(forecast_each_card(question)[0].gpu->budget_bytes, mixed.gpus[0].speed.device.memory_bytes);
+    // What does not fit is not better.
+    mixed.gpus[1].speed.device.memory_bytes = 8 * kGB;
+    EXPECT_EQ(best_card(forecast_each_card({flash().trunk, &*flash().mtp, mixed, 8192, 1, 4096})), 0u);
+    question.card = 2;
+    EXPECT_THROW(forecast(question), Error);
+    // Equal cards: the first, and nothing to say against it.
+    const MachineDescription two = machine("2x-pro6000-epyc9005-12ch");
+    const auto equal = forecast_each_card({flash().trunk, &*flash().mtp, two, 8192, 1, 4096});
+    EXPECT_EQ(best_card(equal), 0u);
+    EXPECT_EQ(cards_text(equal, two, 0).find("does better"), std::string::npos);
+}
+
 TEST(Forecast, OneMemoryForBothSidesIsCountedOnce) {
     const Forecast answer = ask(machine("dgx-spark"));
     EXPECT_FALSE(answer.host);
