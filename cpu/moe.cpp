@@ -20,6 +20,11 @@ constexpr int64_t kStrip = 32;  // matrix rows that are handed out
 // Numbers of an output that a worker computes at a time: in one vector's case a long stretch of the weights, where a
 // jump to other ones costs what is not fetched ahead.
 constexpr int64_t kTogether = 1 << 14;
+constexpr int64_t kLeastTogether = 4;  // strips that a worker takes, where there are enough for all
+
+int64_t grain_of(int64_t strips, const Workers& workers) {
+    return std::clamp<int64_t>(strips / (2 * workers.count()), 1, kLeastTogether);
+}
 
 /// Of `strips` the ones that are computed together for m vectors.
 int64_t strips_together(int64_t strips, int64_t m) {
@@ -123,7 +128,7 @@ void add_experts(const ops::Experts& s, const Frame& f) noexcept {
     // All matrices of a set are of one kind (memory/packed_weights.cpp).
     const InputForm form_x(set.w1[0], s.rounding, f.kernels), form_h(set.w2[0], s.rounding, f.kernels);
     const auto prepare = [&](const InputForm& form, int64_t width, auto input_of) {
-        f.workers.split(pairs, 4, [&](int64_t begin, int64_t end, int) {
+        f.workers.split(pairs, 1, [&](int64_t begin, int64_t end, int) {
             const int32_t* expert = std::upper_bound(d.begin, d.begin + set.w1.size() + 1, begin) - 1;
             for (int64_t p = begin; p < end; ++p) {
                 while (p >= expert[1]) ++expert;
@@ -134,48 +139,53 @@ void add_experts(const ops::Experts& s, const Frame& f) noexcept {
     prepare(form_x, set.hidden, [&](int64_t p) { return f.row(s.x, d.row[p]); });
 
     const Slices channels(set.w1[0], kStrip);
-    split_slices(f.workers, channels, d.active_count, 1, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
-        float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
-        const int64_t strips = channels.chunks_of(slice), slice_rows = channels.rows_of(slice);
-        for (int64_t item = begin, together = 0; item < end; item += together) {
-            const int32_t e = d.active[item / strips];
-            const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0, strip = item % strips;
-            together = strips_together(std::min(end - item, strips - strip), m);
-            const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
-            float* up = gate + m * count;
-            const auto index = static_cast<size_t>(e);
-            const float* in = d.x + p0 * set.hidden;
-            const int64_t stride = form_x.stride(m, set.hidden);
-            const auto multiply = [&](const quant::Matrix& w, float* out) {
-                form_x.matmul()(strip_slice(w, slice), first, count, in, stride, m, out, count);
-            };
-            multiply(set.w1[index], gate);
-            multiply(set.w3[index], up);
-            float* h = d.h + p0 * set.intermediate + channels.first_row(slice) + first;
-            for (int64_t i = 0; i < m; ++i)
-                f.kernels.swiglu(gate + i * count, up + i * count, s.limit, d.weight[p0 + i], h + i * set.intermediate,
-                                 count);
-        }
-    });
+    const auto strips_of = [&](const Slices& slices) { return (slices.rows + kStrip - 1) / kStrip; };
+    const int64_t grain = grain_of(strips_of(channels) * d.active_count, f.workers);
+    split_slices(f.workers, channels, d.active_count, grain,
+                 [&](int64_t slice, int64_t begin, int64_t end, int worker) {
+                     float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
+                     const int64_t strips = channels.chunks_of(slice), slice_rows = channels.rows_of(slice);
+                     for (int64_t item = begin, together = 0; item < end; item += together) {
+                         const int32_t e = d.active[item / strips];
+                         const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0, strip = item % strips;
+                         together = strips_together(std::min(end - item, strips - strip), m);
+                         const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
+                         float* up = gate + m * count;
+                         const auto index = static_cast<size_t>(e);
+                         const float* in = d.x + p0 * set.hidden;
+                         const int64_t stride = form_x.stride(m, set.hidden);
+                         const auto multiply = [&](const quant::Matrix& w, float* out) {
+                             form_x.matmul()(strip_slice(w, slice), first, count, in, stride, m, out, count);
+                         };
+                         multiply(set.w1[index], gate);
+                         multiply(set.w3[index], up);
+                         float* h = d.h + p0 * set.intermediate + channels.first_row(slice) + first;
+                         for (int64_t i = 0; i < m; ++i)
+                             f.kernels.swiglu(gate + i * count, up + i * count, s.limit, d.weight[p0 + i],
+                                              h + i * set.intermediate, count);
+                     }
+                 });
     prepare(form_h, set.intermediate, [&](int64_t p) { return d.h + p * set.intermediate; });
 
     const Slices outputs(set.w2[0], kStrip);
-    split_slices(f.workers, outputs, 1, 1, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
-        float* y = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
-        const int64_t slice_row = outputs.first_row(slice), slice_rows = outputs.rows_of(slice);
-        for (int32_t a = 0; a < d.active_count; ++a) {
-            const int32_t e = d.active[a];
-            const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
-            for (int64_t strip = begin, together = 0; strip < end; strip += together) {
-                together = strips_together(end - strip, m);
-                const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
-                form_h.matmul()(strip_slice(set.w2[static_cast<size_t>(e)], slice), first, count,
-                                d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, count);
-                for (int64_t i = 0; i < m; ++i)
-                    f.kernels.axpy(1.0f, y + i * count, f.row(s.out, d.row[p0 + i]) + slice_row + first, count);
+    split_slices(
+        f.workers, outputs, 1, grain_of(strips_of(outputs), f.workers),
+        [&](int64_t slice, int64_t begin, int64_t end, int worker) {
+            float* y = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
+            const int64_t slice_row = outputs.first_row(slice), slice_rows = outputs.rows_of(slice);
+            for (int32_t a = 0; a < d.active_count; ++a) {
+                const int32_t e = d.active[a];
+                const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
+                for (int64_t strip = begin, together = 0; strip < end; strip += together) {
+                    together = strips_together(end - strip, m);
+                    const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
+                    form_h.matmul()(strip_slice(set.w2[static_cast<size_t>(e)], slice), first, count,
+                                    d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, count);
+                    for (int64_t i = 0; i < m; ++i)
+                        f.kernels.axpy(1.0f, y + i * count, f.row(s.out, d.row[p0 + i]) + slice_row + first, count);
+                }
             }
-        }
-    });
+        });
 }
 
 ScratchSize experts_scratch(const ops::Experts& s, const ops::ExpertSet& set, int64_t max_rows) {

@@ -42,6 +42,7 @@ ExpertStream::ExpertStream(const ops::Plan& plan, cuda::Device& device, GpuExper
         Stretch stretch(at);
         arrived_ = stretch.take<cuda::Flag>(most_transfers_);
         used_ = stretch.take<cuda::Flag>(most_transfers_);
+        begun_ = stretch.take<cuda::Flag>(1);
         multipliers_ = stretch.take<float>(most_transfers_ * cuda::kMultipliers);
         pairs_ = stretch.take<int32_t>(most_pairs);
         begin_ = stretch.take<int32_t>(most_experts + 1);
@@ -69,6 +70,8 @@ void ExpertStream::begin_pass(const cuda::Frame& frame, const ops::Batch& batch)
     if (!all_come()) link_->wait(kPatience);  // what nobody waited for
     for (int64_t i = 0; i < sent_; ++i) arrived_[i].value = used_[i].value = 0;
     sent_ = come_ = done_ = ahead_begin_ = 0;
+    begun_->value = 0;
+    cuda::raise_flag(frame.stream, begun_);
     frame_ = &frame;
     batch_ = &batch;
     next_ = nullptr;
@@ -184,7 +187,10 @@ int64_t ExpertStream::send(ExpertName name) {
         link_->copy(frame_->pairs.arrived_lists.numbers, numbers_, (kNumbers + experts_.slots()) * 4);
         numbers_there_ = true;
     }
-    if (sent_ == 0) first_sent_ = Clock::now();
+    if (sent_ == 0) {
+        first_sent_ = Clock::now();
+        link_->wait_for(begun_);
+    }
     if (sent_ >= experts_.ring()) link_->wait_for(&used_[sent_ - experts_.ring()]);
     const int32_t slot = experts_.ring_slot(sent_);
     std::vector<cuda::Copy> copies;
@@ -232,10 +238,11 @@ void ExpertStream::end() {
 
 void ExpertStream::end_pass() {
     (void)on_their_way();
-    if (sent_ > 0) phase_seconds_ += std::chrono::duration<double>(last_come_ - first_sent_).count();
+    if (come_ > 0) phase_seconds_ += std::chrono::duration<double>(last_come_ - first_sent_).count();
 }
 
 bool ExpertStream::release() noexcept {
+    raise(begun_);
     for (int64_t i = 0; i < most_transfers_; ++i) {
         raise(&arrived_[i]);
         raise(&used_[i]);

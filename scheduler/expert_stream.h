@@ -79,6 +79,7 @@ private:
     cuda::PinnedMemory host_;
     std::unique_ptr<cuda::Stream> link_;               // behind the memory of which its work is
     cuda::Flag *arrived_ = nullptr, *used_ = nullptr;  // [transfers of a pass]
+    cuda::Flag* begun_ = nullptr;                      // what the pass puts into the tables of experts is there
     float* multipliers_ = nullptr;                     // [transfers of a pass, kMultipliers]
     int32_t *pairs_ = nullptr, *begin_ = nullptr;      // as cuda::ArrivedLists
     int32_t *numbers_ = nullptr, *taken_ = nullptr;    // as cuda::ArrivedLists; [experts of a layer]

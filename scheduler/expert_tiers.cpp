@@ -43,7 +43,10 @@ std::string tier_refusal(const ExpertTiers& tiers, bool file_allowed, const Tier
                        gb(tiers.host * remedy.expert_bytes) + ", " + gb(tiers.file * remedy.expert_bytes) +
                        " fit nowhere; use ";
     if (file_allowed)
-        text += "a model that `thermocline convert` has written, of which --allow-file-experts can read, or ";
+        text +=
+            "a model that `thermocline convert` has written, or --weights-in-place: of those --allow-file-experts can "
+            "read; "
+            "or ";
     if (remedy.card_budget > 0) text += "--gpu-memory " + mib(remedy.card_budget) + ", or ";
     text += remedy.host_budget > 0 ? "--host-memory " + mib(remedy.host_budget) : "a smaller format of the weights";
     if (!file_allowed) text += ", or --allow-file-experts, which reads them from the file whenever they are chosen";

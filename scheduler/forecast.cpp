@@ -143,13 +143,14 @@ std::vector<Forecast> forecast_each_card(ForecastQuestion question) {
     return cards;
 }
 
-size_t best_card(const std::vector<Forecast>& cards) {
-    const auto rate = [](const Forecast& card) {
-        return card.refusal.empty() ? card.expected[1].decode.tokens_per_s() : 0.0;
+size_t best_card(const std::vector<Forecast>& cards, size_t card) {
+    const auto rate = [&](size_t i) {
+        return cards[i].refusal.empty() ? cards[i].expected[1].decode.tokens_per_s() : 0.0;
     };
-    const auto best = std::max_element(cards.begin(), cards.end(),
-                                       [&](const Forecast& a, const Forecast& b) { return rate(a) < rate(b); });
-    return static_cast<size_t>(best - cards.begin());
+    size_t best = card;
+    for (size_t i = 0; i < cards.size(); ++i)
+        if (rate(i) > rate(best)) best = i;
+    return best;
 }
 
 std::string cards_text(const std::vector<Forecast>& cards, const MachineDescription& machine, size_t card) {
@@ -162,7 +163,7 @@ std::string cards_text(const std::vector<Forecast>& cards, const MachineDescript
                                                    cards[i].expected[1].decode.tokens_per_s())
                                          : "does not fit\n";
     }
-    const size_t best = best_card(cards);
+    const size_t best = best_card(cards, card);
     if (best != card)
         text += printed(
             "Card %zu does better: --gpu %zu here; CUDA_VISIBLE_DEVICES=%zu for `serve` and `run`, which use the "

@@ -52,8 +52,8 @@ Forecast forecast(const ForecastQuestion& question);
 /// Models are not split over cards: what each card of the machine alone would do, as `question` asks of one; with all
 /// of its memory where it has less than the budget.
 std::vector<Forecast> forecast_each_card(ForecastQuestion question);
-/// The one that fits and decodes fastest at target, the first of equals; 0 if none fits.
-size_t best_card(const std::vector<Forecast>& cards);
+/// The one that fits and decodes fastest at target; of equals, and if none fits, `card`.
+size_t best_card(const std::vector<Forecast>& cards, size_t card = 0);
 /// A line for each; nothing of a single one. `card`: that is planned with.
 std::string cards_text(const std::vector<Forecast>& cards, const MachineDescription& machine, size_t card);
 Json cards_json(const std::vector<Forecast>& cards, const MachineDescription& machine);

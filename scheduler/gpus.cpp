@@ -36,6 +36,13 @@ GpuMemoryReserve reserve_of(const cuda::Device& device) {
     return {};
 }
 
+/// Formats that are not packed are read where the file is mapped.
+bool stays_mapped(const ops::Plan& plan) {
+    return std::any_of(plan.experts.begin(), plan.experts.end(), [](const ops::ExpertSet& set) {
+        return quant::packed_form(set.w1.front()).layout == quant::Layout::kRows;
+    });
+}
+
 }  // namespace
 
 Gpus::Gpus(GpuWishes wishes) : Gpus(wishes, open(wishes.gpus)) {
@@ -107,17 +114,22 @@ GpuMemoryWishes Gpus::card_wishes(const ops::Plan& plan, const ExecutorLimits& l
 }
 
 /// The experts among the memories, once it is known how many slots the card has.
-void Gpus::divide(const ops::Plan& plan, const ExecutorLimits& limits, const GpuMemoryWishes& card,
-                  const HostUse& host) {
+void Gpus::divide(const ops::Plan& plan, const ExecutorLimits& limits, const GpuMemoryWishes& card, const HostUse& host,
+                  int64_t sequences) {
     const bool asked = wishes_.host_bytes > 0;
-    host_plan_ = plan_host_memory(plan, host.draft,
-                                  {.budget_bytes = asked ? wishes_.host_bytes : available_memory(),
-                                   .is_asked = asked,
-                                   .on_card = any(),
-                                   .context = limits.max_tokens,
-                                   .rows = limits.max_rows,
-                                   .kv_bytes = host.kv_bytes,
-                                   .prefix_bytes = host.prefix_bytes});
+    if (wishes_.host_bytes > total_memory())
+        fail("--host-memory is ", wishes_.host_bytes / 1'000'000, " MB, but this machine has ",
+             total_memory() / 1'000'000);
+    host_plan_ =
+        plan_host_memory(plan, host.draft,
+                         {.budget_bytes = asked ? wishes_.host_bytes : available_memory() + free_huge_page_memory(),
+                          .is_asked = asked,
+                          .on_card = any(),
+                          .context = limits.max_tokens,
+                          .sequences = asked ? sequences : 1,
+                          .rows = limits.max_rows,
+                          .kv_bytes = host.kv_bytes,
+                          .prefix_bytes = host.prefix_bytes});
     if (const std::string refusal = host_plan_.refusal(); !refusal.empty()) fail(refusal);
     const std::string& offload = wishes_.offload_experts;
     const int64_t slots = memory_plan_.expert_slots, room = host_plan_.room();
@@ -127,7 +139,8 @@ void Gpus::divide(const ops::Plan& plan, const ExecutorLimits& limits, const Gpu
                              .may_stream = offload == "stream" || offload == "auto"});
     TierRemedy remedy{.expert_bytes = host_plan_.expert_bytes,
                       .host_budget = host_plan_.budget_for(tiers_.experts - tiers_.slots),
-                      .readable = host.mapped};
+                      .readable = host.mapped || stays_mapped(plan)};
+    if (remedy.host_budget > total_memory()) remedy.host_budget = 0;
     if (tiers_.file > 0 && device_ && offload != "cpu") {
         GpuMemoryWishes wishes = card;
         wishes.prefill_chunk = memory_plan_.prefill_chunk;
@@ -153,13 +166,17 @@ void Gpus::check_stream() const {
 void Gpus::reserve(const ops::Plan& plan, const std::string& model, ExecutorLimits& limits, int64_t sequences,
                    bool packed, const HostUse& host) {
     mapped_ = host.mapped;
-    if (!device_) return divide(plan, limits, {}, host);
+    if (!device_) {
+        // Without a budget packing says itself what does not fit.
+        if (wishes_.host_bytes > 0 || host.mapped) divide(plan, limits, {}, host, sequences);
+        return;
+    }
     const cuda::DeviceInfo& info = device_->info();
     const GpuMemoryWishes wishes = card_wishes(plan, limits, sequences, packed);
     memory_plan_ = plan_gpu_memory(plan, nullptr, wishes, reserve_of(*device_));
     log::info("GPU {}: memory\n{}", info.index, gpu_memory_text(memory_plan_));
     if (!memory_plan_.refusal.empty()) fail("GPU ", info.index, ": ", memory_plan_.refusal);
-    divide(plan, limits, wishes, host);
+    divide(plan, limits, wishes, host, sequences);
     check_stream();
     choose_first(plan, model);
     limits.max_parts = sequences;

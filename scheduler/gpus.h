@@ -84,7 +84,8 @@ public:
 private:
     GpuMemoryWishes card_wishes(const ops::Plan& plan, const ExecutorLimits& limits, int64_t sequences,
                                 bool packed) const;
-    void divide(const ops::Plan& plan, const ExecutorLimits& limits, const GpuMemoryWishes& card, const HostUse& host);
+    void divide(const ops::Plan& plan, const ExecutorLimits& limits, const GpuMemoryWishes& card, const HostUse& host,
+                int64_t sequences);
     void check_stream() const;
     void choose_first(const ops::Plan& plan, const std::string& model);
     ResidencyRules rules_for(std::span<std::byte> weights, bool none_moves);

@@ -181,8 +181,8 @@ std::optional<Residency::Change> Residency::adopt(ExpertName in) {
     int32_t found = -1;
     double least = beaten_by(in);
     for (const Expert& expert : sets_[static_cast<size_t>(in.set)]) {
-        if (expert.slot < rules_.core || !expert.arrived || expert.pinned || expert.wanted || expert.score >= least)
-            continue;
+        const bool kept = expert.pinned || (expert.wanted && !wanted_.empty());
+        if (expert.slot < rules_.core || !expert.arrived || kept || expert.score >= least) continue;
         found = expert.slot;
         least = expert.score;
     }

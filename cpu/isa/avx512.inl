@@ -68,6 +68,16 @@ using ByteTable = __m512i;
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
 
+/// The sum of the lanes.
+[[gnu::always_inline]] inline int32_t add_lanes(I x) {
+    const __m512d wide = (__m512d)x;
+    const __m256i half = _mm256_add_epi32(_mm256_castpd_si256(_mm512_castpd512_pd256(wide)),
+                                          _mm256_castpd_si256(_mm512_extractf64x4_pd(wide, 1)));
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i two = _mm_hadd_epi32(four, four);
+    return _mm_cvtsi128_si32(_mm_hadd_epi32(two, two));
+}
+
 [[gnu::always_inline]] inline F square_root(F x) { return (F)_mm512_sqrt_ps((__m512)x); }
 /// Bit i: whether lane i of a mask is set.
 [[gnu::always_inline]] inline uint32_t mask_bits(I mask) { return _mm512_movepi32_mask((__m512i)mask); }

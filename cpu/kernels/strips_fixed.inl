@@ -55,8 +55,7 @@ void round_fixed(const float* x, FixedGroup* out, int64_t n) noexcept {
                 const I digit = rest << 24 >> 24;
                 const Narrow narrow = __builtin_convertvector(digit, Narrow);
                 __builtin_memcpy(out->digits[plane] + half * kLanes, &narrow, sizeof narrow);
-                int32_t digits_sum = 0;
-                for (int i = 0; i < kLanes; ++i) digits_sum += digit[i];
+                const int32_t digits_sum = add_lanes(digit);
                 out->sums[plane][half] = static_cast<int16_t>(digits_sum);
                 sum += digits_sum * (1 << 8 * plane);
                 rest = (rest - digit) >> 8;

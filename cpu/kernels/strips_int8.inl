@@ -1,6 +1,7 @@
-// Packed matrices with integer codes times vectors rounded to int8 (quant::Int8Group): exact sums of products inside a
-// unit of columns, then total += (scale of the row * scale of the vector) * sum, unit by unit. So an output depends
-// neither on m nor on the split of the rows, and is the same on every tier up to the rounding of those few operations.
+// Packed matrices with integer codes times vectors of integers (quant::Int8Group; strips_fixed.inl): exact sums of
+// products inside a unit of columns, then total += (scale of the row * scale of the vector) * sum, unit by unit. So an
+// output depends neither on m nor on the split of the rows, and is the same on every tier up to the rounding of those
+// few operations.
 //
 // The ISA unit gives two ways to add products of four columns (a word of codes, a quad of the vector):
 //   OffsetDot<o>  codes are value + o, none of them above 2 o; what they are too much is known before: o * (sums of x)
@@ -164,7 +165,7 @@ struct Int8Kernel {
         }
     }
 
-    /// `strips` <= kTogether strips that follow one another, m <= most_vectors<Input> vectors.
+    /// `strips` <= kTogether strips that follow one another, m <= kMostVectors<Input> vectors.
     template <typename Input>
     void many(const uint8_t* data, int64_t strips, int64_t strip_bytes, int64_t blocks, const uint8_t* x,
               int64_t x_stride, int64_t m, float* y, int64_t y_stride) const {

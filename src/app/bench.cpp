@@ -145,9 +145,10 @@ public:
     scheduler::ExecutorLimits limits() const { return BenchRun::limits_for(max_tokens_, max_batch_); }
     int64_t sequences() const { return max_batch_; }
 
-    /// With a card only once. `packed`: null: the weights are mapped.
-    void with_workers(const scheduler::WorkerPlaces& places, scheduler::Gpus& gpus, scheduler::ExecutorLimits limits,
-                      memory::PackedWeights* packed) {
+    /// With a card, whose memory is read with so many GB/s (0: not known), only once. `packed`: null: the weights are
+    /// mapped.
+    void with_workers(const scheduler::WorkerPlaces& places, scheduler::Gpus& gpus, double card_gb_per_s,
+                      scheduler::ExecutorLimits limits, memory::PackedWeights* packed) {
         cpu::Workers workers(places.cpus, places.slices);
         const auto executor = gpus.new_executor(model_.trunk, workers, kernels_, limits, packed);
         scheduler::BandwidthProbe probe(workers);
@@ -160,7 +161,7 @@ public:
                          std::max({peak(cpu::Unit::kF32, true), peak(cpu::Unit::kBF16, kernels_.matmul_bf16 != nullptr),
                                    peak(cpu::Unit::kI8, flags_.model.activations == "int8")})};
         };
-        BenchRun run(model_, routed_, *executor, flags_.model.seed);
+        BenchRun run(model_, routed_, *executor, !gpus.any(), flags_.model.seed);
         for (const BenchTest& test : tests_) {
             run.prepare(test);
             // On both sides of the test: what some machines can do changes from second to second.
@@ -170,12 +171,14 @@ public:
             for (int64_t i = 0; i < flags_.repetitions; ++i, progress_.update(++done_))
                 samples.push_back(run.run(test));
             const Limit after = limit_now();
-            Limit limit{std::max(before.read_gb_per_s, after.read_gb_per_s), std::max(before.gflops, after.gflops)};
-            Json with_card = Json::object();
-            if (gpus.any()) with_card = beside_card(test, samples, counted, *executor, gpus, limit);
-            Json measured = row_of(test, samples, limit);
-            measured.update(with_card);
-            add_row(test, workers.count(), measured, *executor, gpus);
+            const Limit limit{std::max(before.read_gb_per_s, after.read_gb_per_s),
+                              std::max(before.gflops, after.gflops)};
+            // Experts that are read from the file are no part of the roofline.
+            const bool has_roofline = !test.prompt && test.batch == 1 && gpus.tiers().file == 0;
+            const Bandwidths measured{has_roofline ? card_gb_per_s : 0.0, limit.read_gb_per_s};
+            const Json row = gpus.any() ? row_with_card(test, samples, counted, executor->residency(), measured)
+                                        : row_of(test, samples, limit);
+            add_row(test, workers.count(), row, *executor, gpus);
             if (flags_.profile_steps) add_profile(test, workers.count(), run.profile(test), limit);
         }
     }
@@ -187,35 +190,33 @@ public:
     }
 
 private:
-    /// What a row has besides when a card takes part. `limit` is that of the host, and becomes the roofline of tokens
-    /// one by one; for anything else, and for the emulated card, there is none.
-    Json beside_card(const BenchTest& test, const std::vector<BenchSample>& samples,
-                     const scheduler::ResidencyCounters& before, const scheduler::Executor& executor,
-                     const scheduler::Gpus& gpus, Limit& limit) {
-        const scheduler::ResidencyCounters now = executor.residency();
-        double tokens = 0.0, bytes = 0.0;
+    /// `measured.card` 0: there is no roofline to compare with.
+    Json row_with_card(const BenchTest& test, const std::vector<BenchSample>& samples,
+                       const scheduler::ResidencyCounters& before, const scheduler::ResidencyCounters& now,
+                       const Bandwidths& measured) {
+        const double tokens = static_cast<double>(test.tokens * test.batch) * static_cast<double>(samples.size());
+        double bytes = 0.0;
         CardToken token;
         for (const BenchSample& sample : samples) {
-            tokens += static_cast<double>(test.tokens * test.batch);
             bytes += static_cast<double>(sample.cost.bytes);
-            token.seconds += sample.seconds;
+            token.seconds += sample.seconds / tokens;
         }
-        token.seconds /= tokens;
         token.cpu_seconds = (now.cpu_seconds - before.cpu_seconds) / tokens;
         token.exposed_seconds = (now.exposed_seconds - before.exposed_seconds) / tokens;
         const auto chosen = static_cast<double>(now.choices - before.choices);
         token.hit_rate = chosen > 0.0 ? static_cast<double>(now.hits - before.hits) / chosen : 0.0;
-        const Bandwidths measured{gpus.memory_read_gb_per_s(), limit.read_gb_per_s};
-        limit = {};
-        if (!test.prompt && test.batch == 1 && measured.card > 0.0) {
+        Limit limit = {};
+        if (measured.card > 0.0) {
             const auto floor = roofline(scheduler::token_work(model_.trunk, test.depth + test.tokens / 2), measured,
                                         flags_.model.offload_experts != "none", token.hit_rate);
             limit.read_gb_per_s = bytes / tokens / floor.seconds * 1e-9;
             profiles_ += heading(test) + roofline_table(token, floor, measured);
         }
-        return {{"hit_rate", token.hit_rate},
-                {"cpu_ms_per_token", 1e3 * token.cpu_seconds},
-                {"exposed_ms_per_token", 1e3 * token.exposed_seconds}};
+        Json row = row_of(test, samples, limit);
+        row.update({{"hit_rate", token.hit_rate},
+                    {"cpu_ms_per_token", 1e3 * token.cpu_seconds},
+                    {"exposed_ms_per_token", test.prompt ? Json() : Json(1e3 * token.exposed_seconds)}});
+        return row;
     }
 
     void add_row(const BenchTest& test, int threads, const Json& measured, const scheduler::Executor& executor,
@@ -276,13 +277,16 @@ void bench(BenchFlags flags) {
                       "repetitions");
     Bench bench(flags, *model, routed, table, progress);
     scheduler::ExecutorLimits limits = bench.limits();
+    const double card_gb_per_s = gpus.any() ? gpus.memory_read_gb_per_s() : 0.0;  // while there is room to measure
     gpus.reserve(model->trunk, engine::model_name(model->checkpoint), limits, bench.sequences(),
                  !flags.model.weights_in_place,
                  {.draft = model->mtp ? &*model->mtp : nullptr,
-                  .mapped = flags.model.weights_in_place || engine::is_mapped(*model)});
+                  .mapped = flags.model.weights_in_place || engine::is_mapped(*model),
+                  .kv_bytes = bench.sequences() * memory::sequence_bytes(model->trunk.caches, limits.max_tokens)});
     const auto packed =
         flags.model.weights_in_place ? nullptr : engine::pack_weights(*model, slices, gpus.card_only(model->trunk));
-    for (const scheduler::WorkerPlaces& places : all_places) bench.with_workers(places, gpus, limits, packed.get());
+    for (const scheduler::WorkerPlaces& places : all_places)
+        bench.with_workers(places, gpus, card_gb_per_s, limits, packed.get());
     bench.finish();
 }
 

@@ -30,10 +30,12 @@ scheduler::ExecutorLimits BenchRun::limits_for(int64_t max_tokens, int64_t max_b
             .max_parts = std::max(kRows, max_batch)};
 }
 
-BenchRun::BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor, uint64_t seed)
+BenchRun::BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor,
+                   bool host_caches, uint64_t seed)
     : model_(model),
       executor_(executor),
       routed_(routed),
+      host_caches_(host_caches),
       seed_(seed),
       tokens_(static_cast<size_t>(executor_.limits().max_rows)) {}
 
@@ -59,7 +61,7 @@ void BenchRun::forward(BenchSample& sample) {
 void BenchRun::prepare(const BenchTest& test) {
     const int64_t bytes = executor_.sequence_bytes(test.depth + test.tokens);
     const int64_t available = available_memory();
-    if (bytes > available / (test.batch + 1))  // a snapshot besides the sequences
+    if (bytes > available / (host_caches_ ? test.batch + 1 : 1))  // a snapshot besides the sequences
         fail("caches of ", test.batch, " sequences of ", test.depth + test.tokens, " tokens take ", bytes / 1'000'000,
              " MB each, ", available / 1'000'000, " MB of memory are free");
     sequences_.clear();

@@ -35,8 +35,10 @@ public:
     /// What tests with so many tokens of a sequence and sequences at most ask of an executor.
     static scheduler::ExecutorLimits limits_for(int64_t max_tokens, int64_t max_batch);
 
-    /// Everything must outlive this. `executor`: of limits_for() the tests to come.
-    BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor, uint64_t seed);
+    /// Everything must outlive this. `executor`: of limits_for() the tests to come; `host_caches`: its caches lie in
+    /// the memory of the host.
+    BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor, bool host_caches,
+             uint64_t seed);
 
     /// Puts `test.depth` tokens into the caches and runs a few passes, so that what follows runs warm. Throws Error if
     /// there is no memory for the caches.
@@ -57,6 +59,7 @@ private:
     const model::Model& model_;
     scheduler::Executor& executor_;
     const RoutedTokens& routed_;
+    bool host_caches_;
     uint64_t seed_;
     uint64_t drawn_ = 0;  // tokens, as numbers of the seed or places in the lists of `routed_`
     std::vector<std::unique_ptr<memory::SequenceCache>> sequences_;

@@ -20,6 +20,7 @@ std::string short_text(const Json& value) {
 }
 
 std::string csv_text(const Json& value) {
+    if (value.is_null()) return "";
     if (!value.is_string()) return dump_json(value);
     std::string text = "\"";
     for (const char c : value.get<std::string>()) text += c == '"' ? "\"\"" : std::string(1, c);

@@ -159,11 +159,11 @@ void profile(const ProfileFlags& flags) {
     for (const std::string& path : flags.traces) add(sum, scheduler::profile_of(scheduler::read_routing_trace(path)));
     if (!flags.prompts.empty()) add(sum, record(flags));
     if (!flags.out.empty()) write_text(flags.out, dump_json(scheduler::to_json(*sum)) + "\n");
-    if (!flags.report.empty()) write_report(*sum, flags.report);
     if (flags.json)
         std::printf("%s\n", dump_json(scheduler::to_json(*sum)).c_str());
     else
         std::printf("%s", profile_text(*sum).c_str());
+    if (!flags.report.empty()) write_report(*sum, flags.report);
 }
 
 }  // namespace

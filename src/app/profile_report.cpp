@@ -227,11 +227,13 @@ void write_report(const scheduler::RoutingProfile& profile, const std::string& p
                                     "</title><style>body{margin:2rem;font-family:sans-serif}svg{max-width:100%;"
                                     "height:auto}pre{overflow-x:auto}</style>\n" +
                                     svg + "<pre>" + escaped(profile_text(profile)) + "</pre></html>\n");
-    const std::string drawing = path + ".svg";
+    const std::string drawing = path + ".part.svg", part = path + ".part.png";
     write_text(drawing, svg);
-    const int status = run_program({kPngProgram, "--background-color=white", "--output=" + path, "--", drawing});
+    const int status = run_program({kPngProgram, "--background-color=white", "--output=" + part, "--", drawing});
     std::filesystem::remove(drawing);
-    if (status != 0) fail(printable(path), ": ", kPngProgram, " ended with status ", status);
+    if (status == 0) return std::filesystem::rename(part, path);
+    std::filesystem::remove(part);
+    fail(printable(path), ": ", kPngProgram, " ended with status ", status, "; write .svg or .html");
 }
 
 }  // namespace thermocline::app

@@ -85,6 +85,17 @@ int64_t sum_of_lines(const std::string& path, std::initializer_list<const char*>
 
 int64_t available_memory() { return sum_of_lines("/proc/meminfo", {"MemAvailable:"}); }
 
+int64_t total_memory() { return sum_of_lines("/proc/meminfo", {"MemTotal:"}); }
+
+int64_t free_huge_page_memory() {
+    int64_t bytes = 0;
+    for (const size_t page : {Pages::kHuge, Pages::kGiant}) {
+        std::ifstream file("/sys/kernel/mm/hugepages/hugepages-" + std::to_string(page >> 10) + "kB/free_hugepages");
+        if (int64_t count = 0; file >> count) bytes += count * static_cast<int64_t>(page);
+    }
+    return bytes;
+}
+
 int64_t available_memory(int node) {
     return sum_of_lines("/sys/devices/system/node/node" + std::to_string(node) + "/meminfo",
                         {"MemFree:", "Active(file):", "Inactive(file):", "SReclaimable:"});

@@ -47,6 +47,10 @@ void admit(std::span<std::byte> pages);
 
 /// Bytes that processes can still take without swapping, as the kernel estimates it.
 int64_t available_memory();
+/// All of this machine; and huge pages set aside by the administrator that nobody uses, which are not
+/// available_memory().
+int64_t total_memory();
+int64_t free_huge_page_memory();
 /// The same of one NUMA node: what is free there, or holds pages of files.
 int64_t available_memory(int node);
 

@@ -83,6 +83,7 @@ scheduler::ExecutorLimits executor_limits(const EngineOptions& options, int64_t 
 int64_t kv_budget(const EngineOptions& options, const Forward& model, bool on_card) {
     if (options.kv_bytes > 0 || on_card) return options.kv_bytes;  // a card has set all of it aside
     const int64_t longest = model.sequence_bytes(model.limits().max_tokens);
+    if (options.gpus.host_bytes > 0) return options.max_num_seqs * longest;  // they are part of that budget
     return std::max(longest, std::min(options.max_num_seqs * longest, available_memory() / 2));
 }
 

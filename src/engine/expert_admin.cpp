@@ -52,7 +52,7 @@ ExpertAdmin::Names ExpertAdmin::pin(const Names& pinned, const Names& released) 
         if (pins.erase(name) == 0) fail("expert ", name.set, ":", name.expert, " is not pinned");
     pins.insert(pinned.begin(), pinned.end());
     const Names names(pins.begin(), pins.end());
-    scheduler::check_pins(names, routing_.layers(), slots_);
+    scheduler::check_pins(names, routing_.layers(), slots_ + std::ssize(core_));
     pins_ = std::move(pins);
     if (!orders_) orders_.emplace();
     return names;
@@ -83,7 +83,9 @@ int64_t ExpertAdmin::use_profile(const std::string& name) {
 int64_t ExpertAdmin::use_placement(const std::string& name) {
     check_card();
     scheduler::PlacedExperts placed = scheduler::read_placement(file(name).string(), model_, routing_.layers());
-    placed.resident = others(std::move(placed.resident));
+    placed.resident = others(scheduler::likeliest_first(std::move(placed.resident), placed.shares));
+    if (!core_.empty() && std::ssize(placed.resident) <= slots_ + std::ssize(core_))  // made for another core
+        placed.resident.resize(std::min(placed.resident.size(), static_cast<size_t>(slots_)));
     if (std::ssize(placed.resident) > slots_)
         fail(printable(name), " places ", placed.resident.size(), " experts, but the card has room for ", slots_);
     return expect({.shares = std::move(placed.shares), .wanted = std::move(placed.resident)});

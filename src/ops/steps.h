@@ -24,9 +24,9 @@ inline constexpr int32_t kNone = -1;
 
 /// What happens to the input of a matrix before it is multiplied.
 enum class InputRounding : uint8_t {
-    kExact,
-    kE4M3,  ///< e4m3 in groups of 128 with a power-of-two scale, as the model was trained (2.11)
-    kInt8,  ///< int8 in groups of 32 with a float scale for packed matrices with integer codes, kExact for others
+    kExact,  ///< none, or fixed point with 22 bits of the largest of 32 columns (quant::FixedGroup)
+    kE4M3,   ///< e4m3 in groups of 128 with a power-of-two scale, as the model was trained (2.11)
+    kInt8,   ///< int8 in groups of 32 with a float scale for packed matrices with integer codes, kExact for others
 };
 
 /// out[t, c * D + i] = table[token[t], i] for c < copies (2.1).

@@ -79,7 +79,7 @@ struct Int8Group {
 };
 
 /// 32 numbers of a vector in fixed point: x = (digits[0] + 2^8 digits[1] + 2^16 digits[2]) * scale, scale a power of
-/// two, within 2^-22 of the largest magnitude. The same bytes as 32 floats.
+/// two, within 2^-22 of the largest magnitude, or 2^-102. The same bytes as 32 floats.
 struct FixedGroup {
     int8_t digits[3][kInt8Columns];
     int16_t sums[3][2];  ///< of the digits of each half

@@ -43,7 +43,7 @@ TEST(Placement, FromPromptsToResidentExperts) {
     const Ran drawn = run_command({"profile", "--merge", file("profile.json"), "--report", file("report.png")});
     ASSERT_EQ(drawn.status, 0) << drawn.err;
     EXPECT_EQ(read_text(file("report.png")).substr(0, 4), "\x89PNG");
-    EXPECT_FALSE(std::filesystem::exists(file("report.png.svg")));
+    EXPECT_FALSE(std::filesystem::exists(file("report.png.part.svg")));
     expect_error(run_command({"profile", "--merge", file("profile.json"), "--report", "/no/such/folder/x.png"}),
                  "/no/such/folder");
 

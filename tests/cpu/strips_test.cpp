@@ -172,7 +172,7 @@ TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
             std::vector<float> x = random_floats(kMost * kCols, 5);
             for (size_t i = 0; i < x.size(); ++i) x[i] *= std::ldexp(1.0f, -static_cast<int>(i % 13));
             const std::vector<float> all = multiply(packed.strips, 0, kRows, x, kMost, rounding);
-            for (const int64_t m : {1, 2, 3, 4, 5, 13, 33}) {
+            for (const int64_t m : {1, 2, 3, 4, 5, 13, 24, 25, 33, 48, 49}) {
                 const std::vector<float> y =
                     multiply(packed.strips, 0, kRows, {x.begin(), x.begin() + m * kCols}, m, rounding);
                 EXPECT_EQ(std::memcmp(y.data(), all.data(), y.size() * sizeof(float)), 0) << m;

@@ -181,6 +181,12 @@ TEST(Residency, WhatComesInAPromptMayStay) {
     EXPECT_FALSE(adaptive.adopt({0, 31})) << "it is worth less";
 
     EXPECT_FALSE(after_prompt({.policy = Policy::kStatic}).adopt({0, 30}));
+    Residency placed = after_prompt({});
+    placed.want(first_ones(2));
+    EXPECT_FALSE(placed.adopt({0, 30})) << "it is not known yet whether they are there";
+    EXPECT_TRUE(placed.choose(4).empty());
+    EXPECT_TRUE(placed.adopt({0, 30})) << "what was wanted has come, and is worth less now";
+    EXPECT_FALSE(after_prompt({.core = 3}).adopt({0, 30})) << "both of its set are of the core";
     EXPECT_FALSE(after_prompt({}).adopt({0, 20})) << "nobody chose it";
     EXPECT_FALSE(after_prompt({}).adopt({1, 1})) << "it is there";
     EXPECT_TRUE(after_prompt({.policy = Policy::kLru}).adopt({0, 30}));
