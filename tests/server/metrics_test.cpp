@@ -84,7 +84,16 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
     serve();
     EXPECT_EQ(get_json("/v1/experts", 404)["error"]["message"], "this model has no routed experts");
     stop();
-    experts = [] { return engine::ExpertUse{2, {{1, 2, 1}, {1, 1, 2}}, {{1}, {0, 2}}, 8, 3, 1, 100}; };
+    experts = [] {
+        return engine::ExpertUse{.tokens = 2,
+                                 .chosen = {{1, 2, 1}, {1, 1, 2}},
+                                 .on_card = {{1}, {0, 2}},
+                                 .core = 1,
+                                 .choices = 8,
+                                 .hits = 3,
+                                 .moved_experts = 1,
+                                 .moved_bytes = 100};
+    };
     start({});
     serve();
     const Json atlas = get_json("/v1/experts");
@@ -92,6 +101,7 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
     EXPECT_EQ(atlas["chosen"], parse_json("[[1, 2, 1], [1, 1, 2]]", "expected"));
     EXPECT_EQ(atlas["on_card"], parse_json("[[1], [0, 2]]", "expected"));
     EXPECT_EQ(atlas["hits"], 3);
+    EXPECT_EQ(atlas["card_only_experts"], 1);
     const std::string text = httplib::Client("127.0.0.1", port).Get("/metrics")->body;
     EXPECT_EQ(sample(text, "engine_expert_choices_total"), 8);
     EXPECT_EQ(sample(text, "engine_expert_transfer_bytes_total"), 100);
