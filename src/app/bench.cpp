@@ -1,5 +1,4 @@
 // `bench`: speed of a model, every figure beside the limit that was measured in the same run (cli.md).
-#include "cuda/cuda.h"
 #include "scheduler/bandwidth.h"
 #include "scheduler/gpus.h"
 #include "scheduler/machine_speed.h"
