@@ -81,7 +81,7 @@ void matmul(benchmark::State& state, const KernelTable& kernels, MatrixShape sha
     }
     const InputForm form(w, kRoundings[static_cast<int>(kind)], kernels);
     const std::vector<float> numbers = random_floats(m * w.cols, 2);
-    const Pages x_pages((numbers.size() + kPanelSlack) * sizeof(float));
+    const Pages x_pages((static_cast<size_t>(m * form.panel_width(w.cols)) + kPanelSlack) * sizeof(float));
     auto* x = reinterpret_cast<float*>(x_pages.bytes().data());
     for (int64_t i = 0; i < m; ++i) form.prepare(numbers.data() + i * w.cols, w.cols, x, i, m);
     std::vector<float> y(static_cast<size_t>(m * w.rows));

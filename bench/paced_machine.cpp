@@ -153,7 +153,7 @@ PacedMachine::PacedMachine(const PacedFlags& flags) : flags_(flags) {
     cpu_pace = {cpu_expert_, cpu_pair_};
     kernels_ = cpu::select_kernels("auto");
     kernels_.matmul = kernels_.matmul_int8 = wait_for_product;
-    kernels_.matmul_bf16 = kernels_.matmul_fixed = nullptr;
+    kernels_.matmul_bf16 = kernels_.matmul_fixed = kernels_.matmul_parts = nullptr;
     kernels_.put_in_panel = nullptr;
     make_plan(flags, work.experts, work.top_k);
 }

@@ -37,9 +37,9 @@ bool has_avx512_bf16() {
 /// Tiles are large: Linux saves them for processes that asked once.
 bool has_amx() {
     constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
     unsigned a = 0, b = 0, c = 0, d = 0;
-    return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTile) &&
+    return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTile) && (d & kInt8) &&
            ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 

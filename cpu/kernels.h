@@ -56,6 +56,12 @@ struct KernelTable {
     /// puts the rounded columns 128 b on of vector i of m, `numbers` [128], where they belong.
     void (*put_in_panel)(const quant::Matrix& w, const float* numbers, int64_t b, int64_t i, int64_t m,
                          float* panel) noexcept;
+    /// The same for packed FP8 matrices with scales of e8m0, and vectors as the sum of three bf16 numbers, which is
+    /// exact: put_parts puts columns of a vector in its panel, of [m * K * 3/2] numbers. Null: matmul takes them.
+    void (*matmul_parts)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
+                         int64_t m, float* y, int64_t y_stride) noexcept;
+    void (*put_parts)(const quant::Matrix& w, const float* numbers, int64_t b, int64_t i, int64_t m,
+                      float* panel) noexcept;
     int panel_tokens;  ///< most vectors of a group of a panel
     /// Row n of W (layout kRows) as float32: out [W.cols].
     void (*decode_row)(const quant::Matrix& w, int64_t row, float* out) noexcept;

@@ -34,19 +34,20 @@ void run(const ops::Linear& s, const Frame& f) noexcept {
     int64_t x_stride = form.panel ? form.stride(1, width) : s.groups * width, group_stride = width;
     if (!form.takes_as_is(vectors)) {
         float* prepared = f.shared.data();
+        group_stride = form.panel_width(width) * vectors;
         f.workers.split(vectors * s.groups, 4, [&](int64_t begin, int64_t end, int) {
             for (int64_t i = begin; i < end; ++i)
-                form.prepare(x + i * width, width, prepared + i % s.groups * width * vectors, i / s.groups, vectors);
+                form.prepare(x + i * width, width, prepared + i % s.groups * group_stride, i / s.groups, vectors);
         });
         x = prepared;
         x_stride = form.stride(vectors, width);
-        group_stride = width * vectors;
     }
     float* y = f.slot(s.out);  // [vectors, W.rows]
     const int64_t group_rows = w.rows / s.groups;
     const int64_t unit = w.layout == quant::Layout::kStrips ? quant::kStripRows : kRowsTogether;
-    const int64_t grain = std::max<int64_t>(1, kGrainMacs / (w.cols * vectors * unit));
     const Slices slices(w, unit);
+    const int64_t least = vectors > 1 ? least_strips(slices.count * slices.chunks_of(0), f.workers) : 1;
+    const int64_t grain = std::max(least, kGrainMacs / (w.cols * vectors * unit));
     split_slices(f.workers, slices, 1, grain, [&](int64_t slice, int64_t begin, int64_t end, int) {
         const quant::Matrix part = strip_slice(w, slice);
         const int64_t first = slices.first_row(slice);

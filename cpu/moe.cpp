@@ -16,15 +16,10 @@ namespace thermocline::cpu {
 
 namespace {
 
-constexpr int64_t kStrip = 32;  // matrix rows that are handed out
+constexpr int64_t kStrip = kExpertStrip;
 // Numbers of an output that a worker computes at a time: in one vector's case a long stretch of the weights, where a
 // jump to other ones costs what is not fetched ahead.
 constexpr int64_t kTogether = 1 << 14;
-constexpr int64_t kLeastTogether = 4;  // strips that a worker takes, where there are enough for all
-
-int64_t grain_of(int64_t strips, const Workers& workers) {
-    return std::clamp<int64_t>(strips / (2 * workers.count()), 1, kLeastTogether);
-}
 
 /// Of `strips` the ones that are computed together for m vectors.
 int64_t strips_together(int64_t strips, int64_t m) {
@@ -59,12 +54,17 @@ struct Dispatch {
     float* x;  // [pairs, hidden or intermediate] prepared inputs (cpu/inputs.h) of every active expert in turn
 };
 
+/// Numbers of the prepared inputs of a pair.
+int64_t panel_width(const ops::ExpertSet& set) {
+    return std::max(InputForm::most_width(set.w1[0], set.hidden), InputForm::most_width(set.w2[0], set.intermediate));
+}
+
 Dispatch dispatch(const ops::Experts& s, const Frame& f, const ops::ExpertSet& set) {
     const int64_t rows = f.batch.rows(), pairs = rows * s.top_k, experts = static_cast<int64_t>(set.w1.size());
     float* at = f.shared.data();
     const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
     Dispatch d{};
-    d.x = take(pairs * std::max(set.hidden, set.intermediate));  // first: panels are read by cache lines
+    d.x = take(pairs * panel_width(set));  // first: panels are read by cache lines
     d.h = take(pairs * set.intermediate);
     d.begin = reinterpret_cast<int32_t*>(take(experts + 2));
     d.row = reinterpret_cast<int32_t*>(take(pairs));
@@ -132,7 +132,8 @@ void add_experts(const ops::Experts& s, const Frame& f) noexcept {
             const int32_t* expert = std::upper_bound(d.begin, d.begin + set.w1.size() + 1, begin) - 1;
             for (int64_t p = begin; p < end; ++p) {
                 while (p >= expert[1]) ++expert;
-                form.prepare(input_of(p), width, d.x + *expert * width, p - *expert, expert[1] - *expert);
+                form.prepare(input_of(p), width, d.x + *expert * form.panel_width(width), p - *expert,
+                             expert[1] - *expert);
             }
         });
     };
@@ -140,36 +141,39 @@ void add_experts(const ops::Experts& s, const Frame& f) noexcept {
 
     const Slices channels(set.w1[0], kStrip);
     const auto strips_of = [&](const Slices& slices) { return (slices.rows + kStrip - 1) / kStrip; };
-    const int64_t grain = grain_of(strips_of(channels) * d.active_count, f.workers);
-    split_slices(f.workers, channels, d.active_count, grain,
-                 [&](int64_t slice, int64_t begin, int64_t end, int worker) {
-                     float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
-                     const int64_t strips = channels.chunks_of(slice), slice_rows = channels.rows_of(slice);
-                     for (int64_t item = begin, together = 0; item < end; item += together) {
-                         const int32_t e = d.active[item / strips];
-                         const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0, strip = item % strips;
-                         together = strips_together(std::min(end - item, strips - strip), m);
-                         const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
-                         float* up = gate + m * count;
-                         const auto index = static_cast<size_t>(e);
-                         const float* in = d.x + p0 * set.hidden;
-                         const int64_t stride = form_x.stride(m, set.hidden);
-                         const auto multiply = [&](const quant::Matrix& w, float* out) {
-                             form_x.matmul()(strip_slice(w, slice), first, count, in, stride, m, out, count);
-                         };
-                         multiply(set.w1[index], gate);
-                         multiply(set.w3[index], up);
-                         float* h = d.h + p0 * set.intermediate + channels.first_row(slice) + first;
-                         for (int64_t i = 0; i < m; ++i)
-                             f.kernels.swiglu(gate + i * count, up + i * count, s.limit, d.weight[p0 + i],
-                                              h + i * set.intermediate, count);
-                     }
-                 });
+    const int64_t grain = least_strips(strips_of(channels) * d.active_count, f.workers);
+    split_slices(
+        f.workers, channels, d.active_count, grain, [&](int64_t slice, int64_t begin, int64_t end, int worker) {
+            float* gate = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
+            const int64_t slice_rows = channels.rows_of(slice);
+            const auto compute = [&](int64_t thing, int64_t first_strip, int64_t end_strip) {
+                const int32_t e = d.active[thing];
+                const int64_t p0 = d.begin[e], m = d.begin[e + 1] - p0;
+                const auto index = static_cast<size_t>(e);
+                const float* in = d.x + p0 * form_x.panel_width(set.hidden);
+                const int64_t stride = form_x.stride(m, set.hidden);
+                for (int64_t strip = first_strip, together = 0; strip < end_strip; strip += together) {
+                    together = strips_together(end_strip - strip, m);
+                    const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
+                    float* up = gate + m * count;
+                    const auto multiply = [&](const quant::Matrix& w, float* out) {
+                        form_x.matmul()(strip_slice(w, slice), first, count, in, stride, m, out, count);
+                    };
+                    multiply(set.w1[index], gate);
+                    multiply(set.w3[index], up);
+                    float* h = d.h + p0 * set.intermediate + channels.first_row(slice) + first;
+                    for (int64_t i = 0; i < m; ++i)
+                        f.kernels.swiglu(gate + i * count, up + i * count, s.limit, d.weight[p0 + i],
+                                         h + i * set.intermediate, count);
+                }
+            };
+            for_runs(d.active_count, channels.chunks_of(slice), f.strips_first, begin, end, compute);
+        });
     prepare(form_h, set.intermediate, [&](int64_t p) { return d.h + p * set.intermediate; });
 
     const Slices outputs(set.w2[0], kStrip);
     split_slices(
-        f.workers, outputs, 1, grain_of(strips_of(outputs), f.workers),
+        f.workers, outputs, 1, least_strips(strips_of(outputs), f.workers),
         [&](int64_t slice, int64_t begin, int64_t end, int worker) {
             float* y = f.worker_scratch(worker).data();  // [pairs of the expert, rows at a time]
             const int64_t slice_row = outputs.first_row(slice), slice_rows = outputs.rows_of(slice);
@@ -180,7 +184,8 @@ void add_experts(const ops::Experts& s, const Frame& f) noexcept {
                     together = strips_together(end - strip, m);
                     const int64_t first = strip * kStrip, count = std::min(together * kStrip, slice_rows - first);
                     form_h.matmul()(strip_slice(set.w2[static_cast<size_t>(e)], slice), first, count,
-                                    d.x + p0 * set.intermediate, form_h.stride(m, set.intermediate), m, y, count);
+                                    d.x + p0 * form_h.panel_width(set.intermediate), form_h.stride(m, set.intermediate),
+                                    m, y, count);
                     for (int64_t i = 0; i < m; ++i)
                         f.kernels.axpy(1.0f, y + i * count, f.row(s.out, d.row[p0 + i]) + slice_row + first, count);
                 }
@@ -190,8 +195,8 @@ void add_experts(const ops::Experts& s, const Frame& f) noexcept {
 
 ScratchSize experts_scratch(const ops::Experts& s, const ops::ExpertSet& set, int64_t max_rows) {
     const int64_t pairs = max_rows * s.top_k, experts = static_cast<int64_t>(set.w1.size());
-    const int64_t shared = experts + 2 + 2 * pairs + std::min(experts, pairs) +
-                           pairs * (set.intermediate + std::max(set.hidden, set.intermediate));
+    const int64_t shared =
+        experts + 2 + 2 * pairs + std::min(experts, pairs) + pairs * (set.intermediate + panel_width(set));
     return {shared, 2 * std::max(pairs * kStrip, kTogether)};  // a token table may name an expert twice for a row
 }
 

@@ -1,5 +1,6 @@
 #include "cpu/run.h"
 
+#include "cpu/inputs.h"
 #include "cpu/scratch.h"
 
 #include <algorithm>
@@ -13,7 +14,8 @@ struct Sizer {
     int64_t max_rows, max_tokens;
 
     ScratchSize operator()(const ops::Linear& s) const {
-        return {max_rows * plan.slots[static_cast<size_t>(s.in)].cols, 0};  // the prepared input (cpu/inputs.h)
+        const quant::Matrix& w = plan.matrices[static_cast<size_t>(s.weight)].matrix;
+        return {max_rows * InputForm::most_width(w, plan.slots[static_cast<size_t>(s.in)].cols), 0};
     }
     ScratchSize operator()(const ops::RoundKv& s) const {
         return {0, (quant::kv_row_bytes(s.format, s.width, s.rope) + 3) / 4};

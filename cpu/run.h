@@ -23,6 +23,7 @@ struct Frame {
     std::span<float> per_worker;    // scratch of each worker, workers.count() parts of equal size
     Workers& workers;
     const KernelTable& kernels;
+    bool strips_first = false;  // workers share out every expert alike, so that each reads the same strips of any
 
     float* slot(ops::Slot id) const { return slots[static_cast<size_t>(id)]; }
     int64_t cols(ops::Slot id) const { return plan.slots[static_cast<size_t>(id)].cols; }

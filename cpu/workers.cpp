@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <sched.h>
+#include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -54,20 +55,24 @@ struct Workers::Shared {
     uint64_t job = 0;
     std::vector<std::thread> threads;
 
-    /// Pieces taken of a worker's part, and in which job: so nobody has to reset it.
-    struct alignas(64) Taken {
+    /// Of a worker: pieces taken of its part, and in which job, so nobody has to reset it; the last job it was done
+    /// with, as `round` counts.
+    struct alignas(64) Own {
         std::atomic<uint64_t> job_and_pieces = 0;
+        std::atomic<uint32_t> done = 0;
     };
-    std::vector<Taken> taken;
+    std::vector<Own> own;
 
     void work(int worker, int cpu) {
         pin_this_thread(cpu);
+        name_this_thread("worker " + std::to_string(worker));
         uint32_t seen = 0;
         for (;;) {
             // A worker reports before the next job starts, so the counter never runs ahead by more than one.
             seen = wait_for_change(round, seen);
             if (!function) return;
             function(context, worker);
+            own[static_cast<size_t>(worker)].done.store(seen, std::memory_order_relaxed);
             if (running.fetch_sub(1, std::memory_order_acq_rel) == 1) running.notify_one();
         }
     }
@@ -88,7 +93,7 @@ struct Workers::Shared {
 };
 
 Workers::Workers(std::span<const int> cpus, std::span<const int> nodes)
-    : count_(cpus.empty() ? 1 : static_cast<int>(cpus.size())), first_cpu_(cpus.empty() ? -1 : cpus[0]) {
+    : cpus_(cpus.begin(), cpus.end()), count_(cpus.empty() ? 1 : static_cast<int>(cpus.size())) {
     CHECK(nodes.empty() || nodes.size() == cpus.size());
     for (int i = 0; i < count_; ++i) {
         const int node = nodes.empty() ? 0 : nodes[static_cast<size_t>(i)];
@@ -98,7 +103,7 @@ Workers::Workers(std::span<const int> cpus, std::span<const int> nodes)
     }
     if (count_ == 1) return;
     shared_ = std::make_unique<Shared>();
-    shared_->taken = std::vector<Shared::Taken>(static_cast<size_t>(count_));
+    shared_->own = std::vector<Shared::Own>(static_cast<size_t>(count_));
     shared_->threads.reserve(static_cast<size_t>(count_ - 1));
     try {
         for (int i = 1; i < count_; ++i) {
@@ -120,15 +125,35 @@ void Workers::run(Function function, void* context) {
     if (!shared_) return function(context, 0);
     shared_->start(function, context);
     function(context, 0);
+    shared_->own[0].done.store(shared_->round.load(std::memory_order_relaxed), std::memory_order_relaxed);
     for (uint32_t left = shared_->running.load(std::memory_order_acquire); left != 0;) {
         left = wait_for_change(shared_->running, left);
     }
 }
 
+Workers::Standing Workers::standing() const {
+    Standing standing;
+    if (!shared_) return standing;
+    const uint32_t round = shared_->round.load(std::memory_order_relaxed);
+    standing.progress = round;
+    for (int i = 0; i < count_; ++i) {
+        const Shared::Own& own = shared_->own[static_cast<size_t>(i)];
+        const uint32_t done = own.done.load(std::memory_order_relaxed);
+        standing.progress += own.job_and_pieces.load(std::memory_order_relaxed) + done;
+        if (done != round) standing.late.push_back(i);
+    }
+    return standing;
+}
+
+std::string Workers::name_of(int worker) const {
+    const std::string name = "worker " + std::to_string(worker);
+    return cpus_.empty() ? name : name + " on CPU " + std::to_string(cpus_[static_cast<size_t>(worker)]);
+}
+
 int64_t Workers::claim(int owner, int64_t pieces) noexcept {
     constexpr int kPieceBits = 8;
     static_assert(kPieces < 1 << kPieceBits);
-    std::atomic<uint64_t>& taken = shared_->taken[static_cast<size_t>(owner)].job_and_pieces;
+    std::atomic<uint64_t>& taken = shared_->own[static_cast<size_t>(owner)].job_and_pieces;
     uint64_t seen = taken.load(std::memory_order_relaxed);
     for (;;) {
         const uint64_t next = seen >> kPieceBits == shared_->job ? seen + 1 : shared_->job << kPieceBits | 1;

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -28,7 +29,7 @@ public:
 
     int count() const { return count_; }
     /// Where worker 0, the calling thread, belongs; -1: anywhere.
-    int first_cpu() const { return first_cpu_; }
+    int first_cpu() const { return cpus_.empty() ? -1 : cpus_.front(); }
     int node_count() const { return static_cast<int>(nodes_.size()); }
 
     /// Runs body(worker) for worker = 0 .. count - 1, in parallel, and waits for all.
@@ -53,11 +54,37 @@ public:
             return split(items_of(0), grain,
                          [&](int64_t begin, int64_t end, int worker) { body(0, begin, end, worker); });
         each([&](int worker) {
-            int node = 0;
-            while (worker >= nodes_[static_cast<size_t>(node)].first + nodes_[static_cast<size_t>(node)].count) ++node;
+            const int node = node_of(worker);
             const auto of_node = [&](int64_t begin, int64_t end, int who) { body(node, begin, end, who); };
             work(nodes_[static_cast<size_t>(node)], items_of(node), grain, worker, of_node);
         });
+    }
+
+    /// Where a job of several workers stands; any thread may ask (worker_watch.h does).
+    struct Standing {
+        uint64_t progress = 0;  // changes whenever a job begins, a piece is taken or a worker is done
+        std::vector<int> late;  // workers that are not done yet; empty: no job is under way
+    };
+    Standing standing() const;
+    /// "worker 3 on CPU 5"
+    std::string name_of(int worker) const;
+
+    /// What split(items, grain) gives `worker` before anybody helps; part_in_node(): split_nodes().
+    struct Part {
+        int64_t begin, end;
+    };
+    Part part_of(int worker, int64_t items, int64_t grain) const {
+        if (items <= grain || count_ == 1) return {0, worker == 0 ? items : 0};
+        return part_of(Group{0, count_}, worker, items, grain);
+    }
+    int node_of(int worker) const {
+        int node = 0;
+        while (worker >= nodes_[static_cast<size_t>(node)].first + nodes_[static_cast<size_t>(node)].count) ++node;
+        return node;
+    }
+    Part part_in_node(int worker, int64_t items, int64_t grain) const {
+        if (node_count() == 1) return part_of(worker, items, grain);
+        return part_of(nodes_[static_cast<size_t>(node_of(worker))], worker, items, grain);
     }
 
 private:
@@ -71,6 +98,12 @@ private:
     struct Group {
         int first, count;
     };
+
+    static Part part_of(Group group, int worker, int64_t items, int64_t grain) {
+        const int64_t wanted = (items + grain - 1) / grain, parts = wanted < group.count ? wanted : group.count;
+        const int64_t part = worker - group.first;
+        return part < parts ? Part{items * part / parts, items * (part + 1) / parts} : Part{0, 0};
+    }
 
     /// What `worker` does of [0, items), which the group shares.
     template <typename Body>
@@ -93,8 +126,8 @@ private:
     struct Shared;
     std::unique_ptr<Shared> shared_;
     std::vector<Group> nodes_;
+    std::vector<int> cpus_;
     int count_ = 1;
-    int first_cpu_ = -1;
 };
 
 }  // namespace thermocline::cpu

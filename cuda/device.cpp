@@ -1,5 +1,7 @@
 #include "cuda/device.h"
 
+#include "cuda/kernels/list.h"
+
 namespace thermocline::cuda {
 
 const char* name_of(FlagWait way) {
@@ -12,6 +14,11 @@ const char* name_of(FlagWait way) {
             return "host function";
     }
     return "";
+}
+
+const char* kernel_name(int kernel) {
+    static constexpr auto kNames = Kernels::map([]<typename Kernel>(KernelType<Kernel>) { return Kernel::kName; });
+    return kNames[static_cast<size_t>(kernel)];
 }
 
 }  // namespace thermocline::cuda

@@ -25,6 +25,9 @@ enum class FlagWait : uint8_t {
 };
 const char* name_of(FlagWait way);
 
+/// Of a kernel by its number in kernels/list.h.
+const char* kernel_name(int kernel);
+
 /// What one side raises and the other waits for, on a cache line of its own, in pinned host memory.
 struct alignas(128) Flag {
     uint64_t value;

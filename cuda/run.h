@@ -181,6 +181,9 @@ struct HostJob {
 /// Raises a flag after all that came before in the stream.
 void raise_flag(Stream& stream, Flag* flag);
 
+/// Tells the host what a Route has chosen; `host` in pinned memory, [rows * top_k], read number by number.
+void send_early(const ops::Route&, const Frame&, int32_t* host);
+
 /// Divides the pairs of rows and experts between card and CPU, sends the CPU its job and raises the flag.
 void send_job(const ops::Experts&, const Frame&, const HostJob&);
 

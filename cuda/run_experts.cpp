@@ -35,12 +35,12 @@ int64_t most_chosen(const ops::Plan& plan, const ops::Experts& s, int64_t rows) 
     return std::min<int64_t>(std::ssize(set_of(plan, s).w1), rows * s.top_k);
 }
 
-template <typename Codes, int kPieces>
-void multiply(const PairsProduct& product, int64_t pairs, int64_t experts, Stream& stream) {
+/// `Few`, `Many2`, `Many8`: the kernels, which are made of a product.
+template <typename Few, typename Many2, typename Many8, typename Product>
+void multiply(const Product& product, int64_t pairs, int64_t experts, Stream& stream) {
     const int64_t strips = product.matrices * product.w.rows / quant::kStripRows;
     const int64_t chosen = std::min(pairs, experts), mean = pairs / experts;  // experts 1: of an arrived one
-    const auto many = [&]<int kTiles>() {
-        using Kernel = ManyPairs<Codes, kPieces, kTiles>;
+    const auto many = [&]<typename Kernel>() {
         constexpr int64_t kStrips = Kernel::kWarps * Kernel::kStrips;
         launch(stream,
                {.x = (strips + kStrips - 1) / kStrips,
@@ -49,13 +49,72 @@ void multiply(const PairsProduct& product, int64_t pairs, int64_t experts, Strea
                 .shared_bytes = Kernel::shared_bytes()},
                Kernel{product});
     };
-    if (mean > 16) return many.template operator()<8>();
-    if (mean > 1) return many.template operator()<2>();
-    using Few = FewPairs<Codes, kPieces>;
+    if (mean > 16) return many.template operator()<Many8>();
+    if (mean > 1) return many.template operator()<Many2>();
     const auto warps =
         static_cast<int>(std::min<int64_t>(product.w.cols / quant::kStripBlock, int64_t{Few::kMostWarps}));
     launch(stream, {.x = strips, .y = chosen, .threads = warps * kWarp, .shared_bytes = Few::shared_bytes(warps)},
            Few{product});
+}
+
+/// How the vectors of a set's products lie in f.pairs.x and .h: codes with scales behind them, or pieces of bf16.
+struct VectorForm {
+    bool codes;
+    int x_pieces, h_pieces;
+};
+
+VectorForm form_of(const ops::Experts& s, const ExpertSlots& here, const Frame& f) {
+    const bool mx = f.variants.mx_experts && s.rounding == ops::InputRounding::kE4M3 &&
+                    here.w1.format == Format::kE2M1Pair && here.w1.scale_format == Format::kE8M0 &&
+                    here.w2.format == Format::kE2M1Pair && here.w2.scale_format == Format::kE8M0;
+    return {mx, pieces_for(here.w1, s.rounding), pieces_for(here.w2, s.rounding)};
+}
+
+void prepare_x(const ops::Experts& s, const VectorForm& form, const Frame& f) {
+    const int64_t width = f.cols(s.x);
+    if (form.codes) {
+        auto* codes = reinterpret_cast<uint8_t*>(f.pairs.x);
+        launch(f.stream, {.x = f.batch.rows, .y = column_groups(width), .threads = kWarp},
+               PrepareCodes{f.slot(s.x), codes, codes + f.batch.rows * width, width});
+        return;
+    }
+    launch(
+        f.stream, {.x = f.batch.rows, .y = column_groups(width), .threads = kWarp},
+        PrepareVectors{f.slot(s.x), f.pairs.x, nullptr, width, form.x_pieces, s.rounding == ops::InputRounding::kE4M3});
+}
+
+/// product.x, the vectors of `vectors` rows or pairs, in that form.
+void multiply(const PairsProduct& product, bool codes, int pieces, int64_t vectors, int64_t pairs, int64_t experts,
+              Stream& stream) {
+    if (codes) {
+        const auto* first = reinterpret_cast<const uint8_t*>(product.x);
+        return multiply<FewPairsMx, ManyPairsMx<2>, ManyPairsMx<8>>(
+            PairsProductMx{product, first, first + vectors * product.w.cols}, pairs, experts, stream);
+    }
+    with_codes(product.w, pieces, [&]<typename Codes, int kPieces>() {
+        multiply<FewPairs<Codes, kPieces>, ManyPairs<Codes, kPieces, 2>, ManyPairs<Codes, kPieces, 8>>(product, pairs,
+                                                                                                       experts, stream);
+    });
+}
+
+/// f.pairs.h of `pairs` pairs, all or those listed.
+void swiglu_pairs(const ops::Experts& s, const VectorForm& form, const Frame& f, const float* gate_up, int64_t pairs,
+                  const PairLists* listed) {
+    const int64_t width = set_of(f.plan, s).intermediate, all = f.batch.rows * s.top_k;
+    const int32_t* taken = listed == nullptr ? f.pairs.lists.taken : nullptr;
+    const int32_t *chosen = listed == nullptr ? nullptr : listed->pairs,
+                  *first = listed == nullptr ? nullptr : listed->begin;
+    const int32_t pairs_per_row = listed == nullptr ? 1 : s.top_k;
+    const Grid grid{.x = pairs, .y = column_groups(width), .threads = kWarp};
+    if (form.codes) {
+        auto* codes = reinterpret_cast<uint8_t*>(f.pairs.h);
+        return launch(f.stream, grid,
+                      SwiGluPairsMx{gate_up, f.slot(s.weights), ids_of(s, f), taken, chosen, first, codes,
+                                    codes + all * width, width, pairs_per_row, s.limit});
+    }
+    launch(f.stream, grid,
+           SwiGluPairs{gate_up, f.slot(s.weights), ids_of(s, f), taken, chosen, first, f.pairs.h, width, form.h_pieces,
+                       pairs_per_row, s.limit, s.rounding == ops::InputRounding::kE4M3});
 }
 
 }  // namespace
@@ -117,25 +176,15 @@ void send_job(const ops::Experts& s, const Frame& f, const HostJob& job) {
 void run(const ops::Experts& s, const Frame& f) {
     const ExpertSlots* here = slots_of(s, f);
     if (here == nullptr) return;
-    const ops::ExpertSet& set = set_of(f.plan, s);
-    const int64_t pairs = f.batch.rows * s.top_k, experts = std::ssize(set.w1);
-    const bool rounded = s.rounding == ops::InputRounding::kE4M3;
-    const int x_pieces = pieces_for(here->w1, s.rounding), h_pieces = pieces_for(here->w2, s.rounding);
-    launch(f.stream, {.x = f.batch.rows, .y = column_groups(set.hidden), .threads = kWarp},
-           PrepareVectors{f.slot(s.x), f.pairs.x, nullptr, set.hidden, x_pieces, rounded});
-    const auto multiply_all = [&](const PairsProduct& product, int pieces) {
-        with_codes(product.w, pieces,
-                   [&]<typename Codes, int kPieces>() { multiply<Codes, kPieces>(product, pairs, experts, f.stream); });
-    };
-    multiply_all({here->w1, here->slot_bytes, 2, here->w3.data - here->w1.data, here->multipliers, f.pairs.lists,
-                  f.pairs.x, f.pairs.sums, s.top_k, 1},
-                 x_pieces);
-    launch(f.stream, {.x = pairs, .y = column_groups(set.intermediate), .threads = kWarp},
-           SwiGluPairs{f.pairs.sums, f.slot(s.weights), ids_of(s, f), f.pairs.lists.taken, nullptr, nullptr, f.pairs.h,
-                       set.intermediate, h_pieces, 1, s.limit, rounded});
-    multiply_all(
-        {here->w2, here->slot_bytes, 1, 0, here->multipliers + 2, f.pairs.lists, f.pairs.h, f.pairs.sums, 1, 1},
-        h_pieces);
+    const int64_t pairs = f.batch.rows * s.top_k, experts = std::ssize(set_of(f.plan, s).w1);
+    const VectorForm form = form_of(s, *here, f);
+    prepare_x(s, form, f);
+    multiply({here->w1, here->slot_bytes, 2, here->w3.data - here->w1.data, here->multipliers, f.pairs.lists, f.pairs.x,
+              f.pairs.sums, s.top_k, 1},
+             form.codes, form.x_pieces, f.batch.rows, pairs, experts, f.stream);
+    swiglu_pairs(s, form, f, f.pairs.sums, pairs, nullptr);
+    multiply({here->w2, here->slot_bytes, 1, 0, here->multipliers + 2, f.pairs.lists, f.pairs.h, f.pairs.sums, 1, 1},
+             form.codes, form.h_pieces, pairs, pairs, experts, f.stream);
 }
 
 void run_arrived(const ops::Experts& s, const Frame& f, int64_t number, int32_t slot, int64_t pairs) {
@@ -143,21 +192,13 @@ void run_arrived(const ops::Experts& s, const Frame& f, int64_t number, int32_t 
     const PairLists lists{own.numbers + ArrivedLists::kSlotNumbers + slot, own.begin + number, own.pairs, own.numbers,
                           nullptr};
     const ExpertSlots& here = *slots_of(s, f);
-    const ops::ExpertSet& set = set_of(f.plan, s);
-    const bool rounded = s.rounding == ops::InputRounding::kE4M3;
-    const int x_pieces = pieces_for(here.w1, s.rounding), h_pieces = pieces_for(here.w2, s.rounding);
-    const auto multiply_all = [&](const PairsProduct& product, int pieces) {
-        with_codes(product.w, pieces,
-                   [&]<typename Codes, int kPieces>() { multiply<Codes, kPieces>(product, pairs, 1, f.stream); });
-    };
-    multiply_all({here.w1, here.slot_bytes, 2, here.w3.data - here.w1.data, here.multipliers, lists, f.pairs.x,
-                  f.pairs.arrived, s.top_k, s.top_k},
-                 x_pieces);
-    launch(f.stream, {.x = pairs, .y = column_groups(set.intermediate), .threads = kWarp},
-           SwiGluPairs{f.pairs.arrived, f.slot(s.weights), ids_of(s, f), nullptr, lists.pairs, lists.begin, f.pairs.h,
-                       set.intermediate, h_pieces, s.top_k, s.limit, rounded});
-    multiply_all({here.w2, here.slot_bytes, 1, 0, here.multipliers + 2, lists, f.pairs.h, f.pairs.sums, 1, 1},
-                 h_pieces);
+    const VectorForm form = form_of(s, here, f);
+    multiply({here.w1, here.slot_bytes, 2, here.w3.data - here.w1.data, here.multipliers, lists, f.pairs.x,
+              f.pairs.arrived, s.top_k, s.top_k},
+             form.codes, form.x_pieces, f.batch.rows, pairs, 1, f.stream);
+    swiglu_pairs(s, form, f, f.pairs.arrived, pairs, &lists);
+    multiply({here.w2, here.slot_bytes, 1, 0, here.multipliers + 2, lists, f.pairs.h, f.pairs.sums, 1, 1}, form.codes,
+             form.h_pieces, f.batch.rows * s.top_k, pairs, 1, f.stream);
 }
 
 void raise_flag(Stream& stream, Flag* flag) { launch(stream, {.threads = kWarp}, RaiseJob{flag, flag, nullptr}); }

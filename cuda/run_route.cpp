@@ -23,4 +23,9 @@ void run(const ops::Route& s, const Frame& f) {
                  f.slot(s.weights), s.experts, s.top_k, s.scale, s.normalise});
 }
 
+void send_early(const ops::Route& s, const Frame& f, int32_t* host) {
+    launch(f.stream, {.threads = kWarp},
+           SendEarly{reinterpret_cast<const int32_t*>(f.slot(s.ids)), host, f.batch.rows * s.top_k});
+}
+
 }  // namespace thermocline::cuda

@@ -26,6 +26,18 @@ void launch_scores(const Frame& f, const IndexInput& in) {
            Kernel{in});
 }
 
+/// Whether the plan puts the queries into FP4 too, which then holds them exactly.
+bool queries_are_fp4(const ops::Plan& plan, const ops::SelectEntries& s) {
+    bool any = false;
+    for (const ops::Step& step : plan.steps) {
+        const auto* round = std::get_if<ops::RoundKv>(&step);
+        if (round == nullptr || round->x != s.q) continue;
+        if (round->format != KvFormat::kFp4 || round->width != s.width) return false;
+        any = true;
+    }
+    return any;
+}
+
 }  // namespace
 
 std::string why_not(const ops::Plan& plan, const ops::SelectEntries& s) {
@@ -50,6 +62,8 @@ void run(const ops::SelectEntries& s, const Frame& f) {
                         s.ratio,     s.top_k,         parts,      spec.format};
     if (spec.format == KvFormat::kF32 || spec.format == KvFormat::kFp8F32)
         launch_scores<PlainScores>(f, in);
+    else if (f.variants.fp4_keys && spec.format == KvFormat::kFp4 && s.width % 64 == 0 && queries_are_fp4(f.plan, s))
+        launch_scores<Fp4Scores>(f, in);
     else
         launch_scores<TileScores>(f, in);
     const int threads = parts > 1 ? ChooseEntries::kMostThreads : 256;

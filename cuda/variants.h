@@ -11,6 +11,8 @@ class Device;
 
 struct Variants {
     bool mx_products = false;  ///< FewVectorsMx instead of FewVectors<Mxfp4Codes, 1, ...>
+    bool mx_experts = false;   ///< FewPairsMx and ManyPairsMx instead of FewPairs and ManyPairs<Mxfp4Codes, 1, ...>
+    bool fp4_keys = false;     ///< ScoreEntries<Fp4Scores> instead of ScoreEntries<TileScores>
     bool operator==(const Variants&) const = default;
 };
 

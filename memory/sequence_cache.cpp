@@ -60,7 +60,7 @@ int64_t SequenceCache::Store::oldest_needed(int64_t position) const {
 
 bool SequenceCache::add_page(size_t cache) {
     Store& store = stores_[cache];
-    std::byte* page = pages_.take(store.page_bytes());
+    std::byte* page = store.pages_of.take(store.page_bytes());
     if (page == nullptr) return false;
     store.pages.push_back(page);
     views_[cache].page_count = std::ssize(store.pages);
@@ -73,14 +73,20 @@ void SequenceCache::for_rows(size_t cache, int64_t begin, int64_t end, Body body
     for (int64_t row = begin, count = 0; row < end; row += count) {
         const int64_t in_page = store.spec.kind == Kind::kRing ? row % store.spec.ring_rows : row % store.page_rows;
         count = std::min(end - row, store.page_rows - in_page);
-        body(views_[cache].row(row), count * store.spec.row_bytes());
+        body(store.pages_of, views_[cache].row(row), count * store.spec.row_bytes());
     }
 }
 
 SequenceCache::SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens, PageStore& pages)
-    : pages_(pages), max_tokens_(max_tokens), fingerprint_(fingerprint_of(specs)) {
-    for (const ops::CacheSpec& spec : specs) {
-        Store& store = stores_.emplace_back(Store{spec, page_rows_of(spec), 0, {}});
+    : SequenceCache(specs, max_tokens, std::vector<PageStore*>(specs.size(), &pages)) {}
+
+SequenceCache::SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens,
+                             std::span<PageStore* const> pages)
+    : max_tokens_(max_tokens), fingerprint_(fingerprint_of(specs)) {
+    CHECK(pages.size() == specs.size());
+    for (size_t i = 0; i < specs.size(); ++i) {
+        const ops::CacheSpec& spec = specs[i];
+        Store& store = stores_.emplace_back(Store{*pages[i], spec, page_rows_of(spec), 0, {}});
         store.pages.reserve(static_cast<size_t>(pages_for(spec, max_tokens)));
         views_.push_back({store.pages.data(), store.page_rows, store.spec.row_bytes(),
                           spec.kind == Kind::kRing ? spec.ring_rows : 0});
@@ -96,7 +102,7 @@ SequenceCache::~SequenceCache() { give_back(); }
 
 void SequenceCache::give_back() {
     for (Store& store : stores_)
-        for (std::byte* page : store.pages) pages_.give_back(page, store.page_bytes());
+        for (std::byte* page : store.pages) store.pages_of.give_back(page, store.page_bytes());
 }
 
 bool SequenceCache::reserve(int64_t tokens) {
@@ -147,16 +153,17 @@ bool SequenceCache::repeat_to(int64_t tokens) {
         const int64_t have = position_ / spec.ratio;
         CHECK(have > 0);
         std::vector<std::byte> rows;
-        for_rows(i, 0, have, [&](const std::byte* from, int64_t bytes) {
+        for_rows(i, 0, have, [&](PageStore& pages, const std::byte* from, int64_t bytes) {
             rows.resize(rows.size() + static_cast<size_t>(bytes));
-            pages_.read(from, rows.data() + rows.size() - bytes, bytes);
+            pages.read(from, rows.data() + rows.size() - bytes, bytes);
         });
         for (int64_t row = have; row < tokens / spec.ratio; row += have) {
             const std::byte* from = rows.data();
-            for_rows(i, row, std::min(row + have, tokens / spec.ratio), [&](std::byte* to, int64_t bytes) {
-                pages_.write(to, from, bytes);
-                from += bytes;
-            });
+            for_rows(i, row, std::min(row + have, tokens / spec.ratio),
+                     [&](PageStore& pages, std::byte* to, int64_t bytes) {
+                         pages.write(to, from, bytes);
+                         from += bytes;
+                     });
         }
     }
     advance(tokens - position_);
@@ -189,8 +196,9 @@ std::vector<std::byte> SequenceCache::snapshot() {
         const bool ring = store.spec.kind == Kind::kRing;
         const int64_t begin = ring ? store.oldest_needed(position_) : 0;
         const int64_t end = ring ? position_ : position_ / store.spec.ratio;
-        for_rows(i, begin, end,
-                 [&](const std::byte* from, int64_t bytes) { pages_.read(from, writer.room(bytes), bytes); });
+        for_rows(i, begin, end, [&](PageStore& pages, const std::byte* from, int64_t bytes) {
+            pages.read(from, writer.room(bytes), bytes);
+        });
     }
     return writer.finish();
 }
@@ -214,7 +222,7 @@ void SequenceCache::restore(std::span<const std::byte> bytes) {
         store.first_valid = ring ? store.oldest_needed(position) : 0;
         const int64_t end = ring ? position : position / store.spec.ratio;
         for_rows(i, store.first_valid, end,
-                 [&](std::byte* to, int64_t count) { pages_.write(to, reader.next(count), count); });
+                 [&](PageStore& pages, std::byte* to, int64_t count) { pages.write(to, reader.next(count), count); });
     }
     position_ = position;
 }
@@ -222,11 +230,11 @@ void SequenceCache::restore(std::span<const std::byte> bytes) {
 std::vector<std::byte> SequenceCache::read_entries(int64_t begin, int64_t end) {
     CHECK(begin <= end && end <= position_);
     int64_t size = 0;
-    for_entries(begin, end, [&](const std::byte*, int64_t bytes) { size += bytes; });
+    for_entries(begin, end, [&](PageStore&, const std::byte*, int64_t bytes) { size += bytes; });
     std::vector<std::byte> out(static_cast<size_t>(size));
     std::byte* to = out.data();
-    for_entries(begin, end, [&](const std::byte* from, int64_t bytes) {
-        pages_.read(from, to, bytes);
+    for_entries(begin, end, [&](PageStore& pages, const std::byte* from, int64_t bytes) {
+        pages.read(from, to, bytes);
         to += bytes;
     });
     return out;
@@ -235,11 +243,11 @@ std::vector<std::byte> SequenceCache::read_entries(int64_t begin, int64_t end) {
 std::vector<std::byte> SequenceCache::read_tail(int64_t position) {
     CHECK(can_roll_back(position));
     int64_t size = 0;
-    for_tail(position, [&](const std::byte*, int64_t bytes) { size += bytes; });
+    for_tail(position, [&](PageStore&, const std::byte*, int64_t bytes) { size += bytes; });
     std::vector<std::byte> out(static_cast<size_t>(size));
     std::byte* to = out.data();
-    for_tail(position, [&](const std::byte* from, int64_t bytes) {
-        pages_.read(from, to, bytes);
+    for_tail(position, [&](PageStore& pages, const std::byte* from, int64_t bytes) {
+        pages.read(from, to, bytes);
         to += bytes;
     });
     return out;
@@ -247,21 +255,21 @@ std::vector<std::byte> SequenceCache::read_tail(int64_t position) {
 
 void SequenceCache::write_entries(int64_t begin, int64_t end, std::span<const std::byte> bytes) {
     int64_t size = 0;
-    for_entries(begin, end, [&](const std::byte*, int64_t count) { size += count; });
+    for_entries(begin, end, [&](PageStore&, const std::byte*, int64_t count) { size += count; });
     if (std::ssize(bytes) != size)
         fail("entries of tokens ", begin, " to ", end, ": ", bytes.size(), " bytes, expected ", size);
-    for_entries(begin, end, [&](std::byte* to, int64_t count) {
-        pages_.write(to, bytes.data(), count);
+    for_entries(begin, end, [&](PageStore& pages, std::byte* to, int64_t count) {
+        pages.write(to, bytes.data(), count);
         bytes = bytes.subspan(static_cast<size_t>(count));
     });
 }
 
 void SequenceCache::resume_at(int64_t position, std::span<const std::byte> tail) {
     int64_t size = 0;
-    for_tail(position, [&](const std::byte*, int64_t count) { size += count; });
+    for_tail(position, [&](PageStore&, const std::byte*, int64_t count) { size += count; });
     if (std::ssize(tail) != size) fail("tail at token ", position, ": ", tail.size(), " bytes, expected ", size);
-    for_tail(position, [&](std::byte* to, int64_t count) {
-        pages_.write(to, tail.data(), count);
+    for_tail(position, [&](PageStore& pages, std::byte* to, int64_t count) {
+        pages.write(to, tail.data(), count);
         tail = tail.subspan(static_cast<size_t>(count));
     });
     for (Store& store : stores_) store.first_valid = store.spec.kind == Kind::kRing ? store.oldest_needed(position) : 0;

@@ -21,6 +21,8 @@ public:
     /// `max_tokens`: the longest the sequence may become. Rings are allocated now, entries when reserved. `pages` must
     /// outlive it. Throws std::bad_alloc if there is no room for the rings.
     SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens, PageStore& pages = host_pages());
+    /// The pages of every cache in a store of its own: [specs].
+    SequenceCache(const std::vector<ops::CacheSpec>& specs, int64_t max_tokens, std::span<PageStore* const> pages);
     SequenceCache(const SequenceCache&) = delete;
     SequenceCache& operator=(const SequenceCache&) = delete;
     ~SequenceCache();
@@ -73,6 +75,7 @@ public:
 
 private:
     struct Store {
+        PageStore& pages_of;
         ops::CacheSpec spec;
         int64_t page_rows;
         int64_t first_valid;            // rings: rows of older positions have been overwritten
@@ -84,7 +87,7 @@ private:
 
     bool add_page(size_t cache);
     void give_back();
-    /// body(address, bytes) of rows [begin, end) of a cache, those that lie together at once.
+    /// body(store, address, bytes) of rows [begin, end) of a cache, those that lie together at once.
     template <typename Body>
     void for_rows(size_t cache, int64_t begin, int64_t end, Body body);
     /// The same of all entries that tokens [begin, end) complete; of all rows of rings needed at a position.
@@ -93,7 +96,6 @@ private:
     template <typename Body>
     void for_tail(int64_t position, Body body);
 
-    PageStore& pages_;
     std::vector<Store> stores_;
     std::vector<ops::CacheView> views_;
     int64_t max_tokens_;

@@ -28,6 +28,15 @@ void record_ranks(const ops::Route& route, const cpu::Frame& frame, std::vector<
     for (size_t i = 0; i < ranks.size(); ++i) ranks[i] += bias[i % bias.size()];
 }
 
+/// Until the next step is played.
+std::span<const int32_t> foretell(const ops::Plan& plan, const ops::Foretelling& early, const cpu::Frame& frame) {
+    const ops::Step *gate = &plan.steps[static_cast<size_t>(early.router)], *route = gate + 1;
+    play(*gate, frame);
+    play(*route, frame);
+    const auto& chosen = std::get<ops::Route>(*route);
+    return {frame.int_row(chosen.ids, 0), static_cast<size_t>(frame.batch.rows() * chosen.top_k)};
+}
+
 using Clock = std::chrono::steady_clock;
 
 double seconds_between(Clock::time_point begin, Clock::time_point end) {
@@ -37,8 +46,9 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 }  // namespace
 
 CpuExecutor::CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels,
-                         ExecutorLimits limits)
+                         ExecutorLimits limits, const PrefetchRules& prefetch)
     : plan_(plan), workers_(workers), kernels_(kernels), limits_(limits), rows_(limits) {
+    if (prefetch.any()) prefetch_.emplace(plan_, prefetch);
     const auto slot_floats = [&](const ops::SlotSpec& slot) {
         return padded(slot.cols * (slot.rows == ops::Rows::kTokens ? limits.max_rows : limits.max_outputs));
     };
@@ -71,21 +81,46 @@ void CpuExecutor::play_timed(const cpu::Frame& frame) {
     profile_->add_pass(seconds_between(start, Clock::now()));
 }
 
-void CpuExecutor::play_recorded(const cpu::Frame& frame) {
+void CpuExecutor::play_steps(const cpu::Frame& frame) {
     size_t layer = 0;
-    for (const ops::Step& step : plan_.steps) {
-        play(step, frame);
-        const auto* route = std::get_if<ops::Route>(&step);
+    auto foretelling = plan_.foretold.begin();
+    const bool foretells = prefetches_ || (routing_ != nullptr && routing_->wants_foretold);
+    std::vector<int32_t> foretold;  // if it is to be recorded
+    for (size_t i = 0; i < plan_.steps.size(); ++i) {
+        play(plan_.steps[i], frame);
+        if (foretells && foretelling != plan_.foretold.end() && static_cast<size_t>(foretelling->after) == i) {
+            const std::span<const int32_t> ids = foretell(plan_, *foretelling++, frame);
+            if (prefetches_ && prefetch_->known(layer, ids.data()))
+                prefetch_->ask_for(layer, prefetch_->expected(layer));
+            if (routing_ != nullptr && routing_->wants_foretold) foretold.assign(ids.begin(), ids.end());
+        }
+        const auto* route = std::get_if<ops::Route>(&plan_.steps[i]);
         if (route == nullptr) continue;
         const int32_t* ids = frame.int_row(route->ids, 0);  // layers share the slot: the next one writes over it
-        if (routing_->ids.size() == layer) routing_->ids.emplace_back();
-        routing_->ids[layer].assign(ids, ids + frame.batch.rows() * route->top_k);
-        if (routing_->wants_ranks) {
-            if (routing_->ranks.size() == layer) routing_->ranks.emplace_back();
-            record_ranks(*route, frame, routing_->ranks[layer]);
+        const auto count = static_cast<size_t>(frame.batch.rows() * route->top_k);
+        if (prefetches_) {
+            prefetch_->note(layer, {ids, count});
+            prefetch_->ask_for(layer, {ids, count});
         }
+        if (routing_ != nullptr) record(*route, frame, layer, foretold);
         ++layer;
     }
+}
+
+void CpuExecutor::record(const ops::Route& route, const cpu::Frame& frame, size_t layer,
+                         std::vector<int32_t>& foretold) {
+    const int32_t* ids = frame.int_row(route.ids, 0);
+    if (routing_->ids.size() == layer) routing_->ids.emplace_back();
+    routing_->ids[layer].assign(ids, ids + frame.batch.rows() * route.top_k);
+    if (routing_->wants_foretold) {
+        routing_->foretold.resize(layer + 1);
+        foretold.resize(routing_->ids[layer].size(), -1);  // nothing foretells it
+        routing_->foretold[layer] = route.table != ops::kNone ? routing_->ids[layer] : foretold;
+        foretold.clear();
+    }
+    if (!routing_->wants_ranks) return;
+    if (routing_->ranks.size() == layer) routing_->ranks.emplace_back();
+    record_ranks(route, frame, routing_->ranks[layer]);
 }
 
 void CpuExecutor::forward(std::span<const Part> parts, const float* streams_in) {
@@ -98,14 +133,24 @@ void CpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
     }
     for (size_t i = 0; i < plan_.ropes.size(); ++i) cpu::rotations(plan_.ropes[i], batch, rotations_[i]);
     const cpu::Frame frame{plan_, batch, slots_.data(), rotations_.data(), shared_, per_worker_, workers_, kernels_};
+    const auto began = Clock::now();
+    const bool may_prefetch = prefetch_ && batch.rows() <= kPrefetchRows && profile_ == nullptr;
+    prefetches_ = may_prefetch && prefetch_->begin_pass(batch.tokens, true);
+    for (size_t i = 0; prefetches_ && i < prefetch_->layers().size(); ++i)  // what goes by token is known at once
+        if (prefetch_->known(i, nullptr)) prefetch_->ask_for(i, prefetch_->expected(i));
     if (profile_ != nullptr)
         play_timed(frame);
-    else if (routing_ != nullptr)
-        play_recorded(frame);
     else
-        for (const ops::Step& step : plan_.steps) play(step, frame);
+        play_steps(frame);
+    if (may_prefetch) prefetch_->end_pass(Clock::now() - began);
     for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
     last_cost_ = ops::plan_cost(plan_, batch);
+}
+
+ResidencyCounters CpuExecutor::residency() const {
+    ResidencyCounters counters;
+    if (prefetch_) counters.prefetched = prefetch_->counters();
+    return counters;
 }
 
 const float* CpuExecutor::logits(int64_t output) const {

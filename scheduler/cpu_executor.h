@@ -6,6 +6,7 @@
 #include "cpu/workers.h"
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
+#include "scheduler/expert_prefetch.h"
 #include "src/base/pages.h"
 
 #include <cstdint>
@@ -19,7 +20,9 @@ namespace thermocline::scheduler {
 class CpuExecutor : public Executor {
 public:
     /// `plan` must outlive the executor. `workers` is shared with other executors of the same thread (trunk and MTP).
-    CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels, ExecutorLimits limits);
+    /// `prefetch`: only experts in files can be asked for here, since the workers never wait.
+    CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels, ExecutorLimits limits,
+                const PrefetchRules& prefetch = {});
 
     const ops::Plan& plan() const override { return plan_; }
     const ExecutorLimits& limits() const override { return limits_; }
@@ -32,10 +35,12 @@ public:
     ops::Cost last_cost() const override { return last_cost_; }
     void profile_steps(StepProfile* profile) override { profile_ = profile; }
     void record_routing(RoutingRecord* record) override { routing_ = record; }
+    ResidencyCounters residency() const override;
 
 private:
     void play_timed(const cpu::Frame& frame);
-    void play_recorded(const cpu::Frame& frame);
+    void play_steps(const cpu::Frame& frame);
+    void record(const ops::Route& route, const cpu::Frame& frame, size_t layer, std::vector<int32_t>& foretold);
 
     const ops::Plan& plan_;
     cpu::Workers& workers_;
@@ -49,6 +54,8 @@ private:
     ops::Cost last_cost_;
     StepProfile* profile_ = nullptr;
     RoutingRecord* routing_ = nullptr;
+    std::optional<ExpertPrefetch> prefetch_;  // nothing: there is none
+    bool prefetches_ = false;                 // in this pass
 };
 
 }  // namespace thermocline::scheduler

@@ -1,5 +1,5 @@
 // What plays a Plan, batch after batch: the face of CpuExecutor (all on the CPU) and GpuExecutor (dense steps on a
-// card). Used by one thread (the engine thread); nothing here locks.
+// card), and of SplitExecutor (on several). Used by one thread (the engine thread); nothing here locks.
 #pragma once
 
 #include "memory/sequence_cache.h"
@@ -9,9 +9,11 @@
 #include "src/base/check.h"
 #include "src/ops/cost.h"
 #include "src/ops/plan.h"
+#include "src/ops/top_logits.h"
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -22,6 +24,8 @@ struct Part {
     memory::SequenceCache* sequence;
     std::span<const int32_t> tokens;  // continue the sequence at sequence->position()
     int32_t outputs = 1;              // logits of the last `outputs` tokens are wanted (0 .. tokens.size())
+    bool all_logits = true;           // of all tokens; false: top_logits() will mostly do
+    float factor = 1.0f;              // of top_logits(): 1 / temperature
 };
 
 struct ExecutorLimits {
@@ -31,12 +35,18 @@ struct ExecutorLimits {
     int64_t max_parts = 16;     ///< sequences in one forward pass
 };
 
-/// What somebody wants of the experts on a card, between two passes. Names are of this plan, pins as many as there is
-/// room for (check_pins()).
+/// What somebody wants of the experts on cards, between two passes. Names are of this plan, of each card as many as
+/// there is room for (slot_ranges(), check_pins()).
 struct ExpertOrders {
     std::vector<std::vector<double>> shares = {};  // Residency::expect(); empty: scores stay
     std::vector<ExpertName> wanted = {};           // Residency::want(); empty: nothing
     std::vector<ExpertName> pinned = {}, released = {};
+};
+
+/// Sets of experts [first, last) and the slots of the card that has them.
+struct SlotRange {
+    ops::ExpertsId first, last;
+    int64_t slots;
 };
 
 class Executor {
@@ -60,6 +70,9 @@ public:
 
     /// Logits of output i of the last pass, counted over all parts in order: [vocab]. Valid until the next pass.
     virtual const float* logits(int64_t output) const = 0;
+    /// The largest of them, and the sum of all with Part::factor; nothing where logits() is no dearer, or a logit is
+    /// NaN or +infinity. Valid until the next pass.
+    virtual std::optional<ops::TopLogits> top_logits(int64_t) const { return std::nullopt; }
     /// Residual streams of row `row` of the last pass: [n * D]. Valid until the next call.
     virtual const float* streams(int64_t row) const = 0;
 
@@ -80,6 +93,10 @@ public:
     virtual std::vector<ExpertName> resident() const { return {}; }
     /// Room for experts on a card whose experts can be exchanged; 0: there is none.
     virtual int64_t movable_slots() const { return 0; }
+    /// The same card by card.
+    virtual std::vector<SlotRange> slot_ranges() const {
+        return {{0, static_cast<ops::ExpertsId>(plan().experts.size()), movable_slots()}};
+    }
     /// Those on a card that are in no other memory: they stay.
     virtual std::vector<ExpertName> core() const { return {}; }
     /// CHECKs that movable_slots() is not 0.

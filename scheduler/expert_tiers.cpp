@@ -17,6 +17,39 @@ ExpertTiers divide_experts(const ExpertRoom& room) {
     return tiers;
 }
 
+std::vector<ExpertTiers> divide_experts(std::span<const ExpertRoom> cards, int64_t host) {
+    std::vector<ExpertRoom> rooms(cards.begin(), cards.end());
+    int64_t in_slots = 0;
+    for (ExpertRoom& room : rooms) {
+        room.slots = std::min(room.slots, room.experts);
+        room.host = std::min(host, room.experts - room.slots);
+        host -= room.host;
+        in_slots += room.slots;
+    }
+    for (ExpertRoom& room : rooms) {  // what is left, by their slots
+        const int64_t share = in_slots == 0 ? 0 : std::min(room.slots, host * room.slots / in_slots);
+        in_slots -= room.slots;
+        host -= share;
+        room.host += share;
+    }
+    std::vector<ExpertTiers> tiers;
+    for (const ExpertRoom& room : rooms) tiers.push_back(divide_experts(room));
+    return tiers;
+}
+
+ExpertTiers sum_of(std::span<const ExpertTiers> cards) {
+    ExpertTiers sum;
+    for (const ExpertTiers& one : cards) {
+        sum.experts += one.experts;
+        sum.slots += one.slots;
+        sum.core += one.core;
+        sum.ring += one.ring;
+        sum.host += one.host;
+        sum.file += one.file;
+    }
+    return sum;
+}
+
 std::string tiers_text(const ExpertTiers& tiers, int64_t expert_bytes) {
     std::string text;
     const auto add = [&](const char* where, int64_t count, const char* detail) {

@@ -5,7 +5,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
+#include <vector>
 
 namespace thermocline::scheduler {
 
@@ -34,6 +36,11 @@ std::string tiers_text(const ExpertTiers& tiers, int64_t expert_bytes);
 
 /// The fewest experts in no memory, then the smallest core: what else there is may move.
 ExpertTiers divide_experts(const ExpertRoom& room);
+/// Of cards that have different layers each: host memory, with room for `host` experts in all, first has those that the
+/// cards have no slots for, then of every card the same share of the others. ExpertRoom::host is not looked at.
+std::vector<ExpertTiers> divide_experts(std::span<const ExpertRoom> cards, int64_t host);
+/// All together.
+ExpertTiers sum_of(std::span<const ExpertTiers> cards);
 
 /// What to change where experts fit nowhere.
 struct TierRemedy {

@@ -9,8 +9,6 @@ namespace thermocline::scheduler {
 
 namespace {
 
-constexpr Outlook kOutlooks[] = {Outlook::kConservative, Outlook::kTarget, Outlook::kUpperBound};
-
 double gb(int64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 
 GpuMemoryWishes card_wishes(const ForecastQuestion& question, const cuda::DeviceInfo& card) {
@@ -20,20 +18,6 @@ GpuMemoryWishes card_wishes(const ForecastQuestion& question, const cuda::Device
             .context = question.context,
             .sequences = question.sequences,
             .prefill_chunk = question.prefill_chunk};
-}
-
-HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card) {
-    const int64_t all = question.machine.memory_bytes();
-    if (question.host_memory > all)
-        fail("--host-memory is ", question.host_memory, " bytes, but the machine has ", all);
-    return plan_host_memory(question.trunk, question.draft,
-                            {.budget_bytes = question.host_memory > 0 ? question.host_memory : all,
-                             .is_asked = question.host_memory > 0,
-                             .on_card = !question.machine.gpus.empty(),
-                             .draft_on_card = draft_on_card,
-                             .context = question.context,
-                             .sequences = question.sequences,
-                             .rows = question.prefill_chunk});
 }
 
 /// A budget of the card with which all experts would lie somewhere; 0: it has not so much.
@@ -53,6 +37,27 @@ Json lines_json(const std::vector<GpuMemoryLine>& lines) {
     return list;
 }
 
+}  // namespace
+
+const char* outlook_name(Outlook outlook) {
+    constexpr const char* kNames[] = {"conservative", "target", "upper bound"};
+    return kNames[static_cast<size_t>(outlook)];
+}
+
+HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card) {
+    const int64_t all = question.machine.memory_bytes();
+    if (question.host_memory > all)
+        fail("--host-memory is ", question.host_memory, " bytes, but the machine has ", all);
+    return plan_host_memory(question.trunk, question.draft,
+                            {.budget_bytes = question.host_memory > 0 ? question.host_memory : all,
+                             .is_asked = question.host_memory > 0,
+                             .on_card = !question.machine.gpus.empty(),
+                             .draft_on_card = draft_on_card,
+                             .context = question.context,
+                             .sequences = question.sequences,
+                             .rows = question.prefill_chunk});
+}
+
 Json card_json(const GpuMemoryPlan& plan) {
     return {{"budget_bytes", plan.budget_bytes},
             {"lines", lines_json(plan.lines)},
@@ -65,32 +70,68 @@ Json card_json(const GpuMemoryPlan& plan) {
             {"given_up", plan.given_up}};
 }
 
-Json host_json(const Forecast& forecast) {
-    Json lines = lines_json(forecast.host->lines);
-    lines.push_back(
-        {{"name", "routed experts"}, {"bytes", forecast.host->bytes_of(forecast.tiers.host)}, {"detail", ""}});
-    return {{"memory_bytes", forecast.host->budget_bytes}, {"lines", std::move(lines)}};
+Json host_json(const HostMemoryPlan& host, const ExpertTiers& tiers) {
+    Json lines = lines_json(host.lines);
+    lines.push_back({{"name", "routed experts"}, {"bytes", host.bytes_of(tiers.host)}, {"detail", ""}});
+    return {{"memory_bytes", host.budget_bytes}, {"lines", std::move(lines)}};
 }
 
-std::string host_text(const Forecast& forecast) {
-    const HostMemoryPlan& host = *forecast.host;
+std::string host_text(const HostMemoryPlan& host, const ExpertTiers& tiers, bool is_asked) {
     std::string text = "\nHost memory\n";
     const auto add = [&](const std::string& name, int64_t bytes, const std::string& detail) {
         text += printed("%-27s %8.3f GB%s%s\n", name.c_str(), gb(bytes), detail.empty() ? "" : "  ", detail.c_str());
     };
     for (const GpuMemoryLine& line : host.lines) add(line.name, line.bytes, line.detail);
-    const int64_t experts = host.bytes_of(forecast.tiers.host);
-    add("routed experts", experts, forecast.tiers.host == host.experts ? "all of them, resident ones too" : "");
+    const int64_t experts = host.bytes_of(tiers.host);
+    add("routed experts", experts, tiers.host == host.experts ? "all of them, resident ones too" : "");
     add("unused", std::max<int64_t>(0, host.budget_bytes - host.fixed_bytes() - experts), "");
-    add(forecast.host_is_asked ? "budget" : "this machine has", host.budget_bytes, "");
+    add(is_asked ? "budget" : "this machine has", host.budget_bytes, "");
     return text;
 }
 
-}  // namespace
+Json tiers_json(const ExpertTiers& tiers, int64_t expert_bytes) {
+    return {{"card_only", tiers.core},
+            {"card_and_host", tiers.slots - tiers.core},
+            {"host_only", tiers.host - (tiers.slots - tiers.core)},
+            {"file", tiers.file},
+            {"expert_bytes", expert_bytes}};
+}
 
-const char* outlook_name(Outlook outlook) {
-    constexpr const char* kNames[] = {"conservative", "target", "upper bound"};
-    return kNames[static_cast<size_t>(outlook)];
+std::string expected_text(const AllExpected& all, bool on_card) {
+    std::string text = "\nExpected of one sequence, computed, not measured\n";
+    text += printed("%-14s %12s  %-16s %13s  %-24s %s\n", "", "decode tok/s", "limited by", "prefill tok/s",
+                    "limited by", on_card ? "hit rate" : "");
+    for (const Forecast::Expected& expected : all) {
+        const bool known = expected.prefill.seconds > 0.0;
+        text += printed("%-14s %12.1f  %-16s %13s  %-24s ", outlook_name(expected.outlook),
+                        expected.decode.tokens_per_s(), expected.decode.limit.c_str(),
+                        known ? printed("%.0f", expected.prefill.tokens_per_s()).c_str() : "not known",
+                        expected.prefill.limit.c_str());
+        text += (on_card ? printed("%.2f", expected.hit) : std::string()) + "\n";
+    }
+    return text;
+}
+
+Json expected_json(const AllExpected& all) {
+    Json expected = Json::object();
+    for (const Forecast::Expected& e : all) {
+        Json prefill = nullptr;
+        if (e.prefill.seconds > 0.0)
+            prefill = {{"tokens_per_s", e.prefill.tokens_per_s()},
+                       {"limit", e.prefill.limit},
+                       {"chunk", e.prefill.chunk},
+                       {"streamed_share", e.prefill.streamed}};
+        expected[outlook_name(e.outlook)] = {{"hit_rate", e.hit},
+                                             {"decode",
+                                              {{"tokens_per_s", e.decode.tokens_per_s()},
+                                               {"limit", e.decode.limit},
+                                               {"dense_s", e.decode.dense},
+                                               {"overhead_s", e.decode.overhead},
+                                               {"experts_s", e.decode.experts},
+                                               {"file_s", e.decode.file}}},
+                                             {"prefill", std::move(prefill)}};
+    }
+    return expected;
 }
 
 Forecast forecast(const ForecastQuestion& question) {
@@ -155,7 +196,7 @@ size_t best_card(const std::vector<Forecast>& cards, size_t card) {
 
 std::string cards_text(const std::vector<Forecast>& cards, const MachineDescription& machine, size_t card) {
     if (cards.size() < 2) return "";
-    std::string text = "\nCards of this machine, of which one can be used\n";
+    std::string text = "\nCards of this machine, each alone\n";
     for (size_t i = 0; i < cards.size(); ++i) {
         text += printed("%zu  %-32s ", i, printable(machine.gpus[i].speed.device.name).c_str());
         text += cards[i].refusal.empty() ? printed("%8lld experts %12.1f tok/s at target\n",
@@ -163,6 +204,7 @@ std::string cards_text(const std::vector<Forecast>& cards, const MachineDescript
                                                    cards[i].expected[1].decode.tokens_per_s())
                                          : "does not fit\n";
     }
+    text += "Together, each with its own layers: --gpus N\n";
     const size_t best = best_card(cards, card);
     if (best != card)
         text += printed(
@@ -186,60 +228,26 @@ std::string forecast_text(const Forecast& forecast, const MachineDescription& ma
     std::string text;
     if (forecast.gpu) {
         text = printable(machine.gpus[forecast.card].speed.device.name);
-        if (machine.gpus.size() > 1)
-            text += printed(", card %zu of %zu: models are not split over cards", forecast.card, machine.gpus.size());
+        if (machine.gpus.size() > 1) text += printed(", card %zu of %zu alone", forecast.card, machine.gpus.size());
         text += "\n" + gpu_memory_text(*forecast.gpu);
     }
-    if (forecast.host) text += host_text(forecast);
+    if (forecast.host) text += host_text(*forecast.host, forecast.tiers, forecast.host_is_asked);
     if (forecast.tiers.core > 0 || forecast.tiers.file > 0)
         text += "\nRouted experts\n" + tiers_text(forecast.tiers, forecast.expert_bytes);
-    text += "\nExpected of one sequence, computed, not measured\n";
-    text += printed("%-14s %12s  %-16s %13s  %-24s %s\n", "", "decode tok/s", "limited by", "prefill tok/s",
-                    "limited by", forecast.gpu ? "hit rate" : "");
-    for (const Forecast::Expected& expected : forecast.expected) {
-        const bool known = expected.prefill.seconds > 0.0;
-        text += printed("%-14s %12.1f  %-16s %13s  %-24s ", outlook_name(expected.outlook),
-                        expected.decode.tokens_per_s(), expected.decode.limit.c_str(),
-                        known ? printed("%.0f", expected.prefill.tokens_per_s()).c_str() : "not known",
-                        expected.prefill.limit.c_str());
-        text += (forecast.gpu ? printed("%.2f", expected.hit) : std::string()) + "\n";
-    }
+    text += expected_text(forecast.expected, forecast.gpu.has_value());
     if (!forecast.refusal.empty()) text += "\ndoes not fit: " + forecast.refusal + "\n";
     return text;
 }
 
 Json forecast_json(const Forecast& forecast) {
-    Json expected = Json::object();
-    for (const Forecast::Expected& e : forecast.expected) {
-        Json prefill = nullptr;
-        if (e.prefill.seconds > 0.0)
-            prefill = {{"tokens_per_s", e.prefill.tokens_per_s()},
-                       {"limit", e.prefill.limit},
-                       {"chunk", e.prefill.chunk},
-                       {"streamed_share", e.prefill.streamed}};
-        expected[outlook_name(e.outlook)] = {{"hit_rate", e.hit},
-                                             {"decode",
-                                              {{"tokens_per_s", e.decode.tokens_per_s()},
-                                               {"limit", e.decode.limit},
-                                               {"dense_s", e.decode.dense},
-                                               {"overhead_s", e.decode.overhead},
-                                               {"experts_s", e.decode.experts},
-                                               {"file_s", e.decode.file}}},
-                                             {"prefill", std::move(prefill)}};
-    }
     return {{"fits", forecast.refusal.empty()},
             {"refusal", forecast.refusal},
             {"card", forecast.card},
             {"gpu", forecast.gpu ? card_json(*forecast.gpu) : Json(nullptr)},
-            {"host", forecast.host ? host_json(forecast) : Json(nullptr)},
-            {"tiers",
-             {{"card_only", forecast.tiers.core},
-              {"card_and_host", forecast.tiers.slots - forecast.tiers.core},
-              {"host_only", forecast.tiers.host - (forecast.tiers.slots - forecast.tiers.core)},
-              {"file", forecast.tiers.file},
-              {"expert_bytes", forecast.expert_bytes}}},
+            {"host", forecast.host ? host_json(*forecast.host, forecast.tiers) : Json(nullptr)},
+            {"tiers", tiers_json(forecast.tiers, forecast.expert_bytes)},
             {"resident_share", forecast.resident},
-            {"expected", std::move(expected)}};
+            {"expected", expected_json(forecast.expected)}};
 }
 
 }  // namespace thermocline::scheduler

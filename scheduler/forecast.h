@@ -26,6 +26,10 @@ struct ForecastQuestion {
     int64_t host_memory = 0;    // budget; 0: what the machine has, less what the system needs
     bool file_experts = false;  // those that no memory has room for may be read from the file
     size_t card = 0;            // of the machine's cards the one to use
+    // Of several cards, the first `cards` of the machine (split_forecast.h):
+    size_t cards = 1;
+    std::vector<int64_t> card_memory = {};   // budget of each; empty: gpu_memory of each
+    std::vector<int64_t> layer_counts = {};  // layers of each; empty: as is best
 };
 
 struct Forecast {
@@ -49,8 +53,8 @@ struct Forecast {
 /// Throws Error if a wish is out of range or over what the card has.
 Forecast forecast(const ForecastQuestion& question);
 
-/// Models are not split over cards: what each card of the machine alone would do, as `question` asks of one; with all
-/// of its memory where it has less than the budget.
+/// What each card of the machine alone would do, as `question` asks of one; with all of its memory where it has less
+/// than the budget.
 std::vector<Forecast> forecast_each_card(ForecastQuestion question);
 /// The one that fits and decodes fastest at target; of equals, and if none fits, `card`.
 size_t best_card(const std::vector<Forecast>& cards, size_t card = 0);
@@ -59,6 +63,18 @@ std::string cards_text(const std::vector<Forecast>& cards, const MachineDescript
 Json cards_json(const std::vector<Forecast>& cards, const MachineDescription& machine);
 
 const char* outlook_name(Outlook outlook);
+
+/// For people and for programs: host memory beside cards whose experts are divided so.
+std::string host_text(const HostMemoryPlan& host, const ExpertTiers& tiers, bool is_asked);
+Json host_json(const HostMemoryPlan& host, const ExpertTiers& tiers);
+Json card_json(const GpuMemoryPlan& plan);
+Json tiers_json(const ExpertTiers& tiers, int64_t expert_bytes);
+/// Of host memory beside cards, as a question asks. Throws Error if the budget is more than the machine has.
+HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card);
+inline constexpr Outlook kOutlooks[] = {Outlook::kConservative, Outlook::kTarget, Outlook::kUpperBound};
+using AllExpected = std::array<Forecast::Expected, 3>;
+std::string expected_text(const AllExpected& expected, bool on_card);
+Json expected_json(const AllExpected& expected);
 
 /// For people.
 std::string forecast_text(const Forecast& forecast, const MachineDescription& machine);

@@ -1,7 +1,9 @@
 #include "scheduler/gpu_executor.h"
 
+#include "cpu/warm.h"
 #include "cuda/kernels/list.h"
 #include "memory/sequence_cache.h"
+#include "scheduler/gpu_memory.h"
 #include "scheduler/stretch.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
@@ -37,6 +39,17 @@ struct Touches {
 
 double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
 
+/// What the card may tell early of one layer.
+int64_t early_numbers(const ops::Experts& step, const ExecutorLimits& limits) {
+    return step.top_k * std::min(limits.max_rows, kPrefetchRows);
+}
+
+int64_t most_experts(const ops::Plan& plan) {
+    int64_t most = 0;
+    for (const ops::ExpertSet& set : plan.experts) most = std::max(most, std::ssize(set.w1));
+    return most;
+}
+
 const ops::Plan& playable(const ops::Plan& plan, std::span<const ExpertName> resident, const cuda::Device& device) {
     std::string why = why_not_on_gpu(plan);
     if (why.empty() && !resident.empty()) why = GpuExperts::why_not(plan);
@@ -58,7 +71,7 @@ std::string why_not_on_gpu(const ops::Plan& plan) {
 GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Workers& workers,
                          const cpu::KernelTable& kernels, ExecutorLimits limits, int64_t sequences,
                          std::span<const ExpertName> resident, const ResidencyRules& rules, cuda::DeviceMemory memory,
-                         memory::PackedWeights* packed)
+                         memory::PackedWeights* packed, const PrefetchRules& prefetch)
     : plan_(playable(plan, resident, device)),
       groups_(group_steps(plan)),
       device_(device),
@@ -77,6 +90,10 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       table_(embedding_table(plan)),
       balances_(rules.balances && rules.core < std::ssize(resident)),
       streams_all_(rules.streaming == ResidencyRules::Streaming::kAll) {
+    if (prefetch.any()) {
+        prefetch_.emplace(plan_, prefetch);
+        absent_.reserve(static_cast<size_t>(most_experts(plan_)));
+    }
     take_host_memory();
     try {
         begin(rules, !resident.empty());
@@ -117,7 +134,8 @@ void GpuExecutor::take_host_memory() {
         upload_ = stretch.take<std::byte>(UploadLayout::most_bytes(plan_, limits_));
         host_embeddings_ = stretch.take<float>(limits_.max_rows * embedding_width(plan_));
         flags = stretch.take<cuda::Flag>(2 * std::ssize(experts));
-        host_logits_ = stretch.take<float>(limits_.max_outputs * plan_.vocab);
+        host_top_ = stretch.take<cuda::TopRow>(std::min(limits_.max_outputs, kGraphRows));
+        host_logits_ = stretch.take<float>(plan_.logits == ops::kNone ? 0 : limits_.max_outputs * plan_.vocab);
         host_streams_ =
             stretch.take<float>(plan_.streams == ops::kNone ? 0 : slot(plan_.streams).cols * limits_.max_rows);
         host_slots_.assign(plan_.slots.size(), nullptr);
@@ -125,6 +143,10 @@ void GpuExecutor::take_host_memory() {
             host_slots_[static_cast<size_t>(id)] = stretch.take<float>(slot(id).cols * limits_.max_rows);
         for (size_t i = 0; i < experts.size(); ++i)
             chosen[i] = stretch.take<int32_t>(experts[i]->top_k * limits_.max_rows);
+        early_.assign(experts.size(), nullptr);
+        for (size_t i = 0; i < experts.size() && prefetch_; ++i)
+            if (prefetch_->layers()[i].foretelling != nullptr)
+                early_[i] = stretch.take<int32_t>(early_numbers(*experts[i], limits_));
         return stretch.bytes();
     };
     host_ = cuda::PinnedMemory(device_, lay_out(nullptr));
@@ -159,6 +181,7 @@ void GpuExecutor::upload(const ops::Batch& batch, const float* streams_in) {
     std::copy(batch.tokens.begin(), batch.tokens.end(), to.tokens);
     std::copy(batch.positions.begin(), batch.positions.end(), to.positions);
     std::copy(batch.output_rows.begin(), batch.output_rows.end(), to.output_rows);
+    std::copy(factors_.begin(), factors_.end(), to.factors);
     int64_t page = 0;
     for (size_t s = 0; s < batch.segments.size(); ++s) {
         const ops::Segment& segment = batch.segments[s];
@@ -178,9 +201,8 @@ void GpuExecutor::upload(const ops::Batch& batch, const float* streams_in) {
         stream_->copy(workspace_.embeddings, host_embeddings_, batch.rows() * table_->cols * 4);
     }
     if (streams_in != nullptr) {
-        const int64_t width = plan_.slots[static_cast<size_t>(plan_.streams)].cols;
-        std::copy_n(streams_in, batch.rows() * width, host_streams_);
-        stream_->copy(workspace_.slots[static_cast<size_t>(plan_.streams)], host_streams_, batch.rows() * width * 4);
+        const auto slot = static_cast<size_t>(plan_.streams);
+        stream_->copy(workspace_.slots[slot], streams_in, batch.rows() * plan_.slots[slot].cols * 4);
     }
 }
 
@@ -234,6 +256,19 @@ void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff
     order.play(group);
 }
 
+void GpuExecutor::foretell(const Group& group, GpuOrder& order) {
+    if (!prefetches_) return;
+    for (size_t i = 0; i < early_.size(); ++i) {
+        const ops::Foretelling* one = prefetch_->layers()[i].foretelling;
+        if (one == nullptr || one->after < group.first || one->after >= group.first + group.count) continue;
+        const auto& route = std::get<ops::Route>(plan_.steps[static_cast<size_t>(one->router) + 1]);
+        order.play(plan_.steps[static_cast<size_t>(one->router)]);
+        order.play(plan_.steps[static_cast<size_t>(one->router) + 1]);
+        order.play_as({.reads = {route.ids, ops::kNone, ops::kNone, ops::kNone}},
+                      [&](const cuda::Frame& f) { cuda::send_early(route, f, early_[i]); });
+    }
+}
+
 void GpuExecutor::enqueue_group(const Group& group, GpuOrder& order, Progress& progress) {
     const auto steps =
         std::span(plan_.steps).subspan(static_cast<size_t>(group.first), static_cast<size_t>(group.count));
@@ -241,10 +276,14 @@ void GpuExecutor::enqueue_group(const Group& group, GpuOrder& order, Progress& p
     const auto touches = [&](const ops::Step& step) { return std::visit(Touches{asked->step->out}, step); };
     if (asked != nullptr && std::any_of(steps.begin(), steps.end(), touches)) {
         progress.pending = false;
-        return take_result(group, order, *asked);
+        take_result(group, order, *asked);
+        return foretell(group, order);
     }
     const auto* experts = std::get_if<ops::Experts>(&steps.front());
-    if (experts == nullptr) return order.play(group);
+    if (experts == nullptr) {
+        order.play(group);
+        return foretell(group, order);
+    }
     order.play_as(ops::uses_of(*experts),
                   [&](const cuda::Frame& f) { cuda::send_job(*experts, f, handoffs_[progress.asked].to); });
     order.flush();  // the CPU begins before the card goes on with what does not wait for it
@@ -259,17 +298,31 @@ void GpuExecutor::enqueue(const cuda::Frame& f) {
     Progress progress;
     for (const Group& group : groups_) enqueue_group(group, order, progress);
     order.flush();
-    fetch_logits(f);
+    fetch_results(f);
 }
 
-void GpuExecutor::fetch_logits(const cuda::Frame& f) {
-    if (f.batch.outputs > 0 && plan_.logits != ops::kNone)
-        stream_->copy(host_logits_, f.slot(plan_.logits), f.batch.outputs * plan_.vocab * 4);
+/// Part of the recorded pass: what most draws need, or the streams of a plan without logits.
+void GpuExecutor::fetch_results(const cuda::Frame& f) {
+    if (plan_.logits == ops::kNone) {
+        const auto slot = static_cast<size_t>(plan_.streams);
+        return stream_->copy(host_streams_, workspace_.slots[slot], f.batch.rows * plan_.slots[slot].cols * 4);
+    }
+    if (f.batch.outputs == 0 || f.batch.outputs > kGraphRows) return;
+    const UploadLayout there(workspace_.upload, plan_, limits_, 0);
+    cuda::top_logits(*stream_, f.slot(plan_.logits), there.factors, plan_.vocab, f.batch.outputs, workspace_.logits);
+    stream_->copy(host_top_, workspace_.logits.rows, f.batch.outputs * int64_t{sizeof(cuda::TopRow)});
+}
+
+void GpuExecutor::fetch_logits() const {
+    fetched_ = true;
+    if (outputs_played_ > 0 && plan_.logits != ops::kNone)
+        stream_->copy(host_logits_, workspace_.slots[static_cast<size_t>(plan_.logits)],
+                      outputs_played_ * plan_.vocab * 4);
 }
 
 void GpuExecutor::play(const cuda::Frame& f) {
     if (f.batch.rows > kGraphRows) return enqueue(f);
-    auto& graph = graphs_[{f.batch.rows, f.batch.outputs, f.expert_slots != nullptr}];
+    auto& graph = graphs_[{f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}];
     if (!graph) {
         stream_->begin_recording();
         enqueue(f);
@@ -301,7 +354,7 @@ int64_t GpuExecutor::distinct(const Handoff& handoff, std::span<const int32_t> i
 }
 
 cpu::Frame GpuExecutor::host_frame(const ops::Batch& batch) const {
-    return {plan_, batch, host_slots_.data(), nullptr, shared_, per_worker_, workers_, kernels_};
+    return {plan_, batch, host_slots_.data(), nullptr, shared_, per_worker_, workers_, kernels_, prefetches_};
 }
 
 void GpuExecutor::measure() {
@@ -358,6 +411,7 @@ void GpuExecutor::share_experts(const Handoff& handoff) {
 
 void GpuExecutor::await_job(const Handoff& handoff, Clock::time_point deadline) {
     for (int looks = 0; flag_of(handoff.to.job) == 0; ++looks) {
+        if (to_prefetch_ != nullptr && prefetch(awaited_)) to_prefetch_ = nullptr;
         if (looks < kLooks) continue;
         looks = 0;
         if (streaming_) stream_of_experts_->run_ahead(*handoff.step);
@@ -369,15 +423,45 @@ void GpuExecutor::await_job(const Handoff& handoff, Clock::time_point deadline) 
     }
 }
 
+std::span<const int32_t> GpuExecutor::expected_absent(size_t layer) {
+    const ops::ExpertsId set = handoffs_[layer].step->experts;
+    const bool on_card = experts_.on_card() != nullptr;
+    absent_.clear();
+    for (const int32_t expert : prefetch_->expected(layer))
+        if (!on_card || experts_.slot_of({set, expert}) < 0) absent_.push_back(expert);
+    return absent_;
+}
+
+bool GpuExecutor::prefetch(size_t layer) {
+    if (!prefetch_->known(layer, early_[layer])) return false;
+    const std::span<const int32_t> experts = expected_absent(layer);
+    prefetch_->ask_for(layer, experts);
+    const Handoff& handoff = handoffs_[layer];
+    if (!experts.empty() && prefetch_->worker_bytes() > 0)
+        prefetch_->warmed(cpu::warm_experts(*handoff.step, host_frame(*to_prefetch_), experts,
+                                            prefetch_->worker_bytes(), handoff.to.job->value));
+    return true;
+}
+
 void GpuExecutor::serve_experts(const ops::Batch& batch, Clock::time_point deadline) {
-    for (const Handoff& handoff : handoffs_) {
+    // What goes by token is known at once, and a file is slow.
+    for (size_t i = 0; i < handoffs_.size() && prefetches_; ++i)
+        if (prefetch_->known(i, nullptr)) prefetch_->ask_for(i, expected_absent(i));
+    for (awaited_ = 0; awaited_ < handoffs_.size(); ++awaited_) {
+        to_prefetch_ = prefetches_ ? &batch : nullptr;
+        const Handoff& handoff = handoffs_[awaited_];
         await_job(handoff, deadline);
+        to_prefetch_ = nullptr;
+        if (prefetches_ && flag_of(handoff.to.job) == cuda::kJob)
+            prefetch_->ask_for(awaited_, {handoff.to.ids, static_cast<size_t>(batch.rows() * handoff.step->top_k)});
         compute(handoff, batch);
     }
 }
 
 void GpuExecutor::lower_flags() {
     for (const Handoff& handoff : handoffs_) handoff.to.job->value = handoff.to.done->value = 0;
+    for (size_t i = 0; i < early_.size(); ++i)
+        if (early_[i] != nullptr) std::fill_n(early_[i], early_numbers(*handoffs_[i].step, limits_), -1);
 }
 
 /// A pass that was given up.
@@ -390,6 +474,7 @@ void GpuExecutor::wait_for_earlier() {
 
 void GpuExecutor::abandon() noexcept {
     streaming_.reset();
+    to_prefetch_ = nullptr;
     if (stream_of_experts_ && !stream_of_experts_->release()) unfinished_ = true;
     for (const Handoff& handoff : handoffs_) raise(handoff.to.done);
     try {
@@ -414,23 +499,46 @@ void GpuExecutor::play_timed(const cuda::Frame& f, const ops::Batch& batch) {
         order.flush();
         stream_->wait(patience_many_);
         if (progress.asked > before) compute(handoffs_[before], batch);
-        profile_->add(i, seconds(begin), ops::step_cost(plan_, plan_.steps[i], batch));
+        profile_->add(first_step_ + i, seconds(begin), ops::step_cost(plan_, plan_.steps[i], batch));
     }
-    fetch_logits(f);
+    fetch_results(f);
     stream_->wait(patience_many_);
     profile_->add_pass(seconds(start));
 }
 
 void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) {
-    const Pinned pinned(workers_.first_cpu());  // worker 0 is this thread
     const ops::Batch batch = rows_.gather(parts);
+    if (streams_in != nullptr)
+        std::copy_n(streams_in, batch.rows() * plan_.slots[static_cast<size_t>(plan_.streams)].cols, host_streams_);
+    try {
+        pass(parts, batch, streams_in != nullptr ? host_streams_ : nullptr);
+    } catch (const Error&) {
+        for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
+        throw;
+    }
+    for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
+}
+
+void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, const float* streams_in) {
+    const Pinned pinned(workers_.first_cpu());  // worker 0 is this thread
+    rows_played_ = batch.rows(), outputs_played_ = batch.outputs();
     const auto patience = batch.rows() <= kGraphRows ? patience_few_ : patience_many_;
     const auto began = Clock::now(), deadline = began + patience;
     wait_for_earlier();
     lower_flags();
+    bool all_logits = batch.outputs() > kGraphRows;
+    factors_.clear();
+    for (const Part& part : plan_.logits == ops::kNone ? parts.first(0) : parts) {
+        factors_.insert(factors_.end(), static_cast<size_t>(part.outputs), part.factor);
+        all_logits |= part.outputs > 0 && part.all_logits;
+    }
+    fetched_ = false;
     bool noted = false;
+    const bool may_prefetch = prefetch_ && batch.rows() <= kPrefetchRows && profile_ == nullptr;
+    prefetches_ = false;
     try {
         experts_.begin_pass(*stream_, batch.rows(), batch.rows() > kGraphRows);
+        if (may_prefetch) prefetches_ = prefetch_->begin_pass(batch.tokens, !experts_.trying());
         upload(batch, streams_in);
         const cuda::Frame f = frame(batch);
         if (!balance(batch.rows())) experts_.leave_out();
@@ -448,14 +556,13 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
                 std::this_thread::yield();
             if (streaming_) stream_of_experts_->end_pass();
             streaming_.reset();
+            if (all_logits) fetch_logits();
             stream_->wait(patience);
         }
     } catch (const Error&) {
         abandon();
-        for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
         throw;
     }
-    for (const Part& part : parts) part.sequence->advance(static_cast<int64_t>(part.tokens.size()));
     last_cost_ = ops::plan_cost(plan_, batch);
     if (routing_ != nullptr) routing_->ids.resize(handoffs_.size());
     for (size_t layer = 0; layer < handoffs_.size(); ++layer) {
@@ -463,7 +570,9 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         if (!noted) experts_.note(handoffs_[layer].step->experts, ids);
         reads_ += distinct(handoffs_[layer], ids);
         if (routing_ != nullptr) routing_->ids[layer].assign(ids.begin(), ids.end());
+        if (prefetches_ && prefetch_->known(layer, early_[layer])) prefetch_->note(layer, ids);
     }
+    if (may_prefetch) prefetch_->end_pass(Clock::now() - began);
     layers_played_ += std::ssize(handoffs_);
     experts_.end_pass(Clock::now() - began);
 }
@@ -476,6 +585,7 @@ ResidencyCounters GpuExecutor::residency() const {
     counters.layers_played = layers_played_;
     counters.cpu_seconds = cpu_seconds_;
     counters.exposed_seconds = exposed_seconds_;
+    if (prefetch_) counters.prefetched = prefetch_->counters();
     if (stream_of_experts_) {
         counters.streamed = stream_of_experts_->sent();
         counters.link_seconds = static_cast<double>(counters.streamed) * experts_.link_seconds();
@@ -486,6 +596,27 @@ ResidencyCounters GpuExecutor::residency() const {
     return counters;
 }
 
+std::vector<OperatorReport> GpuExecutor::operators(bool measured) {
+    const int32_t token = 0, output = 0;
+    const int64_t position = 0;
+    const cuda::Frame one = frame({{&token, 1}, {&position, 1}, {}, {&output, 1}});
+    std::vector<OperatorReport> reports = card_operators(one, groups_, workspace_.scratch_bytes);
+    if (measured) measure_products(one, device_, reports);
+    if (handoffs_.empty()) return reports;
+    const double gigabytes = static_cast<double>(GpuExperts::slot_bytes(plan_)) * 1e-9;
+    const auto rate = [&](double seconds) { return measured && seconds > 0 ? gigabytes / seconds : 0.0; };
+    const std::string name = experts_name(plan_, *handoffs_.front().step);
+    const int64_t here = std::ssize(experts_.resident()), elsewhere = expert_count(plan_) - here;
+    for (OperatorReport& report : reports) {
+        if (report.operators != name) continue;
+        report.count = here;
+        report.gb_per_s = rate(speed_.card_expert);
+    }
+    if (elsewhere > 0)
+        reports.push_back({name, "CPU " + std::string(kernels_.name), "", elsewhere, rate(speed_.cpu_expert)});
+    return reports;
+}
+
 std::vector<ExpertName> GpuExecutor::core() const {
     std::vector<ExpertName> names = experts_.resident();
     std::erase_if(names, [&](ExpertName name) { return experts_.on_host(name); });
@@ -494,16 +625,28 @@ std::vector<ExpertName> GpuExecutor::core() const {
 
 /// By the rows of the last pass.
 std::span<const int32_t> GpuExecutor::chosen(const Handoff& handoff) const {
-    return {handoff.to.chosen, static_cast<size_t>(rows_.rows() * handoff.step->top_k)};
+    return {handoff.to.chosen, static_cast<size_t>(rows_played_ * handoff.step->top_k)};
 }
 
 const float* GpuExecutor::logits(int64_t output) const {
-    CHECK(output >= 0 && output < rows_.outputs());
+    CHECK(output >= 0 && output < outputs_played_);
+    if (!fetched_) {
+        fetch_logits();
+        stream_->wait(patience_few_);
+    }
     return host_logits_ + output * plan_.vocab;
 }
 
+std::optional<ops::TopLogits> GpuExecutor::top_logits(int64_t output) const {
+    CHECK(output >= 0 && output < outputs_played_);
+    if (outputs_played_ > kGraphRows || host_top_[output].faults > 0) return std::nullopt;
+    const int64_t count = std::min<int64_t>(plan_.vocab, ops::kTopLogits);
+    return ops::TopLogits{
+        {host_top_[output].best, static_cast<size_t>(count)}, count == plan_.vocab, host_top_[output].weights};
+}
+
 const float* GpuExecutor::streams(int64_t row) const {
-    CHECK(row >= 0 && row < rows_.rows());
+    CHECK(row >= 0 && row < rows_played_);
     const int64_t width = plan_.slots[static_cast<size_t>(plan_.streams)].cols;
     stream_->copy(host_streams_, workspace_.slots[static_cast<size_t>(plan_.streams)] + row * width, width * 4);
     stream_->wait(patience_few_);

@@ -13,12 +13,14 @@
 #include "memory/packed_weights.h"
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
+#include "scheduler/expert_prefetch.h"
 #include "scheduler/expert_speed.h"
 #include "scheduler/expert_stream.h"
 #include "scheduler/gpu_experts.h"
 #include "scheduler/gpu_layout.h"
 #include "scheduler/gpu_order.h"
 #include "scheduler/gpu_pages.h"
+#include "scheduler/gpu_report.h"
 #include "scheduler/gpu_weights.h"
 #include "scheduler/handoff.h"
 #include "scheduler/placement.h"
@@ -46,11 +48,12 @@ public:
     /// by the CPU. Throws Error if the card has no room, or if no kernel plays a step of the plan (why_not_on_gpu) or
     /// takes its experts (GpuExperts::why_not). With other `rules` than static, other experts take
     /// their places as they are chosen. `packed`: whose card-only weights are made to be brought to the card; null: all
-    /// that `plan` shows is there.
+    /// that `plan` shows is there. `prefetch`: of what the CPU will compute; it is left out if it does not pay.
     GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Workers& workers, const cpu::KernelTable& kernels,
                 ExecutorLimits limits, int64_t sequences, std::span<const ExpertName> resident = {},
                 const ResidencyRules& rules = {.policy = ResidencyRules::Policy::kStatic},
-                cuda::DeviceMemory memory = {}, memory::PackedWeights* packed = nullptr);
+                cuda::DeviceMemory memory = {}, memory::PackedWeights* packed = nullptr,
+                const PrefetchRules& prefetch = {});
     ~GpuExecutor() override;
 
     const ops::Plan& plan() const override { return plan_; }
@@ -58,11 +61,20 @@ public:
     std::unique_ptr<memory::SequenceCache> new_sequence() override;
     int64_t sequence_bytes(int64_t tokens) const override { return gpu_sequence_bytes(plan_, tokens); }
     void forward(std::span<const Part> parts, const float* streams_in = nullptr) override;
+    /// The pass of forward(), of sequences that the caller advances, or spoils if it throws. `batch`: of the parts,
+    /// with outputs only for a plan with logits. `streams_in`: pinned.
+    void pass(std::span<const Part> parts, const ops::Batch& batch, const float* streams_in);
+    /// Of a plan without logits: residual streams after the last pass, [rows, n * D], pinned. Valid until the next.
+    const float* handed_over() const { return host_streams_; }
+    memory::PageStore& pages() { return pages_; }
     const float* logits(int64_t output) const override;
+    std::optional<ops::TopLogits> top_logits(int64_t output) const override;
     const float* streams(int64_t row) const override;
     int64_t workspace_bytes() const override;
     ops::Cost last_cost() const override { return last_cost_; }
     void profile_steps(StepProfile* profile) override { profile_ = profile; }
+    /// Steps of the plan are those from `first` on of the plan that is profiled.
+    void profile_steps(StepProfile* profile, size_t first) { profile_ = profile, first_step_ = first; }
     void record_routing(RoutingRecord* record) override { routing_ = record; }
     ResidencyCounters residency() const override;
     /// As measured at the start; nothing if the rules have no use for it.
@@ -71,6 +83,9 @@ public:
     int64_t movable_slots() const override { return experts_.movable_slots(); }
     std::vector<ExpertName> core() const override;
     void order(const ExpertOrders& orders) override { experts_.order(orders); }
+
+    /// What runs where; with how fast it reads if `measured`, which takes some passes' time. Between passes.
+    std::vector<OperatorReport> operators(bool measured);
 
     /// How long a pass may take before it is given up: of up to kGraphRows rows, and of more.
     void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many) {
@@ -95,13 +110,21 @@ private:
     void enqueue_group(const Group& group, GpuOrder& order, Progress& progress);
     /// Adds up what CPU and card made, for a step that may want it.
     void take_result(const Group& group, GpuOrder& order, const Handoff& handoff);
-    void fetch_logits(const cuda::Frame& frame);
+    /// Has the card tell what the router of a later layer will choose, if it can be foretold after this group.
+    void foretell(const Group& group, GpuOrder& order);
+    /// What most draws need of the logits, or the streams of a plan without.
+    void fetch_results(const cuda::Frame& frame);
+    void fetch_logits() const;
     void play(const cuda::Frame& frame);
     void play_timed(const cuda::Frame& frame, const ops::Batch& batch);
     /// Computes all experts of a pass as the card asks for them.
     void serve_experts(const ops::Batch& batch, std::chrono::steady_clock::time_point deadline);
     void compute(const Handoff& handoff, const ops::Batch& batch);
     void await_job(const Handoff& handoff, std::chrono::steady_clock::time_point deadline);
+    /// The foretold experts of a layer that the CPU will have to compute; empty: nothing is known yet, or none.
+    std::span<const int32_t> expected_absent(size_t layer);
+    /// Brings them near until the job comes; false: not known yet.
+    bool prefetch(size_t layer);
     cpu::Frame host_frame(const ops::Batch& batch) const;
     void measure();
     /// Of a pass over a prompt: what is not on the card comes there or is computed by the CPU, layer by layer.
@@ -137,13 +160,23 @@ private:
     cuda::PinnedMemory host_;  // upload, embeddings, flags, the experts' slots and ids, logits, streams
     std::byte* upload_ = nullptr;
     float *host_embeddings_ = nullptr, *host_logits_ = nullptr, *host_streams_ = nullptr;
+    cuda::TopRow* host_top_ = nullptr;  // [up to kGraphRows]
+    std::vector<float> factors_;        // of the outputs of the pass
+    mutable bool fetched_ = false;      // its logits have been sent for
     std::vector<Handoff> handoffs_;
     std::vector<float*> host_slots_;  // of the experts' steps; others null
     std::optional<Pages> cpu_scratch_;
     std::span<float> shared_, per_worker_;
 
-    /// By rows, outputs, and whether experts on the card take part.
-    std::map<std::tuple<int64_t, int64_t, bool>, std::unique_ptr<cuda::Graph>> graphs_;
+    std::optional<ExpertPrefetch> prefetch_;   // nothing: there is none
+    std::vector<int32_t*> early_;              // of the host, of each layer: what its gate foretold
+    bool prefetches_ = false;                  // in this pass
+    const ops::Batch* to_prefetch_ = nullptr;  // set: the layer that is waited for has still to be brought near
+    size_t awaited_ = 0;
+    std::vector<int32_t> absent_;
+
+    /// By rows, outputs, whether experts on the card take part, and whether choices are foretold.
+    std::map<std::tuple<int64_t, int64_t, bool, bool>, std::unique_ptr<cuda::Graph>> graphs_;
     ExpertSpeed speed_;
     const bool balances_, streams_all_;
     std::unique_ptr<ExpertStream> stream_of_experts_;  // null: nothing is streamed
@@ -159,7 +192,9 @@ private:
     double cpu_seconds_ = 0, exposed_seconds_ = 0;
     bool unfinished_ = false;  // the card may still work on a pass that was given up
     ops::Cost last_cost_;
+    int64_t rows_played_ = 0, outputs_played_ = 0;  // in the last pass
     StepProfile* profile_ = nullptr;
+    size_t first_step_ = 0;
     RoutingRecord* routing_ = nullptr;
 };
 

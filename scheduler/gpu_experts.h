@@ -48,6 +48,8 @@ public:
     void begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt);
     /// This pass is played without them, tried or not: it says nothing of what they are worth.
     void leave_out() { used_ = false, left_out_ = true; }
+    /// Whether they are tried in this pass.
+    bool trying() const { return tries_ && (is_prompt_ ? prompts_ : decode_).under_way(); }
     /// What one set's rows chose: [rows * top_k].
     void note(ops::ExpertsId set, std::span<const int32_t> ids);
     /// After a pass that took so long: brings experts to the card, as many as its link carries in a part of that time.

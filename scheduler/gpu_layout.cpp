@@ -23,6 +23,7 @@ UploadLayout::UploadLayout(std::byte* at, const ops::Plan& plan, const ExecutorL
     tokens = stretch.take<int32_t>(limits.max_rows);
     segment_of = stretch.take<int32_t>(limits.max_rows);
     output_rows = stretch.take<int32_t>(limits.max_outputs);
+    factors = stretch.take<float>(limits.max_outputs);
     positions = stretch.take<int64_t>(limits.max_rows);
     segments = stretch.take<cuda::Segment>(limits.max_parts);
     caches = stretch.take<cuda::CacheView>(limits.max_parts * std::ssize(plan.caches));
@@ -52,6 +53,9 @@ WorkspaceLayout::WorkspaceLayout(std::byte* at, const ops::Plan& plan, const Exe
     pairs = with_experts ? cuda::pairs_memory(plan, limits.max_rows,
                                               [&](int64_t count) { return stretch.take<std::byte>(count); })
                          : cuda::PairsMemory{};
+    if (plan.logits != ops::kNone)
+        logits = cuda::logits_memory(plan.vocab, std::min(limits.max_outputs, kGraphRows),
+                                     [&](int64_t count) { return stretch.take<std::byte>(count); });
     bytes = stretch.bytes();
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/run.h"
+#include "cuda/run_logits.h"
 #include "scheduler/executor.h"
 #include "src/ops/plan.h"
 
@@ -18,6 +19,7 @@ inline constexpr int64_t kGraphRows = 32;  // passes of up to so many rows are p
 /// segment, then the pages they point to. At null: only counts.
 struct UploadLayout {
     int32_t *tokens, *segment_of, *output_rows;
+    float* factors;  // [outputs] of Part
     int64_t* positions;
     cuda::Segment* segments;
     cuda::CacheView* caches;  // [segments, plan.caches]
@@ -37,7 +39,8 @@ struct WorkspaceLayout {
     uint32_t* tickets;  // [cuda::kMostSiteRows]
     std::byte* scratch;
     int64_t scratch_bytes;
-    cuda::PairsMemory pairs;  // only with experts
+    cuda::PairsMemory pairs;    // only with experts
+    cuda::LogitsMemory logits;  // of up to kGraphRows outputs
     int64_t bytes;
 
     WorkspaceLayout(std::byte* at, const ops::Plan& plan, const ExecutorLimits& limits, bool with_experts);

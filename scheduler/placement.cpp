@@ -84,6 +84,18 @@ std::vector<std::vector<double>> shares_of(const std::vector<RoutedLayer>& layer
     return shares;
 }
 
+std::vector<double> seconds_by_slots(const RoutedLayer& layer, const std::vector<double>& shares,
+                                     const std::vector<double>& layer_seconds) {
+    check_concave(layer_seconds);
+    Filling filling(0, layer, shares, layer_seconds, {});
+    std::vector<double> seconds = {filling.result().seconds};
+    while (!filling.full()) {
+        filling.take();
+        seconds.push_back(filling.result().seconds);
+    }
+    return seconds;
+}
+
 std::vector<ExpertName> likeliest_experts(const std::vector<std::vector<double>>& shares, int64_t count) {
     std::vector<ExpertName> names;
     for (size_t set = 0; set < shares.size(); ++set)

@@ -38,6 +38,11 @@ std::vector<ExpertName> likeliest_experts(const std::vector<std::vector<double>>
 /// The same experts, those of larger shares first; without shares the first of every layer, then the second.
 std::vector<ExpertName> likeliest_first(std::vector<ExpertName> names, const std::vector<std::vector<double>>& shares);
 
+/// What a layer is expected to take with none, one, two ... of its likeliest experts on the card: [experts + 1].
+/// `shares`: of its experts; `layer_seconds`: as in PlacementQuestion.
+std::vector<double> seconds_by_slots(const RoutedLayer& layer, const std::vector<double>& shares,
+                                     const std::vector<double>& layer_seconds);
+
 struct PlacementQuestion {
     const std::vector<RoutedLayer>& layers;
     const std::vector<std::vector<int64_t>>& counts;  ///< [layers][experts]: rows that chose each

@@ -33,6 +33,24 @@ std::vector<std::vector<double>> shares_of(const Json& json, const std::vector<R
     return read;
 }
 
+std::vector<int64_t> layers_of_cards(const Json& json, const std::vector<RoutedLayer>& layers,
+                                     const std::string& file) {
+    const Json counts = json.value("layers_of_cards", Json());
+    if (counts.is_null()) return {};
+    std::vector<int64_t> read;
+    int64_t sum = 0;
+    if (counts.is_array())
+        for (const Json& count : counts) {
+            const int64_t number = count.is_number_integer() ? count.get<int64_t>() : 0;
+            if (number < 1 || number > std::ssize(layers)) break;
+            sum += read.emplace_back(number);
+        }
+    if (!counts.is_array() || read.size() != counts.size() || sum != std::ssize(layers))
+        fail(file, ": layers_of_cards is ", printable(dump_json(counts), 40), ", expected numbers of layers, ",
+             layers.size(), " together");
+    return read;
+}
+
 }  // namespace
 
 Json placement_json(const Placement& placement, const std::string& model, const std::vector<RoutedLayer>& layers) {
@@ -73,7 +91,7 @@ PlacedExperts parse_placement(std::string_view content, const std::string& path,
             names.push_back({static_cast<ops::ExpertsId>(i), id.get<int32_t>()});
         }
     }
-    return {std::move(names), shares_of(json, layers, file)};
+    return {std::move(names), shares_of(json, layers, file), layers_of_cards(json, layers, file)};
 }
 
 }  // namespace thermocline::scheduler

@@ -1,6 +1,7 @@
 // The file that `place` writes and --placement reads: one JSON document, {"thermocline_placement": 1, "model": NAME,
 // "layers": as in a trace, "resident": [layers][ids of the experts on the card]}, and what was expected of it;
-// "shares", [layers][experts], the share of tokens that choose each, may be missing.
+// "shares", [layers][experts], the share of tokens that choose each, and "layers_of_cards", how many layers each of
+// several cards has, may be missing.
 #pragma once
 
 #include "scheduler/placement.h"
@@ -15,8 +16,9 @@ namespace thermocline::scheduler {
 Json placement_json(const Placement& placement, const std::string& model, const std::vector<RoutedLayer>& layers);
 
 struct PlacedExperts {
-    std::vector<ExpertName> resident;         // layer by layer
-    std::vector<std::vector<double>> shares;  // [layers][experts], or empty
+    std::vector<ExpertName> resident;           // layer by layer
+    std::vector<std::vector<double>> shares;    // [layers][experts], or empty
+    std::vector<int64_t> layers_of_cards = {};  // layers of each card; empty: made for one
 };
 /// Throws Error naming file and field if it is damaged or of another model.
 PlacedExperts read_placement(const std::string& path, const std::string& model, const std::vector<RoutedLayer>& layers);

@@ -22,6 +22,34 @@ ResidencyRules::Policy residency_policy(const std::string& name) {
     fail("--residency is ", printable(name), ", expected adaptive, static or lru");
 }
 
+Prefetched& Prefetched::operator+=(const Prefetched& other) {
+    on |= other.on;
+    gain = std::max(gain, other.gain);
+    for (int64_t Prefetched::*count :
+         {&Prefetched::foretold, &Prefetched::right, &Prefetched::warmed_bytes, &Prefetched::asked_bytes})
+        this->*count += other.*count;
+    return *this;
+}
+
+ResidencyCounters& ResidencyCounters::operator+=(const ResidencyCounters& other) {
+    using Counters = ResidencyCounters;
+    for (int64_t Counters::*count :
+         {&Counters::choices, &Counters::hits, &Counters::changes, &Counters::bytes, &Counters::core,
+          &Counters::streamed, &Counters::adopted, &Counters::ahead, &Counters::in_vain, &Counters::card_reads,
+          &Counters::cpu_reads, &Counters::layers_played})
+        this->*count += other.*count;
+    for (double Counters::*seconds :
+         {&Counters::link_seconds, &Counters::phase_seconds, &Counters::cpu_seconds, &Counters::exposed_seconds})
+        this->*seconds += other.*seconds;
+    expert_bytes = std::max(expert_bytes, other.expert_bytes);
+    for (Tried Counters::*tried : {&Counters::decode, &Counters::prompts}) {
+        (this->*tried).on |= (other.*tried).on;
+        (this->*tried).gain = std::max((this->*tried).gain, (other.*tried).gain);
+    }
+    prefetched += other.prefetched;
+    return *this;
+}
+
 Residency::Residency(std::span<const int64_t> sizes, std::span<const ExpertName> resident, const ResidencyRules& rules)
     : rules_(rules), slots_of_set_(sizes.size(), 0), victims_(sizes.size()) {
     int64_t largest = 0;

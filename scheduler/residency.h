@@ -33,6 +33,18 @@ struct ResidencyRules {
 /// Of --residency: adaptive, static, lru. Throws Error for any other name.
 ResidencyRules::Policy residency_policy(const std::string& name);
 
+/// Of experts brought near before they were chosen (expert_prefetch.h), since the start.
+struct Prefetched {
+    bool on = false;                  // it is done
+    double gain = 0;                  // how much longer a pass without took when that was last tried; 0: not tried yet
+    int64_t foretold = 0, right = 0;  // choices foretold by gates; of these chosen
+    int64_t warmed_bytes = 0;         // brought into caches of the CPU
+    int64_t asked_bytes = 0;          // of files that were asked for ahead
+
+    /// Of another card that plays other layers: as ResidencyCounters.
+    Prefetched& operator+=(const Prefetched& other);
+};
+
 /// Of routed experts on a card, since the start.
 struct ResidencyCounters {
     int64_t choices = 0, hits = 0;          // experts that rows chose; of these on the card
@@ -55,6 +67,10 @@ struct ResidencyCounters {
         double gain = 0;  // ResidencyTrial::gain()
     };
     Tried decode = {}, prompts = {};
+    Prefetched prefetched = {};
+
+    /// Of another card that plays other layers of the same model: they do when any does, and gain as the most does.
+    ResidencyCounters& operator+=(const ResidencyCounters& other);
 };
 
 class Residency {

@@ -48,7 +48,7 @@ void ResidencyTrial::judge() {
     std::nth_element(ratios_.begin(), middle, ratios_.end());
     gain_ = *middle - 1.0;
     trying_ = false;
-    if (on_ ? gain_ < -rules_.clearly : gain_ > rules_.clearly) {
+    if (on_ ? gain_ < rules_.least_gain - rules_.clearly : gain_ > rules_.least_gain + rules_.clearly) {
         on_ = !on_;
         apart_ = rules_.first;
     } else {

@@ -14,6 +14,7 @@ struct TrialRules {
                                 ///< one confirms how things are
     int pairs = 6;              ///< that are compared in a trial; one more before them warms up
     double clearly = 0.03;      ///< share of a pass by which the other way must be faster
+    double least_gain = 0;      ///< share of a pass that must be gained for it to pay
 };
 
 class ResidencyTrial {

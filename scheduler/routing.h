@@ -16,6 +16,10 @@ struct RoutingRecord {
     /// only the CPU tells.
     bool wants_ranks = false;
     std::vector<std::vector<float>> ranks = {};
+    /// What was foretold of `ids` before attention (ops::Foretelling), alike; of layers that choose by token the ids.
+    /// Only if wanted, and only the CPU tells.
+    bool wants_foretold = false;
+    std::vector<std::vector<int32_t>> foretold = {};
 };
 
 /// A layer with a router.

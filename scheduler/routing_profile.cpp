@@ -120,9 +120,28 @@ WorkingSet working_set_of(const RoutingTrace& trace) {
     return set;
 }
 
+void add_foretold(const RoutingTrace& trace, RoutingClass& one) {
+    for (const RoutedPass& pass : trace.passes) one.foretold_rows += pass.foretold.empty() ? 0 : pass.rows;
+    if (one.foretold_rows == 0) return;
+    for (size_t i = 0; i < trace.layers.size(); ++i) {
+        const int64_t k = trace.layers[i].top_k;
+        int64_t right = 0;
+        for (const RoutedPass& pass : trace.passes)
+            for (auto at = pass.foretold.empty() ? 0 : int64_t{pass.rows * k}; at > 0; at -= k) {
+                const auto row = pass.foretold[i].begin() + at - k;
+                const auto chosen = std::span(pass.ids[i]).subspan(static_cast<size_t>(at - k), static_cast<size_t>(k));
+                right += std::count_if(chosen.begin(), chosen.end(),
+                                       [&](int32_t id) { return std::find(row, row + k, id) != row + k; });
+            }
+        one.foretold.push_back(static_cast<double>(right) / static_cast<double>(one.foretold_rows * k));
+    }
+}
+
 RoutingClass class_of(const RoutingTrace& trace, std::string name) {
-    return {std::move(name), counts_of(trace, false), counts_of(trace, true), next_layer_precision(trace),
-            working_set_of(trace)};
+    RoutingClass one{std::move(name), counts_of(trace, false), counts_of(trace, true), next_layer_precision(trace),
+                     working_set_of(trace)};
+    add_foretold(trace, one);
+    return one;
 }
 
 void merge(RoutingCounts& into, const RoutingCounts& other) {
@@ -147,6 +166,10 @@ void merge(RoutingClass& into, const RoutingClass& other) {
     const int64_t rows = into.prefill.rows + into.decode.rows, other_rows = other.prefill.rows + other.decode.rows;
     for (size_t i = 0; i < into.next_layer.size(); ++i)
         average(into.next_layer[i], other.next_layer[i], rows, other_rows);
+    into.foretold.resize(std::max(into.foretold.size(), other.foretold.size()));
+    for (size_t i = 0; i < other.foretold.size(); ++i)
+        average(into.foretold[i], other.foretold[i], into.foretold_rows, other.foretold_rows);
+    into.foretold_rows += other.foretold_rows;
     WorkingSet& a = into.working_set;
     const WorkingSet& b = other.working_set;
     for (size_t i = 0; i < a.at.size(); ++i)

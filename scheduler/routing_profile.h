@@ -3,8 +3,8 @@
 //
 // The file is one JSON document: {"thermocline_profile": 1, "model": NAME, "layers": as in a trace, "classes": [one for
 // each kind of text: {"name", "prefill" and "decode": {"rows", "counts": [layers][experts], "pairs": [layers][[a, b,
-// rows that chose both], ...]}, "next_layer": [layers] precision, "curves": {"choices", "fractions", POLICY: hit rate
-// at each fraction}}]}. What may be missing is what a text was too short for.
+// rows that chose both], ...]}, "next_layer": [layers] precision, "foretold": {"rows", "shares": [layers]}, "curves":
+// {"choices", "fractions", POLICY: hit rate at each fraction}}]}. What may be missing is what a text was too short for.
 #pragma once
 
 #include "scheduler/routing_trace.h"
@@ -48,6 +48,10 @@ struct RoutingClass {
     /// as the trace goes on; the first is 0.
     std::vector<double> next_layer;
     WorkingSet working_set;  // of decode
+    /// Of each layer: share of a token's experts that were foretold before attention (RoutingRecord::foretold), over so
+    /// many rows; empty: nothing is known.
+    std::vector<double> foretold = {};
+    int64_t foretold_rows = 0;
 };
 
 struct RoutingProfile {

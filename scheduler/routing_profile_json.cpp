@@ -36,6 +36,7 @@ public:
                          {}};
         for (const Json& value : list(member(json, "next_layer", at), at + ".next_layer", layers_.size()))
             one.next_layer.push_back(share(value, at + ".next_layer"));
+        if (json.contains("foretold")) read_foretold(json.at("foretold"), at + ".foretold", one);
         const Json& curves = member(json, "curves", at);
         one.working_set.choices = count(member(curves, "choices", at + ".curves"), at + ".curves.choices");
         read_rates(curves, "adaptive", at, one.working_set, &WorkingSet::Rates::adaptive);
@@ -66,6 +67,13 @@ private:
     double share(const Json& json, const std::string& at) const {
         if (!json.is_number() || !(json.get<double>() >= 0.0 && json.get<double>() <= 1.0)) wrong(at, json, "0 to 1");
         return json.get<double>();
+    }
+
+    void read_foretold(const Json& json, const std::string& at, RoutingClass& one) const {
+        one.foretold_rows = count(member(json, "rows", at), at + ".rows");
+        for (const Json& value : list(member(json, "shares", at), at + ".shares", layers_.size()))
+            one.foretold.push_back(share(value, at + ".shares"));
+        if (one.foretold_rows == 0) wrong(at + ".rows", json.at("rows"), "at least 1");
     }
 
     void read_rates(const Json& curves, const char* policy, const std::string& at, WorkingSet& set,
@@ -123,11 +131,12 @@ Json to_json(const RoutingProfile& profile) {
             curves["static"].push_back(rates.fixed);
             curves["optimum"].push_back(rates.optimum);
         }
-        classes.push_back({{"name", one.name},
-                           {"prefill", counts_json(one.prefill)},
-                           {"decode", counts_json(one.decode)},
-                           {"next_layer", one.next_layer},
-                           {"curves", std::move(curves)}});
+        Json& last = classes.emplace_back(Json{{"name", one.name},
+                                               {"prefill", counts_json(one.prefill)},
+                                               {"decode", counts_json(one.decode)},
+                                               {"next_layer", one.next_layer},
+                                               {"curves", std::move(curves)}});
+        if (one.foretold_rows > 0) last["foretold"] = {{"rows", one.foretold_rows}, {"shares", one.foretold}};
     }
     return {{"thermocline_profile", kVersion},
             {"model", profile.model},

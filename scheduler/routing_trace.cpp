@@ -24,17 +24,45 @@ std::string text(const Json& object, const char* key) {
     return found != object.end() && found->is_string() ? found->get<std::string>() : "";
 }
 
-void read_row(const Json& row, const RoutedLayer& layer, const std::string& where, std::vector<int32_t>& out) {
+/// `least`: -1 where an expert need not be known.
+void read_row(const Json& row, const RoutedLayer& layer, int32_t least, const std::string& where,
+              std::vector<int32_t>& out) {
     if (!row.is_array() || std::ssize(row) != layer.top_k) fail(where, ": a row has not ", layer.top_k, " experts");
     const size_t begin = out.size();
     for (const Json& id : row) {
-        if (!id.is_number_integer() || id < 0 || id >= layer.experts)
-            fail(where, ": expert ", printable(dump_json(id), 40), ", expected 0 to ", layer.experts - 1);
+        if (!id.is_number_integer() || id < least || id >= layer.experts)
+            fail(where, ": expert ", printable(dump_json(id), 40), ", expected ", least, " to ", layer.experts - 1);
         const auto expert = id.get<int32_t>();
-        if (std::find(out.begin() + static_cast<long>(begin), out.end(), expert) != out.end())
+        if (expert >= 0 && std::find(out.begin() + static_cast<long>(begin), out.end(), expert) != out.end())
             fail(where, ": a row names expert ", expert, " twice");
         out.push_back(expert);
     }
+}
+
+/// [layers][rows][top_k]; the rows are those of the first layer if `rows` is -1.
+std::vector<std::vector<int32_t>> read_ids(const Json& ids, const std::vector<RoutedLayer>& layers, int64_t& rows,
+                                           int32_t least, const std::string& where) {
+    if (!ids.is_array() || ids.empty() || ids.size() != layers.size() || !ids[0].is_array())
+        fail(where, ": ids is no list of ", layers.size(), " layers");
+    if (rows < 0) rows = std::ssize(ids[0]);
+    std::vector<std::vector<int32_t>> all;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const std::string at = where + ", layer " + std::to_string(i);
+        if (!ids[i].is_array() || std::ssize(ids[i]) != rows) fail(at, ": has not ", rows, " rows");
+        std::vector<int32_t>& out = all.emplace_back();
+        for (const Json& row : ids[i]) read_row(row, layers[i], least, at, out);
+    }
+    return all;
+}
+
+Json ids_json(const std::vector<std::vector<int32_t>>& ids, const std::vector<RoutedLayer>& layers) {
+    Json all = Json::array();
+    for (size_t i = 0; i < layers.size(); ++i) {
+        Json& list = all.emplace_back(Json::array());
+        for (auto row = ids[i].begin(); row != ids[i].end(); row += layers[i].top_k)
+            list.push_back(std::vector<int32_t>(row, row + layers[i].top_k));
+    }
+    return all;
 }
 
 RoutedPass read_pass(const Json& json, const std::vector<RoutedLayer>& layers, const std::string& where) {
@@ -42,16 +70,10 @@ RoutedPass read_pass(const Json& json, const std::vector<RoutedLayer>& layers, c
     const std::string phase = text(json, "phase");
     if (phase != "prefill" && phase != "decode") fail(where, ": phase is no \"prefill\" or \"decode\"");
     RoutedPass pass{.decode = phase == "decode", .kind = text(json, "class"), .ids = {}};
-    const Json ids = json.value("ids", Json());
-    if (!ids.is_array() || ids.empty() || ids.size() != layers.size() || !ids[0].is_array())
-        fail(where, ": ids is no list of ", layers.size(), " layers");
-    pass.rows = std::ssize(ids[0]);
-    for (size_t i = 0; i < layers.size(); ++i) {
-        const std::string at = where + ", layer " + std::to_string(i);
-        if (!ids[i].is_array() || std::ssize(ids[i]) != pass.rows) fail(at, ": has not ", pass.rows, " rows");
-        std::vector<int32_t>& out = pass.ids.emplace_back();
-        for (const Json& row : ids[i]) read_row(row, layers[i], at, out);
-    }
+    pass.rows = -1;
+    pass.ids = read_ids(json.value("ids", Json()), layers, pass.rows, 0, where);
+    if (json.contains("foretold"))
+        pass.foretold = read_ids(json["foretold"], layers, pass.rows, -1, where + ", foretold");
     return pass;
 }
 
@@ -114,8 +136,10 @@ RoutedPass part_of(const RoutingRecord& record, const std::vector<RoutedLayer>& 
                    bool decode, const std::string& kind) {
     RoutedPass pass{.decode = decode, .kind = kind, .ids = {}, .rows = rows};
     for (size_t i = 0; i < layers.size(); ++i) {
-        const auto begin = record.ids[i].begin() + first * layers[i].top_k;
-        pass.ids.emplace_back(begin, begin + rows * layers[i].top_k);
+        const int64_t begin = first * layers[i].top_k, end = begin + rows * layers[i].top_k;
+        pass.ids.emplace_back(record.ids[i].begin() + begin, record.ids[i].begin() + end);
+        if (!record.foretold.empty())
+            pass.foretold.emplace_back(record.foretold[i].begin() + begin, record.foretold[i].begin() + end);
     }
     return pass;
 }
@@ -129,13 +153,8 @@ RoutingTraceWriter::RoutingTraceWriter(const std::string& path, const std::strin
 void RoutingTraceWriter::add(const RoutingRecord& record, int64_t first, int64_t rows, bool decode,
                              const std::string& kind) {
     const RoutedPass pass = part_of(record, layers_, first, rows, decode, kind);
-    Json layers = Json::array();
-    for (size_t i = 0; i < layers_.size(); ++i) {
-        Json& list = layers.emplace_back(Json::array());
-        for (auto row = pass.ids[i].begin(); row != pass.ids[i].end(); row += layers_[i].top_k)
-            list.push_back(std::vector<int32_t>(row, row + layers_[i].top_k));
-    }
-    Json line = {{"phase", decode ? "decode" : "prefill"}, {"ids", std::move(layers)}};
+    Json line = {{"phase", decode ? "decode" : "prefill"}, {"ids", ids_json(pass.ids, layers_)}};
+    if (!pass.foretold.empty()) line["foretold"] = ids_json(pass.foretold, layers_);
     if (!kind.empty()) line["class"] = kind;
     out_ << dump_json(line) << '\n';
 }

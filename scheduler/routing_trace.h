@@ -4,7 +4,8 @@
 // The file is JSON lines. The first: {"thermocline_routing": 1, "model": NAME, "layers": [{"experts": 256, "top_k": 6},
 // ...]}, one for each layer with a router. Then one line for every sequence in a forward pass: {"phase": "prefill" or
 // "decode", "class": "code", "ids": [layers][rows][top_k]}: the experts that every layer chose for every token, in
-// token order. "class", the kind of text, may be missing.
+// token order. "class", the kind of text, may be missing, and so may "foretold": likewise what each layer knew of its
+// choice before attention, -1 where it knew nothing.
 #pragma once
 
 #include "scheduler/routing.h"
@@ -30,6 +31,7 @@ struct RoutedPass {
     std::string kind;                       // the class of its text; may be empty
     std::vector<std::vector<int32_t>> ids;  // [layers][rows * top_k]
     int64_t rows = 0;
+    std::vector<std::vector<int32_t>> foretold = {};  // alike (RoutingRecord); empty: not known
 };
 
 struct RoutingTrace {

@@ -33,6 +33,7 @@ int64_t RoutingWatch::stop_writing() {
 void RoutingWatch::keep() {
     if (layers_.empty()) fail(printable(model_), " has no routers: there is nothing to record");
     kept_ = RoutingTrace{model_, layers_, {}};
+    record_.wants_foretold = true;
 }
 
 /// The end of the trace may still wait to be written.

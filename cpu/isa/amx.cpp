@@ -3,6 +3,7 @@
 #include "cpu/isa/tables.h"
 
 #include <immintrin.h>
+#include <type_traits>
 
 namespace thermocline::cpu {
 namespace {
@@ -14,8 +15,16 @@ constexpr int kFetchAhead = 2048;  // bytes: 4096 cost a fifth on Sapphire Rapid
 // In the order of use.
 // clang-format off
 #include "cpu/kernels/strips_tiles.inl"
+#include "cpu/kernels/strips_summed.inl"
 #include "cpu/kernels/strips_exact.inl"
+#include "cpu/kernels/strips_tiles_int8.inl"
 // clang-format on
+
+template <bool scale_in_strip, int parts>
+using SummedFp8 = SummedTiles<SummedE4M3<scale_in_strip>, parts>;
+
+/// Whether the products of the matrix stay in their tiles (strips_summed.inl).
+bool is_summed(const quant::Matrix& w) { return w.scale_format == quant::Format::kE8M0; }
 
 /// KernelTable::put_in_panel.
 void put_in_panel(const quant::Matrix& w, const float* numbers, int64_t b, int64_t i, int64_t m,
@@ -26,19 +35,18 @@ void put_in_panel(const quant::Matrix& w, const float* numbers, int64_t b, int64
         __builtin_memcpy(panel + b * kBlock, numbers, kBlock * sizeof(float));
         return;
     }
-    const F least = broadcast(bits_as<float>((exponent_of_block(numbers) - 8) << 23));
-    const int64_t parts = fp4 ? 2 : 1;
-    panel += (b * kBlock / kStepColumns * parts * m + i) * kStepPairs;
-    for (int k = 0; k < kBlock; k += kStepColumns, panel += parts * m * kStepPairs) {
+    const F least = broadcast(bits_as<float>((exponent_of_block(numbers) - 10) << 23));
+    const int parts = fp4 ? 2 : 1;
+    const SumGroups::Pairs pairs = is_summed(w) ? SumGroups(m).pairs_of(i, parts, w.cols / kStepColumns)
+                                                : SumGroups::Pairs{i * kStepPairs, m * kStepPairs};
+    panel += pairs.first + b * (kBlock / kStepColumns) * parts * pairs.stride;
+    for (int k = 0; k < kBlock; k += kStepColumns, panel += parts * pairs.stride) {
         const F x[] = {load(numbers + k), load(numbers + k + kLanes)};
-        if (!fp4) {
-            put_pairs(x[0], x[1], panel);
-            continue;
-        }
         F large[2];
-        for (int j = 0; j < 2; ++j) large[j] = select(as_float(as_int(x[j]) & 0x7fffffff) < least, F{}, x[j]);
+        for (int j = 0; j < 2; ++j)
+            large[j] = fp4 ? select(as_float(as_int(x[j]) & 0x7fffffff) < least, F{}, x[j]) : x[j];
         put_pairs(large[0], large[1], panel);
-        put_pairs(x[0] - large[0], x[1] - large[1], panel + m * kStepPairs);
+        if (fp4) put_pairs(x[0] - large[0], x[1] - large[1], panel + pairs.stride);
     }
 }
 
@@ -48,14 +56,40 @@ void matmul_tiles(const quant::Matrix& w, int64_t first, int64_t count, const fl
     const auto multiply = [&](const auto& kernel) __attribute__((always_inline)) {
         kernel.multiply(w, first, count, x, m, y, y_stride);
     };
-    if (w.format == Format::kE4M3 && w.scale_in_strip)
-        multiply(TilesE4M3<E8M0Scales>{{}, {}, {1.0f}});
+    if (w.format == Format::kE4M3 && !is_summed(w))
+        multiply(TilesE4M3{});
     else if (w.format == Format::kE4M3)
-        multiply(TilesE4M3<NoScales>{});
-    else if (w.scale_format == Format::kE8M0)
-        multiply(ExactE2M1<E8M0Scales, 32>{{}, {1.0f}});
+        w.scale_in_strip ? multiply(SummedFp8<true, 1>{}) : multiply(SummedFp8<false, 1>{});
+    else if (is_summed(w))
+        multiply(ExactE2M1<E2M1ScaleRange, 32>{});
     else
         multiply(ExactE2M1<E4M3Scales, 16>{{}, {1.0f}});
+    apply_multiplier(w, m, count, y, y_stride);
+}
+
+constexpr int kParts = 3;  // of a vector that is not rounded
+
+/// KernelTable::put_parts.
+void put_parts(const quant::Matrix& w, const float* numbers, int64_t b, int64_t i, int64_t m, float* panel) noexcept {
+    if (m == 1) {
+        __builtin_memcpy(panel + b * kBlock, numbers, kBlock * sizeof(float));
+        return;
+    }
+    const SumGroups::Pairs pairs = SumGroups(m).pairs_of(i, kParts, w.cols / kStepColumns);
+    panel += pairs.first + b * (kBlock / kStepColumns) * kParts * pairs.stride;
+    for (int k = 0; k < kBlock; k += kStepColumns) {
+        const ThreeParts x[] = {ThreeParts(load(numbers + k)), ThreeParts(load(numbers + k + kLanes))};
+        for (int part = 0; part < kParts; ++part, panel += pairs.stride)
+            put_pairs(x[0].part[part], x[1].part[part], panel);
+    }
+}
+
+void matmul_parts(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t, int64_t m, float* y,
+                  int64_t y_stride) noexcept {
+    if (w.scale_in_strip)
+        SummedFp8<true, kParts>{}.multiply(w, first, count, x, m, y, y_stride);
+    else
+        SummedFp8<false, kParts>{}.multiply(w, first, count, x, m, y, y_stride);
     apply_multiplier(w, m, count, y, y_stride);
 }
 
@@ -63,18 +97,18 @@ void matmul_tiles(const quant::Matrix& w, int64_t first, int64_t count, const fl
 int64_t tile_peak(Unit kind, int64_t rounds, float* sink) noexcept {
     if (kind != Unit::kBF16) return peak(kind, rounds, sink);
     TileConfig config;
-    for (int tile = 0; tile < 6; ++tile) config.set(tile, kTileLines, kLine);
+    for (int tile = 0; tile < 7; ++tile) config.set(tile, kTileLines, kLine);
     alignas(64) float numbers[kTileFloats] = {};
     _tile_loadconfig(&config);
-    LOAD_TILE(4, numbers);
-    LOAD_TILE(5, numbers);
+    load_tile<4>(numbers);
+    load_tile<6>(numbers);
     for (int64_t round = 0; round < rounds; ++round) {
-        _tile_dpbf16ps(0, 4, 5);
-        _tile_dpbf16ps(1, 4, 5);
-        _tile_dpbf16ps(2, 4, 5);
-        _tile_dpbf16ps(3, 4, 5);
+        multiply_tiles<0, 4, 6>();
+        multiply_tiles<1, 4, 6>();
+        multiply_tiles<2, 4, 6>();
+        multiply_tiles<3, 4, 6>();
     }
-    _tile_stored(0, numbers, kLine);
+    store_tile<0>(numbers);
     _tile_release();
     *sink = numbers[0];
     return rounds * 4 * 2 * kTileLines * kTileLines * 32;
@@ -82,8 +116,12 @@ int64_t tile_peak(Unit kind, int64_t rounds, float* sink) noexcept {
 
 constexpr KernelTable make_amx_kernels() {
     KernelTable kernels = make_vnni_kernels("amx");
+    kernels.matmul_int8 = matmul_int8_tiles;
+    kernels.matmul_fixed = matmul_fixed_tiles;
     kernels.matmul_bf16 = matmul_tiles;
     kernels.put_in_panel = put_in_panel;
+    kernels.matmul_parts = matmul_parts;
+    kernels.put_parts = put_parts;
     kernels.peak = tile_peak;
     return kernels;
 }

@@ -142,6 +142,7 @@ struct Codes {
 template <int offset>
 struct OffsetDot {
     using Sums = __m512i;
+    static constexpr int kOffset = offset;
     [[gnu::always_inline]] static Sums start(const int16_t* sums) {
         return _mm512_madd_epi16(broadcast_quad(sums), _mm512_set1_epi16(-offset));
     }

@@ -32,6 +32,22 @@ using HalfTable = __m512i;
     return (F)_mm512_permutexvar_epi16((__m512i)words, table);
 }
 
+/// Of both halves of every word, 0 where the result would be below it.
+[[gnu::always_inline]] inline F subtract_halves(F from, U what) {
+    return (F)_mm512_subs_epu16((__m512i)from, (__m512i)what);
+}
+
+[[gnu::always_inline]] inline F both_halves(int number) { return (F)_mm512_set1_epi16(static_cast<int16_t>(number)); }
+/// 16 bytes, each in the upper byte of both halves of a word.
+[[gnu::always_inline]] inline U bytes_in_halves(const uint8_t* p) {
+    const U words = (U)load_u8(p);
+    return words << 8 | words << 24;
+}
+/// Of every byte the high four bits.
+[[gnu::always_inline]] inline U high_nibbles(U words) {
+    return (U)_mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3c342c241c140c04), (__m512i)words);
+}
+
 /// A table of 16 bytes four times, so that of every byte the low four bits alone count.
 using SpareBitsTable = __m512i;
 [[gnu::always_inline]] inline SpareBitsTable make_spare_bits_table(const uint8_t* values) {
@@ -55,10 +71,11 @@ struct E4M3Table {
     SplitBF16 first, last;
 };
 
-[[gnu::always_inline]] inline E4M3Table make_e4m3_table() {
+/// Times `unit`, a power of two.
+[[gnu::always_inline]] inline E4M3Table make_e4m3_table(float unit = 1.0f) {
     alignas(64) uint8_t low[128], high[128];
     for (int i = 0; i < 128; ++i) {
-        const uint32_t bits = bits_as<uint32_t>(e4m3_number(static_cast<uint8_t>(i)));
+        const uint32_t bits = bits_as<uint32_t>(e4m3_number(static_cast<uint8_t>(i)) * unit);
         low[i] = static_cast<uint8_t>(bits >> 16);
         high[i] = static_cast<uint8_t>(bits >> 24);
     }
@@ -66,11 +83,14 @@ struct E4M3Table {
             {_mm512_load_si512(low + 64), _mm512_load_si512(high + 64)}};
 }
 
-[[gnu::always_inline]] inline SplitBF16 look_up_e4m3(const E4M3Table& table, U codes) {
+[[gnu::always_inline]] inline SplitBF16 look_up_magnitudes(const E4M3Table& table, U codes) {
     const __m512i index = (__m512i)codes;  // its low seven bits count
-    const __m512i high = _mm512_permutex2var_epi8(table.first.high, index, table.last.high);
     return {_mm512_permutex2var_epi8(table.first.low, index, table.last.low),
-            (__m512i)((U)high | (codes & 0x80808080))};
+            _mm512_permutex2var_epi8(table.first.high, index, table.last.high)};
+}
+[[gnu::always_inline]] inline SplitBF16 look_up_e4m3(const E4M3Table& table, U codes) {
+    const SplitBF16 split = look_up_magnitudes(table, codes);
+    return {split.low, (__m512i)((U)split.high | (codes & 0x80808080))};
 }
 
 /// The numbers of bytes 0 and 2 of every word, and of bytes 1 and 3.

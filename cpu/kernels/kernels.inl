@@ -26,6 +26,8 @@ constexpr KernelTable make_kernels(const char* name) {
         .matmul_fixed = nullptr,
         .matmul_bf16 = nullptr,
         .put_in_panel = nullptr,
+        .matmul_parts = nullptr,
+        .put_parts = nullptr,
         .panel_tokens = kStripTokens,
         .decode_row = decode_row,
         .dot = dot,

@@ -1,21 +1,23 @@
-// Packed FP4 matrices times vectors rounded to e4m3. The sum of products of a unit of columns (32 of MXFP4, 16 of
-// NVFP4) is exact but for one rounding to float32, however it is made; then total += scale * sum, unit by unit. So a
-// few vectors and many give the same numbers in different ways (results that are subnormal aside, which tiles make
-// zero):
+// Packed FP4 matrices times vectors rounded to e4m3. Every vector is the sum of two parts: numbers from 2^-10 of the
+// block's largest power of two on, and smaller ones. The sum of products of a unit of columns (32 of MXFP4, 16 of
+// NVFP4) and one part is exact, however it is made, so a few vectors and many give the same numbers in different ways
+// (results that are subnormal aside, which tiles make zero). MXFP4: total += scale * (sum of one part), then of the
+// other; NVFP4, whose scales are no powers of two: total += scale * (sum of both).
 //
-//   few    vectors as integers: those of a block of 128 are below 2^18 times their unit, three signed digits of eight
-//          bits, and twice an FP4 number plus 12 is a byte. Products of bytes are summed in integers.
-//   many   tiles of bf16 (strips_tiles.inl), with every vector in two parts whose sums float32 holds exactly: numbers
-//          from 2^-8 of the block's largest power of two on, and smaller ones. The panel is [K / 32][2][m][16 pairs].
+//   few    vectors as integers: those of a block of 128 are below 2^18 times their unit, signed digits of eight bits,
+//          and twice an FP4 number plus 12 is a byte. Products of bytes are summed in integers.
+//   many   MXFP4: strips_summed.inl. NVFP4: tiles of bf16 (strips_tiles.inl) that are stored after every unit.
+//          The panel is [K / 32][2][m][16 pairs].
 
 constexpr int kFewVectors = 4;
 
-/// Columns of a block of a vector: digits[0] + 256 digits[1] + 65536 digits[2] are their numbers divided by the unit.
+/// Columns of a block of a vector: their numbers divided by the unit are digits[0], of small ones (below 2^7), and 16 *
+/// (digits[1] + 256 digits[2]), of large ones.
 struct BlockDigits {
     int8_t digits[3][kBlock];
-    int32_t sums[kBlock / 16];  // of 16 columns each
-    float unit;                 // of twice the products; NaN: not all numbers are finite
-    float unused[23];
+    int32_t sums[2][kBlock / 16];  // of digits[0], and of the others, of 16 columns each
+    float unit;                    // of twice the products; NaN: not all numbers are finite
+    float unused[15];
 };
 static_assert(sizeof(BlockDigits) == kBlock * sizeof(float));
 
@@ -25,6 +27,12 @@ inline uint32_t exponent_of_block(const float* numbers) {
     return field > 60 ? field : 60;  // e4m3 with its scale is far above, or zero
 }
 
+[[gnu::always_inline]] inline void put_digit(I digits, int8_t* out) {
+    typedef int8_t Narrow __attribute__((vector_size(kLanes)));
+    const Narrow narrow = __builtin_convertvector(digits, Narrow);
+    __builtin_memcpy(out, &narrow, sizeof narrow);
+}
+
 inline void put_digits(const float* numbers, BlockDigits* out) {
     const uint32_t field = exponent_of_block(numbers);
     const F inverse = broadcast(bits_as<float>((271 - field) << 23));  // 2^17 / 2^(field - 127)
@@ -32,17 +40,13 @@ inline void put_digits(const float* numbers, BlockDigits* out) {
     for (int k = 0; k < kBlock; k += kLanes) {
         const F x = load(numbers + k);
         poison += x * broadcast(0.0f);
-        I rest = round_to_int(x * inverse);
-        int32_t sum = 0;
-        for (int i = 0; i < kLanes; ++i) sum += rest[i];
-        out->sums[k / kLanes] = sum;
-        for (int d = 0; d < 3; ++d) {
-            typedef int8_t Narrow __attribute__((vector_size(kLanes)));
-            const I digit = rest << 24 >> 24;
-            const Narrow narrow = __builtin_convertvector(digit, Narrow);
-            __builtin_memcpy(out->digits[d] + k, &narrow, sizeof narrow);
-            rest = (rest - digit) >> 8;
-        }
+        const I number = round_to_int(x * inverse), small_mask = (number < 128) & (number > -128);
+        const I small = number & small_mask, large = (number & ~small_mask) >> 4, low = large << 24 >> 24;
+        put_digit(small, out->digits[0] + k);
+        put_digit(low, out->digits[1] + k);
+        put_digit((large - low) >> 8, out->digits[2] + k);
+        out->sums[0][k / kLanes] = add_lanes(small);
+        out->sums[1][k / kLanes] = add_lanes(large);
     }
     out->unit = mask_bits(poison != poison) ? __builtin_nanf("") : bits_as<float>((field - 18) << 23);
 }
@@ -64,6 +68,7 @@ struct ExactE2M1 {
     static constexpr int kUnits = kBlock / unit;
     static constexpr int kColumns = PairsE2M1<unit>::kColumns, kLines = kBlock / kColumns;  // of a line; of a block
     static constexpr int kUnitPairs = unit / 2;
+    static constexpr bool kInTiles = unit == 32;  // the sums of many vectors stay there
 
     /// One strip times m vectors, panel [K / 128][m] of BlockDigits.
     template <int m>
@@ -76,9 +81,11 @@ struct ExactE2M1 {
             for (int u = 0; u < kUnits; ++u) {
                 I sums[m][3] = {};
                 unrolled<m>([&](int t) __attribute__((always_inline)) {
-                    int32_t sum = 0;
-                    for (int i = 0; i < unit / 16; ++i) sum += x[t].sums[u * unit / 16 + i];
-                    sums[t][0] = I{} - 12 * sum;
+                    for (int i = 0; i < 2; ++i) {
+                        int32_t sum = 0;
+                        for (int j = 0; j < unit / 16; ++j) sum += x[t].sums[i][u * unit / 16 + j];
+                        sums[t][i] = I{} - 12 * sum;
+                    }
                 });
                 unrolled<unit / kColumns>([&](int l) __attribute__((always_inline)) {
                     const uint8_t* line = p + (u * unit / kColumns + l) * kLine;
@@ -96,8 +103,14 @@ struct ExactE2M1 {
                 });
                 const F scale = scales.of(p + kLines * kLine, u, 0);
                 unrolled<m>([&](int t) __attribute__((always_inline)) {
-                    const F sum = to_float(sums[t][0] + (sums[t][1] << 8) + (sums[t][2] << 16));
-                    total[t] = fma(scale, broadcast(x[t].unit) * sum, total[t]);
+                    const I large = (sums[t][1] + (sums[t][2] << 8)) << 4;
+                    const F unit_of_x = broadcast(x[t].unit);
+                    if constexpr (kInTiles) {
+                        total[t] = fma(scale, unit_of_x * to_float(large), total[t]);
+                        total[t] = fma(scale, unit_of_x * to_float(sums[t][0]), total[t]);
+                    } else {
+                        total[t] = fma(scale, unit_of_x * to_float(large + sums[t][0]), total[t]);
+                    }
                 });
             }
         }
@@ -108,11 +121,11 @@ struct ExactE2M1 {
     template <int c>
     [[gnu::always_inline]] static void multiply_unit(const float* a, int64_t part_floats, const float* b) {
         zero_tile<c>();
-        LOAD_TILE(6, b);
-        LOAD_TILE(4, a);
-        multiply_tiles<c, 6>();
-        LOAD_TILE(4, a + part_floats);
-        multiply_tiles<c, 6>();
+        load_tile<6>(b);
+        load_tile<4>(a);
+        multiply_tiles<c, 4, 6>();
+        load_tile<4>(a + part_floats);
+        multiply_tiles<c, 4, 6>();
     }
 
     /// `count` <= 2 strips times m <= kVectorsTogether vectors of a panel of `panel_vectors`.
@@ -203,6 +216,16 @@ struct ExactE2M1 {
             }
             return;
         }
+        if constexpr (kInTiles)
+            SummedTiles<SummedE2M1, 2>{}.multiply(w, first, count, x, m, y, y_stride);
+        else
+            multiply_many(w, first, count, x, m, y, y_stride);
+    }
+
+    void multiply_many(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t m, float* y,
+                       int64_t y_stride) const {
+        const int64_t blocks = w.cols / kBlock, block_bytes = w.strip_bytes / blocks;
+        const auto strip = [&](int64_t n) { return Strip(w, first + n, 1.0f); };
         for (int64_t begin = 0; begin < m; begin += kVectorsTogether) {
             const TileGroups groups(smaller(kVectorsTogether, m - begin));
             TileConfig config;

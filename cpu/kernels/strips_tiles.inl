@@ -1,12 +1,13 @@
-// Packed FP8 matrices times vectors rounded to e4m3, on tiles of bf16: C [vectors, 16 rows] += A [vectors, 32 columns]
+// Products on tiles of bf16: C [vectors, 16 rows] += A [vectors, 32 columns]
 // * B [32 columns, 16 rows]. A line of B is what strips_pairs.inl decodes, a pair of columns of 16 rows; a line of A is
-// the pairs of a vector, so the panel is [K / 32][m][16 pairs]. One vector alone lies as it is.
+// the pairs of a vector.
 //
-// What an output is: for every block of 128 columns the sum of products as the tiles add them, then total += scale *
-// sum, block by block. A multiplication of tiles takes the first numbers of 16 pairs through one chain of
-// multiply-adds, the second ones through another, and adds both to the sum. One vector alone does the same with the
-// numbers themselves, faster than through tiles: so none of their results differ (subnormal sums aside, which tiles
-// make zero).
+// Packed FP8 matrices with other scales than powers of two (those: strips_summed.inl) times vectors rounded to e4m3:
+// the panel is [K / 32][m][16 pairs]. One vector alone lies as it is. What an output is: for every block of 128 columns
+// the sum of products as the tiles add them, then total += scale * sum, block by block. A multiplication of tiles takes
+// the first numbers of 16 pairs through one chain of multiply-adds, the second ones through another, and adds both to
+// the sum. One vector alone does the same with the numbers themselves, faster than through tiles: so none of their
+// results differ (subnormal sums aside, which tiles make zero).
 
 constexpr int kTileLines = 16, kTileFloats = kTileLines * kStripRows;  // of C and B; a line of either has 64 bytes
 constexpr int kStepColumns = 32, kStepPairs = kStepColumns / 2;        // of a multiplication
@@ -28,42 +29,60 @@ struct alignas(64) TileConfig {
 // them. What holds it up is a load of a tile while a store to an address that is the same in its last 12 bits waits for
 // its numbers. So products are stored when the loads of the next multiplications have been issued.
 
-template <int c>
+// The compilers want a literal for the number of a tile.
+#define FOR_ALL_TILES(CASE) CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
+#define FOR_ALL_SUMS(CASE, A, B) CASE(0, A, B) CASE(1, A, B) CASE(2, A, B) CASE(3, A, B)
+
+template <int tile>
 [[gnu::always_inline]] inline void zero_tile() {
-    if constexpr (c == 0) _tile_zero(0);
-    if constexpr (c == 1) _tile_zero(1);
-    if constexpr (c == 2) _tile_zero(2);
-    if constexpr (c == 3) _tile_zero(3);
-}
-/// Tile c += tile 4 * tile b.
-template <int c, int b>
-[[gnu::always_inline]] inline void multiply_tiles() {
-    if constexpr (c == 0 && b == 6) _tile_dpbf16ps(0, 4, 6);
-    if constexpr (c == 1 && b == 6) _tile_dpbf16ps(1, 4, 6);
-    if constexpr (c == 2 && b == 6) _tile_dpbf16ps(2, 4, 6);
-    if constexpr (c == 3 && b == 6) _tile_dpbf16ps(3, 4, 6);
-    if constexpr (c == 1 && b == 7) _tile_dpbf16ps(1, 4, 7);
-    if constexpr (c == 3 && b == 7) _tile_dpbf16ps(3, 4, 7);
-}
-template <int c>
-[[gnu::always_inline]] inline void store_tile(float* to) {
-    constexpr int64_t kBytes = kLine;
-    if constexpr (c == 0) _tile_stored(0, to, kBytes);
-    if constexpr (c == 1) _tile_stored(1, to, kBytes);
-    if constexpr (c == 2) _tile_stored(2, to, kBytes);
-    if constexpr (c == 3) _tile_stored(3, to, kBytes);
+#define CASE(N) \
+    if constexpr (tile == N) _tile_zero(N);
+    FOR_ALL_TILES(CASE)
+#undef CASE
 }
 /// Behind all stores that come before it, of which GCC's own is not told.
-#define LOAD_TILE(tile, from)                    \
-    do {                                         \
-        __asm__ volatile("" ::: "memory");       \
-        _tile_loadd(tile, from, int64_t{kLine}); \
-    } while (false)
+template <int tile>
+[[gnu::always_inline]] inline void load_tile(const float* from, int64_t stride = kLine) {
+    __asm__ volatile("" ::: "memory");
+#define CASE(N) \
+    if constexpr (tile == N) _tile_loadd(N, from, stride);
+    FOR_ALL_TILES(CASE)
+#undef CASE
+}
+template <int tile>
+[[gnu::always_inline]] inline void store_tile(float* to) {
+    constexpr int64_t kBytes = kLine;
+#define CASE(N) \
+    if constexpr (tile == N) _tile_stored(N, to, kBytes);
+    FOR_ALL_TILES(CASE)
+#undef CASE
+}
+/// Tile c (of 0 to 3) += tile a (4 or 5) * tile b (6 or 7).
+template <int c, int a, int b>
+[[gnu::always_inline]] inline void multiply_tiles() {
+    static_assert(c < 4 && (a == 4 || a == 5) && (b == 6 || b == 7));
+#define CASE(C, A, B) \
+    if constexpr (c == C && a == A && b == B) _tile_dpbf16ps(C, A, B);
+    FOR_ALL_SUMS(CASE, 4, 6)
+    FOR_ALL_SUMS(CASE, 4, 7)
+    FOR_ALL_SUMS(CASE, 5, 6)
+    FOR_ALL_SUMS(CASE, 5, 7)
+#undef CASE
+}
 
 template <int n>
 struct Number {
     static constexpr int value = n;
 };
+
+/// unrolled() with Number<0>() to Number<n - 1>().
+template <int n, typename Body>
+[[gnu::always_inline]] inline void unrolled_numbers(const Body& body) {
+    if constexpr (n > 0) {
+        unrolled_numbers<n - 1>(body);
+        body(Number<n - 1>());
+    }
+}
 
 /// Groups of up to 16 of `m` vectors, all of as many: the last one may begin with vectors of the one before.
 struct TileGroups {
@@ -87,18 +106,12 @@ template <typename Codes>
     }
 }
 
-template <typename Scales>
 struct TilesE4M3 {
     PairsE4M3 codes;
     StripE4M3 singles;
-    Scales scales;
 
     static constexpr int kLines = kBlock / PairsE4M3::kColumns;
     static constexpr int kSteps = kBlock / kStepColumns;
-
-    [[gnu::always_inline]] F scale(const Strip& strip, const uint8_t* block, int64_t b) const {
-        return Scales::kInBlock ? scales.of(block + kLines * kLine, 0, 0) : broadcast(strip.shared_scale(b));
-    }
 
     /// One strip times one vector.
     void one(const Strip& strip, int64_t block_bytes, int64_t blocks, const float* x, float* y) const {
@@ -106,7 +119,6 @@ struct TilesE4M3 {
         F total = {};
         const uint8_t* p = strip.data;
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += kBlock) {
-            for (int64_t i = kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
             F chains[kSteps][2] = {};  // of all steps at once, to hide each other's latency
             for (int l = 0; l < kStepLines; ++l) {
                 unrolled<kSteps>([&](int s) __attribute__((always_inline)) {
@@ -122,7 +134,7 @@ struct TilesE4M3 {
             }
             F sum = {};
             unrolled<kSteps>([&](int s) __attribute__((always_inline)) { sum += chains[s][0] + chains[s][1]; });
-            total = fma(scale(strip, p, b), sum, total);
+            total = fma(broadcast(strip.shared_scale(b)), sum, total);
         }
         store(y, total);
     }
@@ -134,11 +146,11 @@ struct TilesE4M3 {
         zero_tile<c>();
         zero_tile<c + 1>();
         for (int s = 0; s < kSteps; ++s) {
-            LOAD_TILE(4, a + s * step_floats);
-            LOAD_TILE(6, first + s * kTileFloats);
-            multiply_tiles<c, 6>();
-            LOAD_TILE(7, second + s * kTileFloats);
-            multiply_tiles<c + 1, 7>();
+            load_tile<4>(a + s * step_floats);
+            load_tile<6>(first + s * kTileFloats);
+            multiply_tiles<c, 4, 6>();
+            load_tile<7>(second + s * kTileFloats);
+            multiply_tiles<c + 1, 4, 7>();
         }
     }
 
@@ -153,8 +165,7 @@ struct TilesE4M3 {
             decode_pairs(codes, strips[s].data, 0, kLines, pairs[0][s]);
         }
         for (int64_t b = 0; b < blocks; ++b, x += panel_vectors * kBlockPairs) {
-            const F factors[] = {scale(strips[0], strips[0].data + b * block_bytes, b),
-                                 scale(strips[1], strips[1].data + b * block_bytes, b)};
+            const F factors[] = {broadcast(strips[0].shared_scale(b)), broadcast(strips[1].shared_scale(b))};
             const auto multiply = [&](auto c, int64_t g) __attribute__((always_inline)) {
                 if (g < groups.count)
                     multiply_block<c.value>(x + groups.first(g) * kStepPairs, panel_vectors * kStepPairs,

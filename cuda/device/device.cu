@@ -78,6 +78,7 @@ public:
         const Entry& entry = entry_of(kernel);
         CHECK(bytes == entry.bytes);
         void* parameters[] = {const_cast<void*>(members)};
+        use(device_);
         const dim3 blocks(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
         check(cudaLaunchKernel(entry.function, blocks, static_cast<unsigned>(grid.threads), parameters,
                                static_cast<size_t>(grid.shared_bytes), stream_),
@@ -88,6 +89,7 @@ public:
               ": copying ", bytes, " bytes");
     }
     void wait_for(const Flag* flag) override {
+        use(device_);
         switch (flag_wait_) {
             case FlagWait::kStreamOperation: {
                 const CUresult status =
@@ -106,11 +108,13 @@ public:
     }
 
     void begin_recording() override {
+        use(device_);  // a thread may play on several cards in turn
         check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "GPU ", device_, ": recording");
     }
     std::unique_ptr<Graph> end_recording() override {
         cudaGraph_t recorded = nullptr;
         check(cudaStreamEndCapture(stream_, &recorded), "GPU ", device_, ": recording");
+        use(device_);
         auto graph = std::make_unique<CudaGraph>();
         const cudaError_t status = cudaGraphInstantiate(&graph->graph, recorded, 0);
         cudaGraphDestroy(recorded);
@@ -118,6 +122,7 @@ public:
         return graph;
     }
     void play(const Graph& graph) override {
+        use(device_);
         check(cudaGraphLaunch(static_cast<const CudaGraph&>(graph).graph, stream_), "GPU ", device_,
               ": starting a graph");
     }

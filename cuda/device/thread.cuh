@@ -75,6 +75,13 @@ public:
             : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
             : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(a_scale), "r"(b_scale));
     }
+    __device__ void mma_mxf4(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint32_t a_scales,
+                             uint32_t b_scales) {  // SM120 family only
+        asm("mma.sync.aligned.kind::mxf4.block_scale.scale_vec::2X.m16n8k64.row.col.f32.e2m1.e2m1.f32.ue8m0 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3}, {%10}, {0, 0}, {%11}, {0, 0};"
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(a_scales), "r"(b_scales));
+    }
     __device__ uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
         uint32_t d;
         asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
@@ -92,6 +99,9 @@ public:
     __device__ void store_flag(uint64_t* flag, uint64_t value) {
         __threadfence_system();
         Flag(*flag).store(value, ::cuda::memory_order_release);
+    }
+    __device__ void store_number(int32_t* number, int32_t value) {
+        ::cuda::atomic_ref<int32_t, ::cuda::thread_scope_system>(*number).store(value, ::cuda::memory_order_relaxed);
     }
     __device__ void pause() { __nanosleep(100); }
 

@@ -197,7 +197,7 @@ public:
     }
 
     const DeviceInfo& info() const override { return info_; }
-    FlagWait flag_wait() const override { return FlagWait::kStreamOperation; }
+    FlagWait flag_wait() const override { return state_.config.flag_wait; }
     int64_t free_bytes() override {
         const std::lock_guard lock(mutex_);
         return state_.config.memory_bytes - used_;

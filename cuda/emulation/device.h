@@ -31,7 +31,8 @@ struct Faults {
 struct Config {
     int index = 0;
     int64_t memory_bytes = int64_t{4} << 30;
-    int compute_major = 8;  // 12: a card of the SM120 family
+    int compute_major = 8;                            // 12: a card of the SM120 family
+    FlagWait flag_wait = FlagWait::kStreamOperation;  // as which it goes; all are the same here
     Link link = {};
     Faults faults = {};
     bool operator==(const Config&) const = default;

@@ -147,6 +147,35 @@ public:
         }
     }
 
+    /// d += a b of mma.m16n8k64, kind mxf4, both e2m1, row.col, with an e8m0 scale for each 32 numbers of a row of a
+    /// and of a column of b: byte 0 for the first, byte 1 for the others. Element i of a lane is nibble i % 8 of
+    /// register i / 8 (PTX ISA 9.7.14, m16n8k64 and block scaling, scale_vec::2X):
+    ///   a: row g, or g + 8 for i in 8..15 and 24..31; column 8c + i % 8, and 32 more for i of 16 and above
+    ///   b: row 8c + i % 8, and 32 more for i of 8 and above; column g
+    ///   d as in mma(), the lanes that give scales as in mma_mx()
+    void mma_mxf4(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint32_t a_scales, uint32_t b_scales) {
+        const uint32_t own[8] = {a[0], a[1], a[2], a[3], b[0], b[1], a_scales, b_scales};
+        const Block::Given* all = block_.exchange(id_, Collective::kMma, own, sizeof own);
+        const int g = lane() / 4, c = lane() % 4;
+        for (int i = 0; i < 4; ++i) {
+            const int row = g + (i / 2) * 8, col = 2 * c + i % 2;
+            const uint32_t row_scales = given<uint32_t>(all, row % 8 * 4 + row / 8, 6),
+                           col_scales = given<uint32_t>(all, col * 4, 7);
+            for (int part = 0; part < 2; ++part) {
+                float sum = 0.0f;
+                for (int k = 0; k < 32; ++k) {
+                    const int of_quad = k / 8, shift = k % 8 * 4;
+                    const uint32_t left = given<uint32_t>(all, row % 8 * 4 + of_quad, row / 8 + part * 2) >> shift;
+                    const uint32_t right = given<uint32_t>(all, col * 4 + of_quad, 4 + part) >> shift;
+                    sum += quant::e2m1_to_float(static_cast<uint8_t>(left & 15)) *
+                           quant::e2m1_to_float(static_cast<uint8_t>(right & 15));
+                }
+                d[i] += sum * quant::e8m0_to_float(static_cast<uint8_t>(row_scales >> 8 * part)) *
+                        quant::e8m0_to_float(static_cast<uint8_t>(col_scales >> 8 * part));
+            }
+        }
+    }
+
     /// a b + c of two pairs of bf16, rounded to bf16.
     uint32_t fma_bf16(uint32_t a, uint32_t b, uint32_t c) {
         const auto one = [](uint32_t x, uint32_t y, uint32_t z) {
@@ -174,6 +203,10 @@ public:
     }
     void store_flag(uint64_t* flag, uint64_t value) {
         std::atomic_ref<uint64_t>(*flag).store(value, std::memory_order_release);
+    }
+    /// In host memory, which the host reads meanwhile; orders nothing.
+    void store_number(int32_t* number, int32_t value) {
+        std::atomic_ref<int32_t>(*number).store(value, std::memory_order_relaxed);
     }
     /// Between two looks at a flag.
     void pause() {

@@ -57,6 +57,19 @@ struct RaiseJob {
     }
 };
 
+/// Tells the host numbers, each of which it reads as it finds it, before any job: no flag says that all are there.
+struct SendEarly {
+    static constexpr const char* kName = "SendEarly";
+    const int32_t* numbers;  // [count]
+    int32_t* host;           // [count] of the host
+    int64_t count;
+
+    template <typename Thread>
+    GPU_CODE void operator()(Thread& t) const {
+        for (int64_t i = t.id(); i < count; i += t.threads()) t.store_number(host + i, numbers[i]);
+    }
+};
+
 /// Waits until a flag is raised: one of the ways of FlagWait. One thread (of a warp).
 struct AwaitFlag {
     static constexpr const char* kName = "AwaitFlag";

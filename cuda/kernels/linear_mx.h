@@ -9,6 +9,43 @@
 
 namespace thermocline::cuda {
 
+/// number(0 .. 127) as codes of e4m3 with a power-of-two scale. One warp.
+template <typename Thread, typename Number>
+GPU_CODE void write_codes(Thread& t, const Number& number_of, uint8_t* codes, uint8_t* scale) {
+    constexpr int kOfLane = quant::kStripBlock / kWarp;
+    float number[kOfLane], most = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kOfLane; ++i) {
+        number[i] = number_of(i * kWarp + t.lane());
+        most = fmaxf(most, fabsf(number[i]));
+    }
+    const int exponent = quant::fp8_scale_exponent(warp_max(t, most));
+#pragma unroll
+    for (int i = 0; i < kOfLane; ++i)
+        codes[i * kWarp + t.lane()] = quant::float_to_e4m3(number[i] * quant::pow2(-exponent));
+    if (t.lane() == 0) *scale = quant::exponent_to_e8m0(exponent);
+}
+
+/// acc += a block of a strip times the lane's vector, whose codes are eight(column of the block less 8 c) and what
+/// follows, all with one scale.
+template <typename Thread, typename Eight>
+GPU_CODE void multiply_block_mx(Thread& t, const std::byte* block, uint32_t scale, const Eight& eight_at,
+                                float (&acc)[4]) {
+    const auto words = Mxfp4Codes::load(t, block);
+#pragma unroll
+    for (int j = 0; j < NibbleCodes::kWords; ++j) {
+        // An e2m1 number stands in bits 2 to 5 of its byte. Columns 8 c .. + 3 are the low nibbles.
+        constexpr uint32_t kMask = 0x3c3c3c3c;
+        const uint32_t a[4] = {words.of[0][j] << 2 & kMask, words.of[1][j] << 2 & kMask, words.of[0][j] >> 2 & kMask,
+                               words.of[1][j] >> 2 & kMask};
+        const uint64_t eight = eight_at(32 * j);
+        const uint32_t b[2] = {static_cast<uint32_t>(eight), static_cast<uint32_t>(eight >> 32)};
+        const auto row_scale =
+            load_at<uint8_t>(block + Mxfp4Codes::kCodeBytes + 16 * j + t.lane() / 4 + 8 * (t.lane() % 2));
+        t.mma_mx(acc, a, b, row_scale, scale);
+    }
+}
+
 /// Vectors as codes of e4m3, each group of 128 columns with a power-of-two scale. Grid: vectors, width / 128; one warp.
 struct PrepareCodes {
     static constexpr const char* kName = "PrepareCodes";
@@ -20,18 +57,8 @@ struct PrepareCodes {
     template <typename Thread>
     GPU_CODE void operator()(Thread& t) const {
         const int64_t first = t.block() * width + t.block_y() * quant::kStripBlock;
-        constexpr int kOfLane = quant::kStripBlock / kWarp;
-        float number[kOfLane], most = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kOfLane; ++i) {
-            number[i] = in[first + i * kWarp + t.lane()];
-            most = fmaxf(most, fabsf(number[i]));
-        }
-        const int exponent = quant::fp8_scale_exponent(warp_max(t, most));
-#pragma unroll
-        for (int i = 0; i < kOfLane; ++i)
-            codes[first + i * kWarp + t.lane()] = quant::float_to_e4m3(number[i] * quant::pow2(-exponent));
-        if (t.lane() == 0) scales[first / quant::kStripBlock] = quant::exponent_to_e8m0(exponent);
+        write_codes(
+            t, [&](int i) { return in[first + i]; }, codes + first, scales + first / quant::kStripBlock);
     }
 };
 
@@ -61,20 +88,10 @@ struct FewVectorsMx {
         float acc[4] = {};
         for (int64_t i = t.warp(); i < blocks; i += t.warps()) {
             const std::byte* block = w.data + strip * w.strip_bytes + i * Mxfp4Codes::kBlockBytes;
-            const auto words = Mxfp4Codes::load(t, block);
-            const uint32_t scale = scales[vector * blocks + i];
-#pragma unroll
-            for (int j = 0; j < NibbleCodes::kWords; ++j) {
-                // An e2m1 number stands in bits 2 to 5 of its byte. Columns 8 c .. + 3 are the low nibbles.
-                constexpr uint32_t kMask = 0x3c3c3c3c;
-                const uint32_t a[4] = {words.of[0][j] << 2 & kMask, words.of[1][j] << 2 & kMask,
-                                       words.of[0][j] >> 2 & kMask, words.of[1][j] >> 2 & kMask};
-                const uint64_t eight = *reinterpret_cast<const uint64_t*>(own + i * quant::kStripBlock + 32 * j);
-                const uint32_t b[2] = {static_cast<uint32_t>(eight), static_cast<uint32_t>(eight >> 32)};
-                const auto row_scale =
-                    load_at<uint8_t>(block + Mxfp4Codes::kCodeBytes + 16 * j + g + 8 * (t.lane() % 2));
-                t.mma_mx(acc, a, b, row_scale, scale);
-            }
+            multiply_block_mx(
+                t, block, scales[vector * blocks + i],
+                [&](int column) { return *reinterpret_cast<const uint64_t*>(own + i * quant::kStripBlock + column); },
+                acc);
         }
         auto sums = t.template shared<float>(0, int64_t{t.warps()} * quant::kStripRows * kVectors);
 #pragma unroll

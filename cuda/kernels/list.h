@@ -7,19 +7,23 @@
 #include "cuda/kernels/attention_tiles.h"
 #include "cuda/kernels/compress.h"
 #include "cuda/kernels/experts.h"
+#include "cuda/kernels/experts_mx.h"
 #include "cuda/kernels/handoff.h"
 #include "cuda/kernels/hyper.h"
 #include "cuda/kernels/kv.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/linear_mx.h"
+#include "cuda/kernels/logits.h"
 #include "cuda/kernels/route.h"
 #include "cuda/kernels/rows.h"
 #include "cuda/kernels/select.h"
+#include "cuda/kernels/select_fp4.h"
 #include "cuda/kernels/together.h"
 
 namespace thermocline::cuda {
 
-using RowKernels = KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows, SendJob, AwaitFlag, RaiseJob>;
+using RowKernels =
+    KernelList<Rotations, CopyRows, RmsNorm, Rope, SwiGlu, AddRows, SendJob, SendEarly, AwaitFlag, RaiseJob>;
 
 template <typename Codes, int kPieces>
 using VectorKernels =
@@ -43,19 +47,20 @@ using StateKernels =
 
 using AttentionKernels =
     KernelList<ScoreEntries<PlainScores>, ScoreEntries<TileScores>, ChooseEntries, AttentionParts<4>,
-               AttentionParts<16>, JoinParts, AttentionTiles<16>, AttentionTiles<64>>;
+               AttentionParts<16>, JoinParts, AttentionTiles<16>, AttentionTiles<64>, ScanLogits, ChooseLogits>;
 
 /// Those that may share a launch (kernels/together.h): what goes over rows, what makes entries, what a layer multiplies
 /// few vectors with. MakeEntries stands alone because it would take the registers that the rows need.
-using RowMeeting = KernelList<CopyRows, RmsNorm, Rope, SwiGlu, AddRows, SendJob, PrepareVectors, PrepareCodes, Route,
-                              FinishVectors, StoreWindow, StoreState>;
+using RowMeeting = KernelList<CopyRows, RmsNorm, Rope, SwiGlu, AddRows, SendJob, SendEarly, PrepareVectors,
+                              PrepareCodes, Route, FinishVectors, StoreWindow, StoreState>;
 using EntryMeeting = KernelList<MakeEntries>;
 using ProductMeeting = KernelList<RowProduct, FewVectors<E4M3Codes, 1, 1>, FewVectors<E4M3Codes, 2, 1>,
                                   FewVectors<Mxfp4Codes, 1, 1>, FewVectors<Bf16Codes, 2, 1>>;
 using MeetingKernels = KernelList<Together<RowMeeting>, Together<EntryMeeting>, Together<ProductMeeting>>;
 
 /// With instructions of the SM120 family: no code for other cards.
-using FamilyKernels = KernelList<FewVectorsMx>;
+using FamilyKernels =
+    KernelList<FewVectorsMx, FewPairsMx, ManyPairsMx<2>, ManyPairsMx<8>, SwiGluPairsMx, ScoreEntries<Fp4Scores>>;
 
 /// The order of the tables in device/entries.cuh.
 using Kernels =

@@ -46,6 +46,7 @@ inline constexpr int kIndexThreads = 256;
 /// Scores in float32, for any cache format. Thread (k, h) has the entries k + 16 j and the heads h + 16 i of a tile.
 /// Rows of numbers lie four words from a multiple of the banks. Heads behind the last are zero.
 struct PlainScores {
+    static constexpr const char* kName = "PlainScores";
     static constexpr int kSide = 16;
 
     GPU_CODE static constexpr int sets(int) { return 1; }
@@ -121,6 +122,7 @@ struct PlainScores {
 /// Scores by the matrix instruction, for keys that are exact in bf16. Warp w has the heads 16 (w % 4) .. + 15 and the
 /// entries 32 (w / 4) .. + 31 of a tile; its queries stay in registers. Every 16 heads leave a set of scores.
 struct TileScores {
+    static constexpr const char* kName = "TileScores";
     static constexpr int kSteps = kMaxIndexWidth / 16, kSets = kMaxIndexHeads / 16;
 
     GPU_CODE static constexpr int sets(int heads) { return (heads + 15) / 16; }
@@ -195,7 +197,7 @@ struct TileScores {
 /// The best entries of every part. Grid: rows, parts; kIndexThreads; Layout::bytes.
 template <typename Scorer>
 struct ScoreEntries {
-    static constexpr const char* kName = "ScoreEntries";
+    static constexpr const char* kName = Scorer::kName;
     static constexpr int kMostThreads = kIndexThreads;
     static constexpr int kSlack = 512;  // candidates beyond top_k that wait until it pays to sort them out
     IndexInput in;

@@ -1,7 +1,9 @@
 // `bench`: speed of a model, every figure beside the limit that was measured in the same run (cli.md).
+#include "cpu/worker_watch.h"
 #include "scheduler/bandwidth.h"
 #include "scheduler/gpus.h"
 #include "scheduler/machine_speed.h"
+#include "scheduler/printed.h"
 #include "scheduler/topology.h"
 #include "src/app/bench_roofline.h"
 #include "src/app/bench_run.h"
@@ -149,6 +151,7 @@ public:
     void with_workers(const scheduler::WorkerPlaces& places, scheduler::Gpus& gpus, double card_gb_per_s,
                       scheduler::ExecutorLimits limits, memory::PackedWeights* packed) {
         cpu::Workers workers(places.cpus, places.slices);
+        const cpu::WorkerWatch watch(workers, flags_.model.worker_patience());
         const auto executor = gpus.new_executor(model_.trunk, workers, kernels_, limits, packed);
         scheduler::BandwidthProbe probe(workers);
         // Of the fastest unit that multiplies: bf16 where the tier has such a matmul, int8 for int8 inputs.
@@ -215,7 +218,26 @@ private:
         row.update({{"hit_rate", token.hit_rate},
                     {"cpu_ms_per_token", 1e3 * token.cpu_seconds},
                     {"exposed_ms_per_token", test.prompt ? Json() : Json(1e3 * token.exposed_seconds)}});
+        add_prefetch(test, tokens, before.prefetched, now.prefetched, row);
         return row;
+    }
+
+    void add_prefetch(const BenchTest& test, double tokens, const scheduler::Prefetched& before,
+                      const scheduler::Prefetched& now, Json& row) {
+        const auto foretold = static_cast<double>(now.foretold - before.foretold);
+        const double right = foretold > 0.0 ? static_cast<double>(now.right - before.right) / foretold : 0.0,
+                     warmed = static_cast<double>(now.warmed_bytes - before.warmed_bytes) / tokens;
+        row.update({{"prefetch", now.on ? "on" : "off"},
+                    {"prefetch_gain", now.gain},
+                    {"foretold_right", foretold > 0.0 ? Json(right) : Json()},
+                    {"warmed_bytes_per_token", warmed}});
+        if (foretold > 0.0)
+            profiles_ +=
+                heading(test) +
+                scheduler::printed(
+                    "prefetch %s at the end, tried: without it %+.1f %% of time; %.0f %% of what gates foretold was "
+                    "chosen, %.2f MB a token brought near\n",
+                    now.on ? "on" : "off", 100.0 * now.gain, 100.0 * right, 1e-6 * warmed);
     }
 
     void add_row(const BenchTest& test, int threads, const Json& measured, const scheduler::Executor& executor,

@@ -135,8 +135,26 @@ std::string speed_line(const engine::Statistics& s, double bandwidth_gb_per_s) {
     return line;
 }
 
+namespace {
+
+std::string prefetch_text(const engine::ExpertUse& use) {
+    if (use.foretold == 0) return "";
+    char text[160];
+    std::snprintf(text, sizeof text, "; %.0f %% of what gates foretold was chosen, %.2f MB a token brought near%s",
+                  100.0 * static_cast<double>(use.foretold_right) / static_cast<double>(use.foretold),
+                  1e-6 * static_cast<double>(use.warmed_bytes + use.read_ahead_bytes) /
+                      static_cast<double>(std::max<int64_t>(use.tokens, 1)),
+                  use.prefetch_on ? "" : "; no more, it does not pay");
+    return text;
+}
+
+}  // namespace
+
 std::string expert_line(const engine::ExpertUse& use) {
-    if (use.layers_played == 0) return "";
+    if (use.layers_played == 0) {  // no card
+        const std::string text = prefetch_text(use);
+        return text.empty() ? "" : "experts: " + text.substr(2);
+    }
     const double tokens = static_cast<double>(std::max<int64_t>(use.tokens, 1)),
                  layers = static_cast<double>(use.layers_played);
     const auto mb = [&](int64_t experts) { return static_cast<double>(experts * use.expert_bytes) * 1e-6 / tokens; };
@@ -150,7 +168,7 @@ std::string expert_line(const engine::ExpertUse& use) {
                   core.c_str(), mb(use.card_reads), mb(use.cpu_reads), mb(use.moved_experts + use.streamed_experts),
                   1e6 * use.cpu_seconds / layers, 1e6 * use.exposed_seconds / layers,
                   use.decode_on_card ? "" : "; the card's are left out, they do not pay");
-    return line;
+    return line + prefetch_text(use);
 }
 
 }  // namespace thermocline::app

@@ -12,6 +12,8 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace thermocline::app {
@@ -48,52 +50,104 @@ scheduler::RoutingProfile profile_for(const PlaceFlags& flags, const Planned& pl
     return profile;
 }
 
+/// What one card holds of the layers of the model.
+struct CardRoom {
+    scheduler::LayerRange layers;
+    scheduler::ExpertTiers tiers;
+};
+
+std::vector<CardRoom> rooms_of(const Planned& planned) {
+    std::vector<CardRoom> rooms;
+    if (!planned.split) return {{{0, planned.model->trunk.experts.size()}, planned.forecast.tiers}};
+    for (size_t i = 0; i < planned.split->cards.size(); ++i)
+        rooms.push_back({planned.split->cards[i].layers, planned.split->tiers[i]});
+    return rooms;
+}
+
+/// The best resident set of every card, put together; nothing is resident where `fill` is false.
+scheduler::Placement solve(const PlaceFlags& flags, const Planned& planned, const scheduler::RoutingProfile& profile,
+                           const std::vector<scheduler::ExpertName>& pins, bool fill) {
+    const scheduler::TokenWork work = scheduler::token_work(planned.model->trunk, flags.planning.context - 1);
+    const auto counts = profile.chosen();
+    scheduler::Placement whole;
+    const std::vector<CardRoom> rooms = rooms_of(planned);
+    for (size_t i = 0; i < rooms.size(); ++i) {
+        const scheduler::LayerRange range = rooms[i].layers;
+        const auto part = [&](const auto& all) {
+            return std::decay_t<decltype(all)>(all.begin() + static_cast<std::ptrdiff_t>(range.first),
+                                               all.begin() + static_cast<std::ptrdiff_t>(range.last));
+        };
+        const auto layers = part(profile.layers);
+        const auto of_layers = part(counts);
+        const scheduler::Rates rates =
+            scheduler::rates_of(planned.machine, &planned.machine.gpus[planned.split ? i : flags.planning.card],
+                                scheduler::Outlook::kTarget);
+        const std::vector<double> seconds = scheduler::layer_seconds(work, rates, true);
+        scheduler::Placement one = scheduler::place_experts(
+            {layers, of_layers, seconds, fill ? rooms[i].tiers.resident() : 0,
+             fill ? scheduler::experts_within(pins, range) : std::vector<scheduler::ExpertName>()});
+        for (const scheduler::ExpertName& name : one.resident)
+            whole.resident.push_back(scheduler::in_whole(name, range));
+        for (auto& layer : one.layers) whole.layers.push_back(layer);
+        for (auto& shares : one.shares) whole.shares.push_back(std::move(shares));
+        whole.seconds += one.seconds;
+        whole.hit += one.hit * static_cast<double>(range.count()) / static_cast<double>(profile.layers.size());
+    }
+    return whole;
+}
+
 std::string table(const scheduler::Placement& placement, const scheduler::Placement& nothing,
-                  const scheduler::RoutingProfile& profile) {
-    std::string text =
-        printed("%6s %9s %9s %10s %12s %12s\n", "layer", "experts", "resident", "hit rate", "experts us", "without us");
+                  const scheduler::RoutingProfile& profile, const std::vector<CardRoom>& rooms) {
+    const bool split = rooms.size() > 1;
+    std::string text = printed("%6s%s %9s %9s %10s %12s %12s\n", "layer", split ? "  card" : "", "experts", "resident",
+                               "hit rate", "experts us", "without us");
+    size_t card = 0;
     for (size_t i = 0; i < placement.layers.size(); ++i) {
         const scheduler::Placement::Layer& layer = placement.layers[i];
-        text += printed("%6zu %9lld %9lld %10.3f %12.1f %12.1f\n", i, static_cast<long long>(profile.layers[i].experts),
-                        static_cast<long long>(layer.slots), layer.hit, layer.seconds * 1e6,
-                        nothing.layers[i].seconds * 1e6);
+        if (i == rooms[card].layers.last) ++card;
+        text += printed("%6zu%s %9lld %9lld %10.3f %12.1f %12.1f\n", i, split ? printed("%6zu", card).c_str() : "",
+                        static_cast<long long>(profile.layers[i].experts), static_cast<long long>(layer.slots),
+                        layer.hit, layer.seconds * 1e6, nothing.layers[i].seconds * 1e6);
     }
-    return text + printed("%6s %9s %9zu %10.3f %12.1f %12.1f\n", "all", "", placement.resident.size(), placement.hit,
-                          placement.seconds * 1e6, nothing.seconds * 1e6);
+    return text + printed("%6s%s %9s %9zu %10.3f %12.1f %12.1f\n", "all", split ? "      " : "", "",
+                          placement.resident.size(), placement.hit, placement.seconds * 1e6, nothing.seconds * 1e6);
 }
 
 void place(const PlaceFlags& flags) {
     std::vector<scheduler::ExpertName> pins;
     for (const std::string& text : flags.pins) pins.push_back(pin_of(text));
-    const Planned planned = plan_ahead(flags.planning);
-    if (!planned.forecast.gpu) fail(printable(planned.machine_name), " has no card to place experts on");
-    if (!planned.forecast.refusal.empty()) fail(planned.forecast.refusal);
+    const Planned planned = plan_ahead(flags.planning, [&](const Planned& so_far) {
+        const scheduler::RoutingProfile profile = profile_for(flags, so_far);
+        return scheduler::shares_of(profile.layers, profile.chosen());
+    });
+    if (!planned.split && !planned.forecast.gpu)
+        fail(printable(planned.machine_name), " has no card to place experts on");
+    if (!planned.refusal().empty()) fail(planned.refusal());
     const scheduler::RoutingProfile profile = profile_for(flags, planned);
-    const scheduler::TokenWork work = scheduler::token_work(planned.model->trunk, flags.planning.context - 1);
-    const scheduler::Rates rates =
-        scheduler::rates_of(planned.machine, &planned.machine.gpus[flags.planning.card], scheduler::Outlook::kTarget);
-    const std::vector<double> seconds = scheduler::layer_seconds(work, rates, true);
-    const auto counts = profile.chosen();
-    const auto solve = [&](int64_t slots) {
-        return scheduler::place_experts({profile.layers, counts, seconds, slots, slots > 0 ? pins : decltype(pins)()});
-    };
-    const scheduler::ExpertTiers& tiers = planned.forecast.tiers;
+    const std::vector<CardRoom> rooms = rooms_of(planned);
+    const scheduler::ExpertTiers tiers = planned.split ? planned.split->all() : planned.forecast.tiers;
+    scheduler::check_pins(pins, profile.layers, tiers.resident());
     const int64_t slots = tiers.resident();
-    const scheduler::Placement placement = solve(slots), nothing = solve(0);
+    const scheduler::Placement placement = solve(flags, planned, profile, pins, true),
+                               nothing = solve(flags, planned, profile, pins, false);
     Json json = scheduler::placement_json(placement, profile.model, profile.layers);
     json["machine"] = planned.machine_name;
-    json["card"] = flags.planning.card;
     json["slots"] = slots;
     json["card_only"] = tiers.core;
+    if (planned.split)
+        for (const CardRoom& room : rooms) json["layers_of_cards"].push_back(room.layers.count());
+    else
+        json["card"] = flags.planning.card;
     if (!flags.out.empty()) write_text(flags.out, dump_json(json) + "\n");
     if (flags.json) {
         std::printf("%s\n", dump_json(json).c_str());
         return;
     }
-    std::printf("%s on %s: room for %lld of %lld experts, routing of %lld tokens\n\n%s",
+    std::printf("%s on %s: room for %lld of %lld experts%s, routing of %lld tokens\n\n%s",
                 printable(profile.model).c_str(), printable(planned.machine_name).c_str(),
-                static_cast<long long>(slots), static_cast<long long>(planned.forecast.gpu->experts),
-                static_cast<long long>(profile.rows()), table(placement, nothing, profile).c_str());
+                static_cast<long long>(slots), static_cast<long long>(tiers.experts),
+                rooms.size() > 1 ? printed(" on %zu cards", rooms.size()).c_str() : "",
+                static_cast<long long>(profile.rows()), table(placement, nothing, profile, rooms).c_str());
     std::printf(
         "\nExpected time of the experts of a token, computed, not measured, if routing stays as it was recorded; an "
         "adaptive\nresidency starts from these experts and follows what is chosen.\n");
@@ -112,7 +166,8 @@ void place(const PlaceFlags& flags) {
 void add_place(CLI::App& root) {
     auto flags = std::make_shared<PlaceFlags>();
     CLI::App& command = *root.add_subcommand(
-        "place", "which experts should lie on the card, from a routing profile, for any machine file and budget");
+        "place",
+        "which experts should lie on the card, or cards, from a routing profile, for any machine file and budget");
     flags->planning.declare(command);
     command.add_option("--profile", flags->profile, "file that `profile` wrote")->required();
     command.add_option("--pin", flags->pins, "LAYER:EXPERT to keep on the card whatever it gains")

@@ -25,17 +25,17 @@ void plan(const PlanFlags& flags) {
     if (flags.json) {
         Json json = {
             {"model", name}, {"machine", planned.machine_name}, {"context", context}, {"concurrency", concurrency}};
-        json.update(scheduler::forecast_json(planned.forecast));
-        json["cards"] = scheduler::cards_json(planned.cards, planned.machine);
+        json.update(planned.split ? scheduler::split_json(*planned.split, planned.machine)
+                                  : scheduler::forecast_json(planned.forecast));
+        if (!planned.split) json["cards"] = scheduler::cards_json(planned.cards, planned.machine);
         std::printf("%s\n", dump_json(json, 2).c_str());
     } else {
         std::printf("%s on %s: %lld tokens of context, %lld at once\n\n%s%s", printable(name).c_str(),
                     printable(planned.machine_name).c_str(), static_cast<long long>(context),
-                    static_cast<long long>(concurrency),
-                    scheduler::forecast_text(planned.forecast, planned.machine).c_str(),
+                    static_cast<long long>(concurrency), planned.text().c_str(),
                     scheduler::cards_text(planned.cards, planned.machine, flags.planning.card).c_str());
     }
-    if (!planned.forecast.refusal.empty()) fail(printable(name), " does not fit: ", planned.forecast.refusal);
+    if (!planned.refusal().empty()) fail(printable(name), " does not fit: ", planned.refusal());
 }
 
 }  // namespace

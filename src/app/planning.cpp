@@ -6,7 +6,6 @@
 #include "src/model/registry.h"
 
 #include <algorithm>
-#include <unistd.h>
 #include <vector>
 
 namespace thermocline::app {
@@ -32,12 +31,10 @@ std::string machine_names(const fs::path& folder) {
 fs::path machine_path(const std::string& wanted) {
     std::error_code ignored;
     if (!wanted.empty() && fs::exists(wanted, ignored)) return wanted;
-    char host[256] = {};
-    if (wanted.empty()) ::gethostname(host, sizeof host - 1);
-    const std::string name = wanted.empty() ? host : wanted;
     const fs::path folder = bundled("configs/machines");
-    if (name.find('/') == std::string::npos && fs::exists(folder / (name + ".json"), ignored))
-        return folder / (name + ".json");
+    if (wanted.find('/') == std::string::npos && fs::exists(folder / (wanted + ".json"), ignored))
+        return folder / (wanted + ".json");
+    if (wanted.empty() && !machine_of_host().empty()) return machine_of_host();
     if (wanted.empty())
         fail(
             "this machine has no machine file: run `thermocline bench-machine`, or say --machine with a file or one "
@@ -76,10 +73,18 @@ void PlanningFlags::declare(CLI::App& command) {
     command.add_option("--concurrency", concurrency, "sequences at once")
         ->check(CLI::Range(int64_t{1}, int64_t{65536}))
         ->capture_default_str();
-    command.add_option("--gpu", card, "which card of the machine file; models are not split over several")
+    CLI::Option* one =
+        command.add_option("--gpu", card, "which card of the machine file, counted from 0")->capture_default_str();
+    command
+        .add_option("--gpus", cards,
+                    "how many of its cards, the first ones; more than 1: each with a part of the layers")
+        ->check(CLI::Range(size_t{1}, size_t{64}))
+        ->excludes(one)
         ->capture_default_str();
+    model.declare_layer_split(command);
     command.add_option("--gpu-memory", model.gpu_memory,
-                       "budget of the card, such as 24GiB or 96GB; default: all of it");
+                       "budget of each card, such as 24GiB or 96GB; or one for each, as 24GiB,96GiB; default: all of "
+                       "it");
     model.declare_host_memory(command, "what the machine has, but what the system needs");
     command.add_option("--kv-cache-dtype", model.kv_cache_dtype, "auto (= bf16), bf16 or fp8 (the trained form)")
         ->check(CLI::IsMember({"auto", "bf16", "fp8"}))
@@ -91,7 +96,11 @@ void PlanningFlags::declare(CLI::App& command) {
     model.declare_log_level(command);
 }
 
-Planned plan_ahead(const PlanningFlags& flags) {
+std::string Planned::text() const {
+    return split ? scheduler::split_text(*split, machine) : scheduler::forecast_text(forecast, machine);
+}
+
+Planned plan_ahead(const PlanningFlags& flags, const std::function<Shares(const Planned&)>& shares_for) {
     log::start(flags.model.log_level);
     const fs::path path = machine_path(flags.machine);
     Planned planned;
@@ -108,7 +117,15 @@ Planned plan_ahead(const PlanningFlags& flags) {
                                                planned.machine,     flags.context,
                                                flags.concurrency,   kPrefillChunk,
                                                wishes.memory_bytes, wishes.host_bytes,
-                                               wishes.file_experts, flags.card};
+                                               wishes.file_experts, flags.card,
+                                               flags.cards,         wishes.card_memory,
+                                               wishes.layer_split};
+    if (flags.cards > 1) {
+        planned.split = scheduler::forecast_split(question, shares_for ? shares_for(planned) : Shares());
+        return planned;
+    }
+    if (!wishes.card_memory.empty() || !wishes.layer_split.empty())
+        fail("--gpu-memory and --layer-split of several cards need --gpus");
     planned.forecast = scheduler::forecast(question);
     planned.cards = scheduler::forecast_each_card(question);
     return planned;

@@ -3,12 +3,15 @@
 #pragma once
 
 #include "scheduler/forecast.h"
+#include "scheduler/split_forecast.h"
 #include "src/app/settings.h"
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,7 +21,8 @@ struct PlanningFlags {
     ModelFlags model;
     std::string machine;
     int64_t context = 8192, concurrency = 1;
-    size_t card = 0;  // of the machine's
+    size_t card = 0;   // of the machine's
+    size_t cards = 1;  // more: the first ones, with a part of the layers each
 
     void declare(CLI::App& command);
 };
@@ -28,11 +32,19 @@ struct Planned {
     std::string model_name, machine_name;
     bool is_config = false;  // a shape without weights
     scheduler::MachineDescription machine;
-    scheduler::Forecast forecast;
-    std::vector<scheduler::Forecast> cards;  // of each alone
+    scheduler::Forecast forecast;                   // of one card
+    std::vector<scheduler::Forecast> cards;         // of each alone
+    std::optional<scheduler::SplitForecast> split;  // of several together
+
+    /// The first thing that does not fit; empty: all does.
+    const std::string& refusal() const { return split ? split->refusal : forecast.refusal; }
+    /// For people.
+    std::string text() const;
 };
 
-/// Reads the machine file and what the plan of the model needs; no weights. Throws Error.
-Planned plan_ahead(const PlanningFlags& flags);
+/// Reads the machine file and what the plan of the model needs; no weights. `shares_for`: of the experts of this plan
+/// (scheduler::SplitQuestion), for several cards; may be null. Throws Error.
+using Shares = std::vector<std::vector<double>>;
+Planned plan_ahead(const PlanningFlags& flags, const std::function<Shares(const Planned&)>& shares_for = nullptr);
 
 }  // namespace thermocline::app

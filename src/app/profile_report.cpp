@@ -197,6 +197,11 @@ std::string profile_text(const scheduler::RoutingProfile& profile) {
             "generated tokens\n",
             100.0 * top_tenth(one.prefill), 100.0 * top_tenth(one.decode));
         text += printed("  a layer's experts foretell %.0f %% of the next layer's\n", 100.0 * mean_next_layer(one));
+        if (one.foretold_rows > 0) {
+            text += "  share of its experts that a layer knows before attention, by layer ";
+            for (const double share : one.foretold) text += printed(" %.2f", share);
+            text += "\n";
+        }
         if (one.working_set.choices == 0) continue;
         text += "  resident share of all experts";
         for (const double fraction : kCurveFractions) text += printed("%7.3f", fraction);

@@ -48,7 +48,7 @@ engine::Request request_of(const RunFlags& flags, const engine::Assembly& assemb
 }
 
 void show_experts(const engine::Assembly& assembly) {
-    const std::string line = expert_line(engine::expert_use(*assembly.routing));
+    const std::string line = expert_line(engine::expert_use(assembly));
     if (!line.empty()) std::fprintf(stderr, "%s\n", line.c_str());
 }
 

@@ -136,8 +136,7 @@ void serve(const ServeFlags& flags) {
     try {
         engine::Assembly assembly = engine::assemble(engine_options(flags));
         server::Backend backend{assembly.engine.get(), assembly.tokenizer.get(), served_model(flags, assembly)};
-        if (!assembly.routing->layers().empty())
-            backend.experts = [&routing = *assembly.routing] { return engine::expert_use(routing); };
+        if (!assembly.routing->layers().empty()) backend.experts = [&assembly] { return engine::expert_use(assembly); };
         backend.admin = assembly.admin.get();
         backend.read_gb_per_second = memory_speed(*assembly.workers);
         server.serve(std::move(backend));

@@ -28,6 +28,7 @@ Session open_session(const ModelFlags& flags, int64_t rows) {
     if (!flags.weights_in_place)
         session.packed = engine::pack_weights(*session.model, slices, session.gpus->card_only(session.model->trunk));
     session.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
+    session.watch = std::make_unique<cpu::WorkerWatch>(*session.workers, flags.worker_patience());
     session.executor =
         session.gpus->new_executor(session.model->trunk, *session.workers, kernels, limits, session.packed.get());
     return session;

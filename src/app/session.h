@@ -2,7 +2,7 @@
 // engine thread.
 #pragma once
 
-#include "cpu/workers.h"
+#include "cpu/worker_watch.h"
 #include "memory/packed_weights.h"
 #include "scheduler/executor.h"
 #include "scheduler/gpus.h"
@@ -19,6 +19,7 @@ struct Session {
     std::unique_ptr<model::Model> model;
     std::unique_ptr<memory::PackedWeights> packed;  // null: weights in place
     std::unique_ptr<cpu::Workers> workers;
+    std::unique_ptr<cpu::WorkerWatch> watch;
     std::unique_ptr<scheduler::Gpus> gpus;
     std::unique_ptr<scheduler::Executor> executor;
     int64_t max_tokens = 0;

@@ -1,5 +1,8 @@
 #include "src/app/settings.h"
 
+#include "scheduler/cost_model.h"
+#include "scheduler/expert_prefetch.h"
+#include "scheduler/machine_file.h"
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/json.h"
@@ -8,6 +11,7 @@
 #include <algorithm>
 #include <charconv>
 #include <filesystem>
+#include <unistd.h>
 
 namespace thermocline::app {
 
@@ -99,6 +103,13 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group);
     declare_threads(command);
     command
+        .add_option("--worker-timeout", worker_timeout,
+                    "seconds in which one of several CPU workers must take the next piece of its work; else requests "
+                    "that run fail and the process ends with status 1; 0: no limit")
+        ->check(CLI::Range(0.0, 1e6))
+        ->group(group)
+        ->capture_default_str();
+    command
         .add_option("--numa", numa,
                     "weights on machines with several NUMA nodes. nps: a slice of every matrix on each node, computed "
                     "by its cores; tp: a slice per socket; off: whole, interleaved over the nodes; auto: nps")
@@ -112,17 +123,18 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
     command
         .add_option("--gpus", gpus,
                     "none; 1: dense weights, attention and caches on the first card (not yet tried on real hardware); "
-                    "emulated: the same on host threads, slowly, for tests")
+                    "N: on the first N cards, each with a part of the layers; emulated, emulated:N: the same on host "
+                    "threads, slowly, for tests")
         ->check(CLI::Validator(
             [](const std::string& value) -> std::string {
-                for (const char* known : {"none", "0", "1", "emulated", "emulated:1"})
-                    if (value == known) return "";
-                return "is " + printable(value) +
-                       ", expected none, 1, emulated or emulated:1: models are not split over several cards yet "
-                       "(`plan` "
-                       "says what each card would do; CUDA_VISIBLE_DEVICES chooses one)";
+                try {
+                    (void)scheduler::gpu_choice(value);
+                } catch (const Error& error) {
+                    return error.what();
+                }
+                return "";
             },
-            "{none,1,emulated}"))
+            "{none,N,emulated,emulated:N}"))
         ->group(group)
         ->capture_default_str();
     command
@@ -142,6 +154,14 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group)
         ->capture_default_str();
     command
+        .add_option("--prefetch", prefetch,
+                    "auto: in decode, experts that a layer will probably choose are brought into the caches of the CPU "
+                    "while the card does attention, or read ahead where they lie in the file, as long as that is "
+                    "measured to gain; off: never")
+        ->check(CLI::IsMember({"auto", "off"}))
+        ->group(group)
+        ->capture_default_str();
+    command
         .add_option("--placement", placement, "file that `place` wrote: the experts that lie on the card at the start")
         ->group(group);
     command
@@ -151,10 +171,27 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group);
     command
         .add_option("--gpu-memory", gpu_memory,
-                    "budget of the card, such as 24GiB or 96GB, CUDA itself included; default: all that is free")
+                    "budget of each card, such as 24GiB or 96GB, CUDA itself included; or one for each, as "
+                    "24GiB,96GiB; default: all that is free")
+        ->group(group);
+    declare_layer_split(command);
+    command
+        .add_flag(
+            "--allow-slow-fallback", allow_slow_fallback,
+            "start although the card and the CPU can wait for each other only by functions of the driver, the link "
+            "is very slow, or the CPU has no vector instructions; without this that is refused")
         ->group(group);
     declare_host_memory(command, "all that is free, but a margin");
     declare_log_level(command);
+}
+
+void ModelFlags::declare_layer_split(CLI::App& command) {
+    command
+        .add_option("--layer-split", layer_split,
+                    "with several cards, how many layers each of them plays, as 20,41. auto: those of --placement, "
+                    "else as is expected to be fastest")
+        ->group("Machine")
+        ->capture_default_str();
 }
 
 void ModelFlags::declare_host_memory(CLI::App& command, const std::string& otherwise) {
@@ -249,6 +286,10 @@ model::LoadOptions ModelFlags::load_options() const {
     return options;
 }
 
+std::chrono::milliseconds ModelFlags::worker_patience() const {
+    return std::chrono::milliseconds(static_cast<int64_t>(worker_timeout * 1e3));
+}
+
 scheduler::Numa ModelFlags::numa_mode() const {
     return numa == "off" ? scheduler::Numa::kOff : numa == "tp" ? scheduler::Numa::kPackages : scheduler::Numa::kNodes;
 }
@@ -261,6 +302,7 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
     options.max_model_len = max_model_len;
     options.weights_in_place = weights_in_place;
     options.threads = threads;
+    options.worker_patience = worker_patience();
     options.numa = numa_mode();
     options.isa = isa;
     options.gpus = gpu_wishes();
@@ -268,15 +310,45 @@ engine::EngineOptions ModelFlags::engine_options(const std::string& chat_encodin
     return options;
 }
 
+std::filesystem::path machine_of_host() {
+    char host[256] = {};
+    ::gethostname(host, sizeof host - 1);
+    const std::filesystem::path path = bundled("configs/machines") / (std::string(host) + ".json");
+    std::error_code ignored;
+    return std::filesystem::exists(path, ignored) ? path : std::filesystem::path();
+}
+
 scheduler::GpuWishes ModelFlags::gpu_wishes() const {
-    return {.gpus = gpus,
-            .memory_bytes = gpu_memory.empty() ? 0 : parse_size(gpu_memory, "--gpu-memory"),
-            .offload_experts = offload_experts,
-            .residency = residency,
-            .placement = placement,
-            .profile = profile,
-            .host_bytes = host_memory.empty() ? 0 : parse_size(host_memory, "--host-memory"),
-            .file_experts = allow_file_experts};
+    scheduler::GpuWishes wishes{.gpus = gpus,
+                                .offload_experts = offload_experts,
+                                .residency = residency,
+                                .placement = placement,
+                                .profile = profile,
+                                .host_bytes = host_memory.empty() ? 0 : parse_size(host_memory, "--host-memory"),
+                                .file_experts = allow_file_experts,
+                                .slow_fallback = allow_slow_fallback,
+                                .prefetch = prefetch};
+    if (gpus != "none") wishes.worker_cache_bytes = scheduler::half_of_caches(scheduler::detect_machine());
+    if (gpu_memory.find(',') != std::string::npos)
+        for (const std::string& size : CLI::detail::split(gpu_memory, ','))
+            wishes.card_memory.push_back(parse_size(size, "--gpu-memory"));
+    else if (!gpu_memory.empty())
+        wishes.memory_bytes = parse_size(gpu_memory, "--gpu-memory");
+    if (layer_split != "auto")
+        for (const std::string& text : CLI::detail::split(layer_split, ',')) {
+            int64_t& count = wishes.layer_split.emplace_back();
+            const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), count);
+            if (error != std::errc() || rest != text.data() + text.size() || count < 1)
+                fail("--layer-split is ", printable(layer_split),
+                     ", expected auto, or a number for each card as 20,41");
+        }
+    const scheduler::GpuChoice choice = scheduler::gpu_choice(gpus);
+    if (const auto path = machine_of_host(); choice.cards > 1 && !choice.emulated && !path.empty()) {
+        const scheduler::MachineDescription machine = scheduler::read_machine(path);
+        for (const scheduler::DescribedGpu& gpu : machine.gpus)
+            wishes.rates.push_back(scheduler::rates_of(machine, &gpu, scheduler::Outlook::kTarget));
+    }
+    return wishes;
 }
 
 int64_t ModelFlags::context(int64_t max_context) const {

@@ -6,6 +6,7 @@
 #include "src/model/registry.h"
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -26,10 +27,13 @@ struct ModelFlags {
     std::string offload_experts = "auto";
     std::string residency = "adaptive";
     std::string placement, profile;  // empty: none
-    std::string gpu_memory;          // empty: all that is free
-    std::string host_memory;         // empty: all that is free, but a margin
-    bool allow_file_experts = false;
+    std::string gpu_memory;          // empty: all that is free; or a size for each card
+    std::string layer_split = "auto";
+    std::string host_memory;  // empty: all that is free, but a margin
+    bool allow_file_experts = false, allow_slow_fallback = false;
+    std::string prefetch = "auto";
     int threads = 0;
+    double worker_timeout = 60.0;
     std::string numa = "auto";
     bool weights_in_place = false;
     uint64_t seed = 0;
@@ -40,6 +44,8 @@ struct ModelFlags {
     void declare(CLI::App& command, Positional positional);
     /// --host-memory and --allow-file-experts; `otherwise`: the budget by default.
     void declare_host_memory(CLI::App& command, const std::string& otherwise);
+    /// --layer-split.
+    void declare_layer_split(CLI::App& command);
     /// Two of them, for commands that take no others: --threads; --log-level (with --config).
     void declare_layers(CLI::App& command);
     void declare_threads(CLI::App& command);
@@ -49,6 +55,7 @@ struct ModelFlags {
     std::string path() const;
     model::LoadOptions load_options() const;
     scheduler::Numa numa_mode() const;
+    std::chrono::milliseconds worker_patience() const;
     scheduler::GpuWishes gpu_wishes() const;
     engine::EngineOptions engine_options(const std::string& chat_encoding) const;
     /// Tokens of one sequence for a model whose own limit is `max_context`. Throws Error if the flag is over that.
@@ -58,6 +65,9 @@ struct ModelFlags {
 /// A file or folder of this repository ("configs/models"), found above the binary (in a checkout, or installed next
 /// to it) or in the checkout that the binary was built from. Empty if it is not there.
 std::filesystem::path bundled(const std::string& name);
+
+/// The machine file of this host in configs/machines, as bench-machine writes it; empty: there is none.
+std::filesystem::path machine_of_host();
 
 /// Bytes of a size such as "24GiB", "1.5 TB", "800MiB" or "34190917632"; kB, MB, GB, TB are powers of 1000, KiB to TiB
 /// of 1024. Throws Error naming `flag` unless it is from 1 byte to 1 PiB.

@@ -13,6 +13,8 @@ void pin_this_thread(int cpu) {
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 }
 
+void name_this_thread(const std::string& name) { pthread_setname_np(pthread_self(), name.c_str()); }
+
 Pinned::Pinned(int cpu) : pinned_(cpu >= 0 && pthread_getaffinity_np(pthread_self(), sizeof before_, &before_) == 0) {
     if (pinned_) pin_this_thread(cpu);
 }

@@ -46,6 +46,7 @@ public:
         if (passes_++ % kPlaceEvery == 0) routing_.place(executor_->resident());
     }
     const float* logits(int64_t output) const override { return executor_->logits(output); }
+    std::optional<ops::TopLogits> top_logits(int64_t output) const override { return executor_->top_logits(output); }
     int64_t last_bytes() const override { return executor_->last_bytes(); }
 
 private:
@@ -178,8 +179,8 @@ Assembly assemble(const EngineOptions& options) {
     if (!options.record_routing.empty()) out.routing->write_to(options.record_routing);
     if (options.keep_routing) out.routing->keep();
     if (!options.admin_folder.empty())
-        out.admin = std::make_unique<ExpertAdmin>(options.admin_folder, out.name, *out.routing,
-                                                  executor->movable_slots(), executor->core());
+        out.admin = std::make_unique<ExpertAdmin>(options.admin_folder, out.name, *out.routing, executor->slot_ranges(),
+                                                  executor->core());
     auto forward = std::make_unique<ExecutorForward>(std::move(executor), *out.routing, out.admin.get());
     engine_limits.max_sequences = options.max_num_seqs;
     engine_limits.kv_bytes = kv_budget(options, *forward, out.gpus->any());
@@ -190,15 +191,17 @@ Assembly assemble(const EngineOptions& options) {
     out.state_hash = state_hash(options, model.checkpoint, arithmetic, forward->new_sequence()->fingerprint());
     auto disk = prefix_disk(options, out.state_hash);
     out.engine = std::make_unique<Engine>(std::move(forward), std::move(engine_limits), kernels, std::move(disk));
+    out.engine->watch(*out.workers, options.worker_patience);
     log::info("{}: {}, {} tokens of context, {} workers, {} kernels, chat encoding {}", out.name, model.architecture,
               context, out.workers->count(), kernels.name, text::revision_name(out.encoding.revision));
     return out;
 }
 
-ExpertUse expert_use(const scheduler::RoutingWatch& routing) {
-    scheduler::RoutingWatch::Counts counts = routing.counts();
+ExpertUse expert_use(const Assembly& assembly) {
+    scheduler::RoutingWatch::Counts counts = assembly.routing->counts();
     const scheduler::ResidencyCounters& residency = counts.residency;
     ExpertUse use;
+    use.layers_of_cards = assembly.gpus->layers_of_cards();
     use.tokens = counts.rows;
     use.core = residency.core;
     use.chosen = std::move(counts.chosen);
@@ -218,6 +221,12 @@ ExpertUse expert_use(const scheduler::RoutingWatch& routing) {
     use.prompts_on_card = residency.prompts.on;
     use.decode_gain = residency.decode.gain;
     use.prompt_gain = residency.prompts.gain;
+    use.prefetch_on = residency.prefetched.on;
+    use.prefetch_gain = residency.prefetched.gain;
+    use.foretold = residency.prefetched.foretold;
+    use.foretold_right = residency.prefetched.right;
+    use.warmed_bytes = residency.prefetched.warmed_bytes;
+    use.read_ahead_bytes = residency.prefetched.asked_bytes;
     use.on_card.resize(use.chosen.size());
     for (const scheduler::ExpertName& name : counts.resident)
         use.on_card[static_cast<size_t>(name.set)].push_back(name.expert);

@@ -15,6 +15,7 @@
 #include "src/text/prompt_deepseek_v4.h"
 #include "src/text/tokenizer.h"
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -36,7 +37,8 @@ struct EngineOptions {
     int64_t prefix_disk_bytes = 0;            ///< that it may hold
     int64_t prefix_bytes = kPrefixBytesAuto;  ///< of the prefix cache in memory; 0: there is none
     int64_t max_queue = 256;
-    int threads = 0;  ///< 0: one per physical core
+    int threads = 0;                              ///< 0: one per physical core
+    std::chrono::milliseconds worker_patience{};  ///< after which a worker that does not go on is stuck; 0: never
     scheduler::Numa numa = scheduler::Numa::kNodes;
     bool weights_in_place = false;  ///< read the files where they lie instead of packing them
     scheduler::GpuWishes gpus;
@@ -69,6 +71,6 @@ struct Assembly {
 Assembly assemble(const EngineOptions& options);
 
 /// Since the start. Any thread.
-ExpertUse expert_use(const scheduler::RoutingWatch& routing);
+ExpertUse expert_use(const Assembly& assembly);
 
 }  // namespace thermocline::engine

@@ -19,6 +19,9 @@ constexpr int64_t kRememberTokens = 2048;
 /// A card that is lost fails every pass. What a request does wrong is found before or behind one (RequestFault).
 constexpr int kMostFailedPasses = 8;
 
+/// For a pass that was given up to end after all.
+constexpr std::chrono::seconds kLastChance(5);
+
 double seconds_between(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
 }
@@ -44,6 +47,16 @@ BatchLimits batch_limits(const Forward& model, int64_t max_sequences, int64_t kv
         fail("--kv-cache-memory-bytes is ", kv_bytes, ", but the caches of one sequence of ", limits.max_tokens,
              " tokens take ", longest, ": raise it, or lower --max-model-len");
     return {max_sequences, limits.max_rows, limits.max_outputs, kv_bytes};
+}
+
+bool wants_all_logits(const Request& request) {
+    return request.logprobs >= 0 || request.prompt_logprobs >= 0 ||
+           Sampler::may_need_all(request.sampling,
+                                 request.constraint != nullptr || request.ignore_eos || request.min_tokens > 0);
+}
+
+float sampling_factor(const SamplingParams& sampling) {
+    return sampling.temperature < kGreedyTemperature ? 1.0f : 1.0f / sampling.temperature;
 }
 
 /// Begins what the log says about a sequence.
@@ -98,6 +111,12 @@ Engine::~Engine() {
         stopping_ = true;
     }
     wake_.notify_all();
+    {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return ended_ || given_up_; });
+        if (!wake_.wait_for(lock, kLastChance, [&] { return ended_; }))
+            cpu::end_process("a pass that was given up does not end");
+    }
     thread_.join();
     prefixes_.close();  // its thread reports to this object
 }
@@ -171,6 +190,10 @@ bool Engine::broken() const {
     return broken_;
 }
 
+void Engine::watch(const cpu::Workers& workers, std::chrono::milliseconds patience) {
+    watch_.emplace(workers, patience, [this](const std::string& why) { give_up(why); });
+}
+
 void Engine::drain() {
     {
         const std::lock_guard lock(mutex_);
@@ -197,6 +220,9 @@ void Engine::run() {
         const std::lock_guard lock(mutex_);
         publish();
     }
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    wake_.notify_all();
 }
 
 /// False at the end.
@@ -437,13 +463,18 @@ void Engine::pass() {
         const auto first = static_cast<size_t>(sequence.cache->position());
         parts_.push_back({sequence.cache.get(),
                           std::span(sequence.tokens).subspan(first, static_cast<size_t>(share.rows)),
-                          static_cast<int32_t>(share.outputs)});
+                          static_cast<int32_t>(share.outputs), wants_all_logits(sequence.request),
+                          sampling_factor(sequence.request.sampling)});
     }
+    std::optional<std::string> failure;
+    set_passing(true);
     try {
         model_->forward(parts_);
     } catch (const std::exception& error) {
-        return fail_pass(error.what());
+        failure = error.what();
     }
+    if (!set_passing(false)) return;
+    if (failure) return fail_pass(*failure);
     count_pass();
     int64_t output = 0;
     for (const Share& share : shares_) {
@@ -488,6 +519,38 @@ void Engine::fail_pass(const std::string& error) {
     for (Sequence* sequence : failed) fail_with(*sequence, error);
 }
 
+/// False if the pass that ends was given up: nobody waits for anything any more.
+bool Engine::set_passing(bool now) {
+    const std::lock_guard lock(mutex_);
+    passing_ = now;
+    if (!given_up_) return true;
+    running_.clear();
+    waiting_.clear();
+    return false;
+}
+
+/// By the thread of the watch. The pass still has the caches and the tokens in its hands.
+void Engine::give_up(const std::string& why) {
+    std::vector<std::pair<std::shared_ptr<Listener>, Result>> ended;
+    {
+        const std::lock_guard lock(mutex_);
+        if (!passing_) cpu::end_process(why);  // the workers hang in something that nobody has asked for
+        broken_ = given_up_ = true;
+        for (const Sequences* some : {&running_, &waiting_})
+            for (const auto& [id, sequence] : *some) {
+                batcher_.remove(id);
+                Result result;
+                result.reason = FinishReason::kError;
+                result.error = why;
+                result.statistics = sequence->statistics;
+                ended.emplace_back(sequence->listener, std::move(result));
+            }
+    }
+    log::error("a pass was given up, nothing more is computed: {}", why);
+    for (const auto& [listener, result] : ended) listener->on_finish(result);
+    wake_.notify_all();
+}
+
 /// After a pass: reports, and draws if all tokens are in the caches.
 void Engine::advance(Sequence& sequence, const Share& share, int64_t first_output) {
     Statistics& statistics = sequence.statistics;
@@ -507,7 +570,7 @@ void Engine::advance(Sequence& sequence, const Share& share, int64_t first_outpu
     }
     if (is_last && !in_prompt) ++statistics.decode_steps;
     if (is_last && sequence.max_output == 0) reason = FinishReason::kLength;
-    if (is_last && !reason) reason = draw(sequence, logits(first_output + share.outputs - 1));
+    if (is_last && !reason) reason = draw(sequence, first_output + share.outputs - 1);
     remember_progress(sequence);
     if (reason) {
         Result result;
@@ -543,7 +606,7 @@ void Engine::report_prompt(Sequence& sequence, int64_t first, int64_t first_outp
 }
 
 /// Draws the next token and says whether it is the last one.
-std::optional<FinishReason> Engine::draw(Sequence& sequence, std::span<const float> logits) {
+std::optional<FinishReason> Engine::draw(Sequence& sequence, int64_t output) {
     const Request& request = sequence.request;
     const int64_t step = sequence.statistics.output_tokens;
     sequence.forbidden.clear();
@@ -552,13 +615,19 @@ std::optional<FinishReason> Engine::draw(Sequence& sequence, std::span<const flo
         sequence.forbidden.insert(sequence.forbidden.end(), limits_.eos_ids.begin(), limits_.eos_ids.end());
     std::span<const uint64_t> allowed;
     if (request.constraint) allowed = request.constraint->mask();
-    const int32_t id = sampler_.sample(logits, request.sampling, *sequence.history, {allowed, sequence.forbidden},
-                                       static_cast<uint64_t>(step));
+    const Choosable choosable{allowed, sequence.forbidden};
+    std::optional<int32_t> drawn;
+    if (const auto top = request.logprobs < 0 ? model_->top_logits(output) : std::nullopt)
+        drawn = sampler_.sample(*top, request.sampling, *sequence.history, choosable, static_cast<uint64_t>(step));
+    if (!drawn)
+        drawn = sampler_.sample(logits(output), request.sampling, *sequence.history, choosable,
+                                static_cast<uint64_t>(step));
+    const int32_t id = *drawn;
     if (request.constraint) request.constraint->accept(id);
     Token token;
     if (request.logprobs >= 0)
-        token =
-            sampler_.with_logprobs(request.processed_logprobs ? sampler_.drawn_from() : logits, id, request.logprobs);
+        token = sampler_.with_logprobs(request.processed_logprobs ? sampler_.drawn_from() : logits(output), id,
+                                       request.logprobs);
     token.id = id;
     token.ends = contains(sequence.stop_tokens, id);
     sequence.history->add_output(id);

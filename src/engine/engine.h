@@ -6,6 +6,7 @@
 // later prompts that begin alike go on from there, and so does a sequence that had to give its memory back for a while.
 #pragma once
 
+#include "cpu/worker_watch.h"
 #include "src/base/error.h"
 #include "src/engine/batcher.h"
 #include "src/engine/forward.h"
@@ -15,6 +16,7 @@
 #include "src/engine/sequence.h"
 
 #include <array>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
@@ -72,7 +74,7 @@ public:
     /// `disk`: for the prefix cache; may be null.
     Engine(std::unique_ptr<Forward> model, EngineLimits limits, const cpu::KernelTable& kernels,
            std::unique_ptr<memory::PrefixDisk> disk = nullptr);
-    /// Cancels what runs, refuses what waits, waits for the thread.
+    /// Cancels what runs, refuses what waits, waits for the thread; ends the process if that never returns from a pass.
     ~Engine();
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
@@ -101,8 +103,12 @@ public:
         int64_t prompt_tokens = 0, output_tokens = 0;
     };
     std::vector<Slot> slots() const;
-    /// So many passes failed in a row that no other will succeed: what ran and waited has failed, nothing is taken.
+    /// So many passes failed in a row that no other will succeed, or one never ends: what ran and waited has failed,
+    /// nothing is taken.
     bool broken() const;
+    /// From here on a pass in which the workers, which the model computes with, do not go on for `patience` is given
+    /// up. 0: none is. Once, before the first request.
+    void watch(const cpu::Workers& workers, std::chrono::milliseconds patience);
     /// Refuses what waits and what comes; what has begun goes on.
     void drain();
     bool draining() const;
@@ -132,11 +138,13 @@ private:
     void give_way(Sequence& sequence);
     void reserve_room();
     void pass();
+    bool set_passing(bool now);
     void count_pass();
     void fail_pass(const std::string& error);
+    void give_up(const std::string& why);
     void advance(Sequence& sequence, const Share& share, int64_t first_output);
     void report_prompt(Sequence& sequence, int64_t first, int64_t first_output, int64_t count);
-    std::optional<FinishReason> draw(Sequence& sequence, std::span<const float> logits);
+    std::optional<FinishReason> draw(Sequence& sequence, int64_t output);
     std::span<const float> logits(int64_t output) const;
     void fail_with(Sequence& sequence, const std::string& error);
     void refuse(Sequence& sequence, const std::string& fault);
@@ -171,7 +179,11 @@ private:
     bool draining_ = false;
     bool stopping_ = false;
     bool broken_ = false;
+    bool passing_ = false;   // the engine thread is in the model; it touches no sequence then
+    bool given_up_ = false;  // a pass: who took part has been told, what it works on stays
+    bool ended_ = false;     // the engine thread
 
+    std::optional<cpu::WorkerWatch> watch_;
     std::thread thread_;  // last: starts when all else is there
 };
 

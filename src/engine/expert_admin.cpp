@@ -6,16 +6,35 @@
 #include "src/base/log.h"
 
 #include <algorithm>
+#include <iterator>
+#include <limits>
 #include <utility>
 
 namespace thermocline::engine {
 
+namespace {
+
+/// Those of its layers.
+ExpertAdmin::Names on(const scheduler::SlotRange& card, const ExpertAdmin::Names& names) {
+    ExpertAdmin::Names own;
+    for (const scheduler::ExpertName& name : names)
+        if (name.set >= card.first && name.set < card.last) own.push_back(name);
+    return own;
+}
+
+}  // namespace
+
 ExpertAdmin::ExpertAdmin(std::filesystem::path folder, std::string model, scheduler::RoutingWatch& routing,
                          int64_t slots, std::vector<scheduler::ExpertName> core)
+    : ExpertAdmin(std::move(folder), std::move(model), routing,
+                  {{0, static_cast<ops::ExpertsId>(routing.layers().size()), slots}}, std::move(core)) {}
+
+ExpertAdmin::ExpertAdmin(std::filesystem::path folder, std::string model, scheduler::RoutingWatch& routing,
+                         std::vector<scheduler::SlotRange> slots, std::vector<scheduler::ExpertName> core)
     : folder_(std::move(folder)),
       model_(std::move(model)),
       routing_(routing),
-      slots_(slots),
+      slots_(std::move(slots)),
       core_(core.begin(), core.end()) {
     if (!std::filesystem::is_directory(folder_)) fail("--admin ", printable(folder_.string()), " is no folder");
 }
@@ -41,7 +60,8 @@ int64_t ExpertAdmin::stop_recording() {
 }
 
 void ExpertAdmin::check_card() const {
-    if (slots_ == 0) fail("no experts can be exchanged: there is no card, or none or all of them lie on it");
+    if (std::ranges::all_of(slots_, [](const scheduler::SlotRange& card) { return card.slots == 0; }))
+        fail("no experts can be exchanged: there is no card, or none or all of them lie on it");
 }
 
 ExpertAdmin::Names ExpertAdmin::pin(const Names& pinned, const Names& released) {
@@ -52,15 +72,22 @@ ExpertAdmin::Names ExpertAdmin::pin(const Names& pinned, const Names& released) 
         if (pins.erase(name) == 0) fail("expert ", name.set, ":", name.expert, " is not pinned");
     pins.insert(pinned.begin(), pinned.end());
     const Names names(pins.begin(), pins.end());
-    scheduler::check_pins(names, routing_.layers(), slots_ + std::ssize(core_));
+    scheduler::check_pins(names, routing_.layers(), std::ssize(names));
+    for (const scheduler::SlotRange& card : slots_)
+        scheduler::check_pins(on(card, names), routing_.layers(), card.slots + core_of(card));
     pins_ = std::move(pins);
     if (!orders_) orders_.emplace();
     return names;
 }
 
-ExpertAdmin::Names ExpertAdmin::others(Names names) const {
-    std::erase_if(names, [&](const scheduler::ExpertName& name) { return core_.contains(name); });
-    return names;
+ExpertAdmin::Names ExpertAdmin::others(const Names& names, const scheduler::SlotRange& card) const {
+    Names own = on(card, names);
+    std::erase_if(own, [&](const scheduler::ExpertName& name) { return core_.contains(name); });
+    return own;
+}
+
+int64_t ExpertAdmin::core_of(const scheduler::SlotRange& card) const {
+    return std::ssize(on(card, {core_.begin(), core_.end()}));
 }
 
 int64_t ExpertAdmin::expect(scheduler::ExpertOrders orders) {
@@ -75,20 +102,31 @@ int64_t ExpertAdmin::use_profile(const std::string& name) {
     const scheduler::RoutingProfile profile = scheduler::read_routing_profile(file(name).string());
     scheduler::check_model(name, profile.model, profile.layers, model_, routing_.layers());
     auto shares = scheduler::shares_of(profile.layers, profile.chosen());
-    auto wanted = others(scheduler::likeliest_experts(shares, slots_ + std::ssize(core_)));
-    wanted.resize(std::min(wanted.size(), static_cast<size_t>(slots_)));
+    const Names likeliest = scheduler::likeliest_experts(shares, std::numeric_limits<int64_t>::max());
+    Names wanted;
+    for (const scheduler::SlotRange& card : slots_) {
+        const Names own = others(likeliest, card);
+        wanted.insert(wanted.end(), own.begin(), own.begin() + std::min<std::ptrdiff_t>(std::ssize(own), card.slots));
+    }
     return expect({.shares = std::move(shares), .wanted = std::move(wanted)});
 }
 
 int64_t ExpertAdmin::use_placement(const std::string& name) {
     check_card();
     scheduler::PlacedExperts placed = scheduler::read_placement(file(name).string(), model_, routing_.layers());
-    placed.resident = others(scheduler::likeliest_first(std::move(placed.resident), placed.shares));
-    if (!core_.empty() && std::ssize(placed.resident) <= slots_ + std::ssize(core_))  // made for another core
-        placed.resident.resize(std::min(placed.resident.size(), static_cast<size_t>(slots_)));
-    if (std::ssize(placed.resident) > slots_)
-        fail(printable(name), " places ", placed.resident.size(), " experts, but the card has room for ", slots_);
-    return expect({.shares = std::move(placed.shares), .wanted = std::move(placed.resident)});
+    const Names all = scheduler::likeliest_first(std::move(placed.resident), placed.shares);
+    Names wanted;
+    for (const scheduler::SlotRange& card : slots_) {
+        if (card.slots == 0) continue;  // nothing can be exchanged there
+        Names own = others(all, card);
+        const int64_t core = core_of(card);
+        if (core > 0 && std::ssize(own) <= card.slots + core)  // made for another core
+            own.resize(std::min(own.size(), static_cast<size_t>(card.slots)));
+        if (std::ssize(own) > card.slots)
+            fail(printable(name), " places ", own.size(), " experts, but the card has room for ", card.slots);
+        wanted.insert(wanted.end(), own.begin(), own.end());
+    }
+    return expect({.shares = std::move(placed.shares), .wanted = std::move(wanted)});
 }
 
 std::optional<scheduler::ExpertOrders> ExpertAdmin::take() {

@@ -18,7 +18,10 @@ namespace thermocline::engine {
 
 class ExpertAdmin {
 public:
-    /// `slots`: Executor::movable_slots(); `core`: Executor::core(). Throws Error if there is no such folder.
+    /// `slots`: Executor::slot_ranges(); `core`: Executor::core(). Throws Error if there is no such folder.
+    ExpertAdmin(std::filesystem::path folder, std::string model, scheduler::RoutingWatch& routing,
+                std::vector<scheduler::SlotRange> slots, std::vector<scheduler::ExpertName> core = {});
+    /// With one card.
     ExpertAdmin(std::filesystem::path folder, std::string model, scheduler::RoutingWatch& routing, int64_t slots,
                 std::vector<scheduler::ExpertName> core = {});
 
@@ -43,13 +46,14 @@ private:
     std::filesystem::path file(const std::string& name) const;
     void check_card() const;
     int64_t expect(scheduler::ExpertOrders orders);
-    /// Those that are not there anyway.
-    Names others(Names names) const;
+    /// Of a card, those that are not there anyway.
+    Names others(const Names& names, const scheduler::SlotRange& card) const;
+    int64_t core_of(const scheduler::SlotRange& card) const;
 
     const std::filesystem::path folder_;
     const std::string model_;
     scheduler::RoutingWatch& routing_;
-    const int64_t slots_;
+    const std::vector<scheduler::SlotRange> slots_;
     const std::set<scheduler::ExpertName> core_;
     std::mutex mutex_;  // guards what follows
     std::set<scheduler::ExpertName> pins_, told_;

@@ -10,7 +10,8 @@ struct ExpertUse {
     int64_t tokens = 0;
     std::vector<std::vector<int64_t>> chosen;   // [layers][experts]: tokens that chose each
     std::vector<std::vector<int32_t>> on_card;  // of each layer, as of some passes ago
-    int64_t core = 0;                           // of these, in no other memory
+    std::vector<int64_t> layers_of_cards = {};  // how many of these layers each card has, in order; empty: no card
+    int64_t core = 0;                           // of the experts on cards, in no other memory
     // Since the start, with a card: experts that tokens chose; of these on the card; experts brought there, their
     // bytes.
     int64_t choices = 0, hits = 0, moved_experts = 0, moved_bytes = 0;
@@ -24,6 +25,12 @@ struct ExpertUse {
     // such a pass one without them took longer when that was last tried; 0: not tried yet.
     bool decode_on_card = true, prompts_on_card = true;
     double decode_gain = 0, prompt_gain = 0;
+    // Whether experts are brought near before they are chosen, and how much longer, as a share, a pass without took
+    // when that was last tried; choices that gates foretold, of these chosen; bytes brought into the caches of the CPU,
+    // and asked for ahead in files.
+    bool prefetch_on = false;
+    double prefetch_gain = 0;
+    int64_t foretold = 0, foretold_right = 0, warmed_bytes = 0, read_ahead_bytes = 0;
 };
 
 }  // namespace thermocline::engine

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 
 namespace thermocline::engine {
@@ -23,6 +24,8 @@ public:
     virtual void forward(std::span<const scheduler::Part> parts) = 0;
     /// Logits of output i of the last pass: [vocab].
     virtual const float* logits(int64_t output) const = 0;
+    /// Its largest logits, where they are known without all of them being fetched.
+    virtual std::optional<ops::TopLogits> top_logits(int64_t) const { return std::nullopt; }
     /// Bytes of weights and caches that the last pass read.
     virtual int64_t last_bytes() const = 0;
 };

@@ -23,7 +23,7 @@ struct SamplingParams {
     float presence_penalty = 0.0f;    ///< once for every id in the output
     float frequency_penalty = 0.0f;   ///< for every time an id is in the output
     float repetition_penalty = 1.0f;  ///< factor for every id in prompt or output
-    std::vector<std::pair<int32_t, float>> logit_bias;
+    std::vector<std::pair<int32_t, float>> logit_bias = {};
     uint64_t seed = 0;  ///< key of the random stream; draw number = index of the output token
 };
 
@@ -99,8 +99,8 @@ struct Result {
     Statistics statistics;
 };
 
-/// Hears about one request. All functions run on the engine thread: they must be quick, must not wait for a client,
-/// and must not throw. on_finish is called exactly once, last.
+/// Hears about one request. All functions run on the engine thread, on_finish of a pass that hangs on another: they
+/// must be quick, must not wait for a client, and must not throw. on_finish is called exactly once, last.
 class Listener {
 public:
     virtual ~Listener() = default;

@@ -12,7 +12,6 @@ namespace thermocline::engine {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr size_t kChunk = 1024;  // weights that are summed in float; the sums in double
 
 /// -infinity for every id whose bit is not set, and for ids beyond the bits.
 void keep_allowed(std::span<const uint64_t> allowed, std::vector<float>& logits) {
@@ -49,6 +48,12 @@ void TokenHistory::add_output(int32_t id) {
     ++counts_[static_cast<size_t>(id)];
 }
 
+float penalised(float logit, const SamplingParams& params, int32_t count) {
+    logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
+    logit -= params.frequency_penalty * static_cast<float>(count);
+    return count > 0 ? logit - params.presence_penalty : logit;
+}
+
 Sampler::Sampler(int64_t vocab, const cpu::KernelTable& kernels)
     : kernels_(kernels), weights_(static_cast<size_t>(vocab)), ids_(static_cast<size_t>(vocab)) {
     work_.reserve(static_cast<size_t>(vocab));
@@ -71,10 +76,7 @@ void Sampler::adjust(std::span<const float> logits, const SamplingParams& params
     for (const auto& [id, bias] : params.logit_bias) work_[static_cast<size_t>(id)] += bias;
     for (const int32_t id : history.seen()) {
         float& logit = work_[static_cast<size_t>(id)];
-        const auto count = static_cast<float>(history.output_count(id));
-        logit = logit > 0 ? logit / params.repetition_penalty : logit * params.repetition_penalty;
-        logit -= params.frequency_penalty * count;
-        if (count > 0) logit -= params.presence_penalty;
+        logit = penalised(logit, params, history.output_count(id));
     }
 }
 

@@ -5,8 +5,10 @@
 
 #include "cpu/kernels.h"
 #include "src/engine/request.h"
+#include "src/ops/top_logits.h"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,6 +25,7 @@ public:
 
     /// Ids of prompt and output, each once.
     std::span<const int32_t> seen() const { return seen_; }
+    bool has_seen(int32_t id) const { return counts_[static_cast<size_t>(id)] != kUnseen; }
     /// How often a seen id is in the output.
     int32_t output_count(int32_t id) const { return counts_[static_cast<size_t>(id)]; }
 
@@ -38,6 +41,9 @@ struct Choosable {
     std::span<const int32_t> forbidden;  // never these
 };
 
+/// What the penalties make of the logit of a seen id that is in the output `count` times.
+float penalised(float logit, const SamplingParams& params, int32_t count);
+
 class Sampler {
 public:
     Sampler(int64_t vocab, const cpu::KernelTable& kernels);
@@ -46,6 +52,13 @@ public:
     /// is left to draw.
     int32_t sample(std::span<const float> logits, const SamplingParams& params, const TokenHistory& history,
                    const Choosable& choosable, uint64_t step);
+
+    /// The same from the largest logits alone, to the last bit; nothing if it takes all of them to say. The weights of
+    /// `top` are for the factor 1 / temperature. drawn_from() has nothing of it.
+    std::optional<int32_t> sample(const ops::TopLogits& top, const SamplingParams& params, const TokenHistory& history,
+                                  const Choosable& choosable, uint64_t step);
+    /// Whether that is to be expected of such requests: `restricted`: some tokens are not choosable.
+    static bool may_need_all(const SamplingParams& params, bool restricted);
 
     /// The logits behind the last sample(): divided by the temperature unless greedy, -infinity what could not come
     /// out. Valid until the next sample(); once.
@@ -64,12 +77,18 @@ private:
                                         int64_t most);
     int32_t draw_any(double target) const;
     int32_t draw_top_p(double p, double total, double uniform);
+    double weigh_top(float largest, float factor, float least);
+    std::optional<int32_t> draw_top_p(double p, double total, double doubt, double uniform) const;
+
+    static constexpr size_t kChunk = 1024;  // weights that are summed in float; the sums in double
 
     const cpu::KernelTable& kernels_;
-    std::vector<float> work_;        // [vocab] adjusted logits
-    std::vector<float> weights_;     // [vocab] their softmax numerators, 0: cannot come out
-    std::vector<float> chunk_sums_;  // of kChunk weights each
-    std::vector<int32_t> ids_;       // [vocab] candidates
+    std::vector<float> work_;                 // [vocab] adjusted logits
+    std::vector<float> weights_;              // [vocab] their softmax numerators, 0: cannot come out
+    std::vector<float> chunk_sums_;           // of kChunk weights each
+    std::vector<int32_t> ids_;                // [vocab] candidates
+    std::vector<ops::TopLogit> top_, by_id_;  // adjusted, best first; by id
+    std::vector<float> chunk_;                // logits of one chunk
     // Of the last draw from work_: logits below `least_` were left out, and with top_p all less likely than `last_`.
     float factor_ = 1, least_ = 0;
     int32_t last_ = -1;

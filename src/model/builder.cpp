@@ -189,6 +189,11 @@ Builder::Routing Builder::route(Slot x, const std::string& weights, int32_t top_
     return routing;
 }
 
+void Builder::foretell(int32_t from, int32_t router) {
+    if (std::get<ops::Route>(plan_.steps[static_cast<size_t>(router) + 1]).table == ops::kNone)
+        plan_.foretold.push_back({from - 1, router});
+}
+
 Builder::Slot Builder::experts(Slot x, const Routing& routing, const std::string& weights, int64_t intermediate,
                                float limit) {
     const int64_t hidden = cols(x);

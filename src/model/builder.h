@@ -82,6 +82,11 @@ public:
     };
     /// Router `weights` (".weight", ".bias" or ".tid2eid"); the number of experts is what the tensor says.
     Routing route(Slot x, const std::string& weights, int32_t top_k, bool by_token, float scale, bool normalise);
+    /// What the next word appends.
+    int32_t next_step() const { return static_cast<int32_t>(plan_.steps.size()); }
+    /// Of a route() whose first step was `router`: its x held much the same when step `from` was to come, so it can be
+    /// foretold from there. Nothing to foretell if it goes by token.
+    void foretell(int32_t from, int32_t router);
     Slot experts(Slot x, const Routing& routing, const std::string& weights, int64_t intermediate, float limit);
     /// Dense expert (".w1", ".w3", ".w2").
     Slot mlp(Slot x, const std::string& weights, int64_t intermediate, float limit);

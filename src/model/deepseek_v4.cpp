@@ -122,9 +122,14 @@ void block(Builder& b, const Shape& s, const LayerShape& layer, const std::strin
         return in;
     };
     const auto attn = read(".hc_attn", ".attn_norm.weight");
+    const int32_t attends = b.next_step();
     b.hyper_out(attention(b, s, layer, at + ".attn", m, options, attn.x), streams, attn);
     const auto ffn = read(".hc_ffn", ".ffn_norm.weight");
+    const int32_t routes = b.next_step();
     b.hyper_out(feed_forward(b, s, layer, at + ".ffn", ffn.x), streams, ffn);
+    // On the demo model the router sees in what attention reads 61 and 68 % of what it will choose (chance: 25), in its
+    // own reading of the streams before attention 71 and 74 %; but this one costs a site more on a card.
+    b.foretell(attends, routes);
 }
 
 /// Collapses the streams of the wanted rows and multiplies with the head (2.9). `at` is "" or "mtp.0.".

@@ -68,6 +68,13 @@ struct CacheSpec {
     int64_t row_bytes() const { return quant::kv_row_bytes(format, width, rope); }
 };
 
+/// A router's choice before attention (hybrid-engine.md 4.7): steps `router` and router + 1, its gate and the Route,
+/// may be played once step `after` has been, too. On what lies in the gate's input then they foretell what they will
+/// choose in their turn; nothing reads what they leave, and all of it is written anew before it is read.
+struct Foretelling {
+    int32_t after, router;
+};
+
 struct Plan {
     std::string name;  // "trunk" or "mtp.0"
     std::vector<Step> steps;
@@ -78,6 +85,7 @@ struct Plan {
     std::vector<ExpertSet> experts;
     std::vector<RopeTable> ropes;
     std::vector<CacheSpec> caches;
+    std::vector<Foretelling> foretold;  // ascending; of routers that go by scores
 
     int64_t vocab = 0;
     Slot streams = kNone;  // [T, n * D] residual streams after the last layer (trunk), input and output of MTP plans

@@ -178,6 +178,17 @@ struct Verifier {
 void verify(const Plan& plan) {
     for (size_t i = 0; i < plan.steps.size(); ++i)
         std::visit(Verifier{plan, step_name(plan.steps[i]), i}, plan.steps[i]);
+    const Foretelling* before = nullptr;
+    for (const Foretelling& one : plan.foretold) {
+        const auto end = static_cast<int32_t>(plan.steps.size());
+        const Verifier verifier{plan, "Foretelling", static_cast<size_t>(one.router)};
+        if (one.after < (before ? before->router : 0) || one.router <= one.after || one.router + 1 >= end)
+            verifier.wrong("is not between the router before it and its own");
+        const auto* gate = std::get_if<Linear>(&plan.steps[static_cast<size_t>(one.router)]);
+        const auto* route = std::get_if<Route>(&plan.steps[static_cast<size_t>(one.router) + 1]);
+        if (gate == nullptr || route == nullptr || gate->out != route->logits) verifier.wrong("is of no router");
+        before = &one;
+    }
 }
 
 }  // namespace thermocline::ops

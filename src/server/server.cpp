@@ -173,6 +173,16 @@ void Server::add_expert_metrics() {
           &engine::ExpertUse::decode_gain);
     gauge("engine_expert_prompt_gain", "How much longer a pass over a prompt takes without them, as a share.",
           &engine::ExpertUse::prompt_gain);
+    gauge("engine_expert_prefetch_on", "Whether experts are brought near before they are chosen.",
+          &engine::ExpertUse::prefetch_on);
+    gauge("engine_expert_prefetch_gain", "How much longer a pass that decodes takes without that, as a share.",
+          &engine::ExpertUse::prefetch_gain);
+    add("engine_expert_foretold_total", "Choices that gates foretold before attention.", &engine::ExpertUse::foretold);
+    add("engine_expert_foretold_right_total", "Of these chosen.", &engine::ExpertUse::foretold_right);
+    add("engine_expert_warmed_bytes_total", "Of foretold experts, brought into the caches of the CPU.",
+        &engine::ExpertUse::warmed_bytes);
+    add("engine_expert_read_ahead_bytes_total", "Of foretold experts, asked for ahead in files.",
+        &engine::ExpertUse::read_ahead_bytes);
     add("engine_expert_choices_total", "Routed experts that tokens chose, with a card.", &engine::ExpertUse::choices);
     add("engine_expert_hits_total", "Of these on the card.", &engine::ExpertUse::hits);
     add("engine_expert_transfers_total", "Experts brought to the card.", &engine::ExpertUse::moved_experts);

@@ -107,6 +107,7 @@ Json expert_atlas(const engine::ExpertUse& use) {
     return {{"tokens", use.tokens},
             {"chosen", use.chosen},
             {"on_card", use.on_card},
+            {"layers_of_cards", use.layers_of_cards},
             {"card_only_experts", use.core},
             {"choices", use.choices},
             {"hits", use.hits},
@@ -122,7 +123,14 @@ Json expert_atlas(const engine::ExpertUse& use) {
             {"exposed_seconds", use.exposed_seconds},
             {"layers_played", use.layers_played},
             {"decode", {{"uses_card", use.decode_on_card}, {"gain", use.decode_gain}}},
-            {"prompts", {{"uses_card", use.prompts_on_card}, {"gain", use.prompt_gain}}}};
+            {"prompts", {{"uses_card", use.prompts_on_card}, {"gain", use.prompt_gain}}},
+            {"prefetch",
+             {{"on", use.prefetch_on},
+              {"gain", use.prefetch_gain},
+              {"foretold", use.foretold},
+              {"foretold_right", use.foretold_right},
+              {"warmed_bytes", use.warmed_bytes},
+              {"read_ahead_bytes", use.read_ahead_bytes}}}};
 }
 
 Json record_reply(const Json& body, engine::ExpertAdmin& admin) {

@@ -69,6 +69,22 @@ TEST(Placement, FromPromptsToResidentExperts) {
                                     "--log-level", "off"})
                            .out);
 
+    // Over two cards: the file says which layers lie where, and whoever reads it splits the same way.
+    const Ran split = run_command({"place", "--profile", file("profile.json"), "--machine", "2x-pro6000-epyc9005-12ch",
+                                   "--gpus", "2", "--gpu-memory", "1034MB", "-o", file("split.json")});
+    ASSERT_EQ(split.status, 0) << split.err;
+    EXPECT_NE(split.out.find(" on 2 cards"), std::string::npos) << split.out;
+    const Json cards = parse_json(read_text(file("split.json")), "split")["layers_of_cards"];
+    ASSERT_EQ(cards.size(), 2u);
+    EXPECT_EQ(cards[0].get<int>() + cards[1].get<int>(), 4);
+    const Ran on_both = run_command({"run", "-p", "And it came to pass", "--max-tokens", "4", "--temperature", "0",
+                                     "--gpus", "emulated:2", "--placement", file("split.json")});
+    EXPECT_EQ(on_both.status, 0) << on_both.err;
+    EXPECT_EQ(on_both.out, ran.out);
+    EXPECT_NE(on_both.err.find("GPU 1: memory of " + std::to_string(cards[1].get<int>()) + " layers"),
+              std::string::npos)
+        << on_both.err;
+
     expect_error(
         run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch", "--pin", "4:0"}),
         "expert 4:0 cannot be pinned: the model has 4 layers");
@@ -119,7 +135,7 @@ TEST(Plan, CardAndHostMemoryAddUp) {
     EXPECT_GT(parse_json(read_text(file("core.json")), "placement")["card_only"], 0);
 }
 
-TEST(Plan, OfUnequalCardsEachIsPlannedAlone) {
+TEST(Plan, OfUnequalCardsEachIsPlannedAloneAndAllTogether) {
     Json machine =
         parse_json(read_text(THERMOCLINE_SOURCE_DIR "/configs/machines/rtx5090-epyc9004-12ch.json"), "machine");
     machine["gpus"].push_back(parse_json(
@@ -140,9 +156,25 @@ TEST(Plan, OfUnequalCardsEachIsPlannedAlone) {
     EXPECT_GT(json["cards"][1]["expert_slots"], json["cards"][0]["expert_slots"]);
     second[5] = "2";
     expect_error(run_command(second), "--gpu is 2, but the machine has 2 cards");
-    const Ran split = run_command({"run", "-p", "x", "--gpus", "2"});
-    EXPECT_EQ(split.status, 2);
-    EXPECT_NE(split.err.find("models are not split over several cards yet"), std::string::npos) << split.err;
+    // Both together, more layers on the larger one; and by hand.
+    std::vector<std::string> both = plan;
+    for (const char* more : {"--gpus", "2", "--json"}) both.emplace_back(more);
+    const Ran together = run_command(both);
+    ASSERT_EQ(together.status, 0) << together.err;
+    const Json split = parse_json(together.out, "plan")["split"];
+    EXPECT_LT(split[0]["layers"], split[1]["layers"]);
+    EXPECT_GT(split[1]["expert_slots"], json["cards"][1]["expert_slots"].get<int>() / 2);
+    both.back() = "--layer-split";
+    for (const char* more : {"10,33", "--gpu-memory", "24GiB,64GB"}) both.emplace_back(more);
+    const Ran by_hand = run_command(both);
+    EXPECT_EQ(by_hand.status, 0) << by_hand.err;
+    EXPECT_NE(by_hand.out.find("--gpus 2 --layer-split 10,33"), std::string::npos) << by_hand.out;
+    EXPECT_NE(by_hand.out.find("Card 1, layers 10 to 42 and the head"), std::string::npos) << by_hand.out;
+    both[both.size() - 3] = "10,20";
+    expect_error(run_command(both), "expected one number for each, none 0, 43 together");
+    EXPECT_EQ(run_command({"run", "-p", "x", "--gpus", "2x"}).status, 2);
+    expect_error(run_command({"run", "-p", "x", "--gpus", "emulated:2", "--layer-split", "1"}),
+                 "--layer-split has 1 values");
 }
 
 TEST(Profile, WhatCannotBeProfiledIsSaid) {

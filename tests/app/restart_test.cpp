@@ -8,10 +8,12 @@
 #include <csignal>
 #include <fcntl.h>
 #include <filesystem>
+#include <fstream>
 #include <gtest/gtest.h>
 #include <httplib.h>
 #include <random>
 #include <string>
+#include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <thread>
 #include <unistd.h>
@@ -54,13 +56,22 @@ public:
     Process(const Process&) = delete;
     Process& operator=(const Process&) = delete;
 
-    /// Exit status; -1 when a signal ended it.
+    /// Exit status; -1 when a signal ended it. Signal 0: it ends by itself.
     int end(int signal) {
         ::kill(pid_, signal);
         int status = 0;
         ::waitpid(pid_, &status, 0);
         pid_ = -1;
         return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    }
+    /// The thread of that name; -1: there is none.
+    pid_t thread(const std::string& name) const {
+        for (const auto& task : fs::directory_iterator("/proc/" + std::to_string(pid_) + "/task")) {
+            std::string own;
+            std::getline(std::ifstream(task.path() / "comm"), own);
+            if (own == name) return std::stoi(task.path().filename());
+        }
+        return -1;
     }
     std::string said() const { return fs::exists(log_) ? read_text(log_) : ""; }
     Json ask(const std::string& prompt) const {
@@ -158,6 +169,40 @@ TEST_F(Restart, ServesAfterBeingKilledWhileItWrites) {
     EXPECT_GT(hits, 0) << "some were whole";
     EXPECT_EQ(last.said().find("damaged"), std::string::npos) << last.said();
     EXPECT_EQ(last.end(SIGTERM), 0);
+}
+
+/// Stops one thread of a process, as if it hung in the kernel, while the others go on.
+class Stopped {
+public:
+    explicit Stopped(pid_t thread) : thread_(thread) {
+        worked = ::ptrace(PTRACE_SEIZE, thread, nullptr, nullptr) == 0 &&
+                 ::ptrace(PTRACE_INTERRUPT, thread, nullptr, nullptr) == 0 &&
+                 ::waitpid(thread, nullptr, __WALL) == thread;
+    }
+    /// Waits for the end of the thread: only when that has been seen is its process at its end.
+    void wait() {
+        int status = 0;
+        while (::waitpid(thread_, &status, __WALL) == thread_ && WIFSTOPPED(status)) continue;
+    }
+    bool worked = false;
+
+private:
+    pid_t thread_;
+};
+
+TEST_F(Restart, EndsWhenAWorkerHangs) {
+    Process server(folder / "log", {"--threads", "2", "--worker-timeout", "2", "--gpus", "emulated"});
+    server.ask("In the beginning");
+    Stopped worker(server.thread("worker 1"));
+    if (!worker.worked) GTEST_SKIP() << "threads cannot be traced here";
+    try {
+        server.ask("In the beginning God");
+        ADD_FAILURE() << "an answer without a worker";
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("worker 1 on CPU"), std::string::npos) << error.what();
+    }
+    worker.wait();
+    EXPECT_EQ(server.end(0), 1) << server.said();
 }
 
 }  // namespace

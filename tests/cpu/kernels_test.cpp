@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -672,6 +673,16 @@ TEST_P(Kernels, PoolIsASoftmaxPerChannel) {
 }
 
 // ---- choice of a tier ---------------------------------------------------------------------------------------------
+
+TEST_P(Kernels, APeakTakesItsTime) {
+    for (const Unit unit : {Unit::kF32, Unit::kBF16, Unit::kI8}) {
+        float sink = 0;
+        const auto begin = std::chrono::steady_clock::now();
+        const int64_t operations = kernels.peak(unit, 3000, &sink);
+        const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+        EXPECT_LE(static_cast<double>(operations), 2e13 * took.count()) << "no core does 20 T operations a second";
+    }
+}
 
 TEST(Dispatch, FindsTheTiersOfThisProcessor) {
     ASSERT_NE(find_kernels("scalar"), nullptr);

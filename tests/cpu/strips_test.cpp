@@ -73,7 +73,8 @@ protected:
     std::vector<float> multiply(const Matrix& w, int64_t first, int64_t count, const std::vector<float>& x, int64_t m,
                                 ops::InputRounding rounding = ops::InputRounding::kExact) {
         const InputForm form(w, rounding, kernels);
-        std::vector<float> panel(x.size() + kPanelSlack), y(static_cast<size_t>(m * count), std::nanf(""));
+        std::vector<float> panel(static_cast<size_t>(m * form.panel_width(w.cols)) + kPanelSlack),
+            y(static_cast<size_t>(m * count), std::nanf(""));
         for (int64_t i = 0; i < m; ++i) form.prepare(x.data() + i * w.cols, w.cols, panel.data(), i, m);
         form.matmul()(w, first, count, panel.data(), form.stride(m, w.cols), m, y.data(), count);
         return y;
@@ -190,21 +191,24 @@ TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
     }
 }
 
-/// More vectors than a kernel takes in one go, and one left over.
+/// More vectors and strips than a kernel takes in one go, and one left over; and a few.
 TEST_P(Strips, MatmulOfManyE4M3VectorsIsThatOfEachAlone) {
-    constexpr int64_t kVectors = 257;
-    for (const MatrixShape& shape : {MatrixShape{Format::kE4M3, 16, 256, Format::kE8M0, 128, 128},
-                                     MatrixShape{Format::kE2M1Pair, 16, 256, Format::kE8M0, 1, 32},
-                                     MatrixShape{Format::kE2M1Pair, 16, 256, Format::kE4M3, 1, 16}}) {
+    constexpr int64_t kManyRows = 80;
+    for (const MatrixShape& shape : {MatrixShape{Format::kE4M3, kManyRows, 256, Format::kE8M0, 128, 128},
+                                     MatrixShape{Format::kE2M1Pair, kManyRows, 256, Format::kE8M0, 1, 32},
+                                     MatrixShape{Format::kE2M1Pair, kManyRows, 256, Format::kE4M3, 1, 16}}) {
         const Packed packed(shape, 10);
-        const std::vector<float> x = random_floats(kVectors * shape.cols, 11);
-        const std::vector<float> all = multiply(packed.strips, 0, 16, x, kVectors, ops::InputRounding::kE4M3);
-        for (int64_t t = 0; t < kVectors; ++t) {
-            const std::vector<float> alone =
-                multiply(packed.strips, 0, 16, {x.begin() + t * shape.cols, x.begin() + (t + 1) * shape.cols}, 1,
-                         ops::InputRounding::kE4M3);
-            EXPECT_EQ(std::memcmp(alone.data(), &all[static_cast<size_t>(t * 16)], 16 * sizeof(float)), 0)
-                << to_string(shape) << " vector " << t;
+        for (const int64_t vectors : {7, 257}) {
+            const std::vector<float> x = random_floats(vectors * shape.cols, 11);
+            const std::vector<float> all = multiply(packed.strips, 0, kManyRows, x, vectors, ops::InputRounding::kE4M3);
+            for (int64_t t = 0; t < vectors; ++t) {
+                const std::vector<float> alone = multiply(
+                    packed.strips, 0, kManyRows, {x.begin() + t * shape.cols, x.begin() + (t + 1) * shape.cols}, 1,
+                    ops::InputRounding::kE4M3);
+                EXPECT_EQ(
+                    std::memcmp(alone.data(), &all[static_cast<size_t>(t * kManyRows)], kManyRows * sizeof(float)), 0)
+                    << to_string(shape) << " vector " << t << " of " << vectors;
+            }
         }
     }
 }

@@ -1,10 +1,12 @@
 #include "cpu/workers.h"
 
 #include "cpu/slices.h"
+#include "cpu/worker_watch.h"
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <future>
 #include <gtest/gtest.h>
 #include <numeric>
 #include <thread>
@@ -162,6 +164,32 @@ TEST(Workers, RapidCreationAndDestruction) {
         if (i % 3 != 0) workers.each([&](int) { ++calls; });
     }
     EXPECT_GT(calls, 300);
+}
+
+TEST(WorkerWatch, NamesAWorkerThatHangs) {
+    const std::vector<int> places = cpus(3);
+    Workers workers(places);
+    std::promise<std::string> said;
+    const WorkerWatch watch(workers, std::chrono::milliseconds(200),
+                            [&](const std::string& why) { said.set_value(why); });
+    std::string why;
+    workers.each([&](int worker) {
+        if (worker == 1) why = said.get_future().get();
+    });
+    EXPECT_NE(why.find("worker 1 on CPU 1 "), std::string::npos) << why;
+    EXPECT_NE(why.find("not gone on for 0 s"), std::string::npos) << why;
+    EXPECT_TRUE(workers.standing().late.empty());
+}
+
+TEST(WorkerWatch, WhoGoesOnOrHasNothingToDoIsLeftAlone) {
+    Workers workers(cpus(2));
+    std::atomic<int> calls = 0;
+    // A thread that gets no time at all for a second looks like one that hangs.
+    const WorkerWatch watch(workers, std::chrono::seconds(1), [&](const std::string&) { ++calls; });
+    workers.split(16, 1, [&](int64_t, int64_t, int) { std::this_thread::sleep_for(std::chrono::milliseconds(150)); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+    EXPECT_EQ(calls, 0);
+    const WorkerWatch never(workers, {}, [&](const std::string&) { ++calls; });
 }
 
 TEST(Workers, ManyTinyJobs) {

@@ -85,10 +85,83 @@ TEST(Variants, TheEmulatedInstructionFollowsTheTables) {
         }
 }
 
+/// Matrices of one m16n8k64, as codes, with two scales for each row and column.
+struct Fp4Fragments {
+    uint8_t a[16][64], b[64][8], row_scale[16][2], col_scale[8][2];
+    float d[16][8];
+};
+
+// PTX ISA, "Matrix Fragments for mma.m16n8k64" with .e2m1 of 4 bits: with groupID and threadID_in_group as above,
+//   A, a_i, i = 0..31: row = groupID for 0 <= i < 8 || 16 <= i < 24, groupID + 8 otherwise;
+//                      col = threadID_in_group * 8 + (i & 7), + 32 for i >= 16
+//   B, b_i, i = 0..15: row = threadID_in_group * 8 + (i & 7), + 32 for i >= 8; col = groupID
+//   C, D as above.
+// Block scaling with scale_vec::2X, byte and thread ids 0: bytes 0 and 1 of the same threads' words, byte j for columns
+// 32 j .. 32 j + 31 of A and rows of B.
+void play_lane(Fp4Fragments& f, emulation::Thread& t) {
+    const int group = t.lane() >> 2, in_group = t.lane() % 4;
+    uint32_t a[4] = {}, b[2] = {};
+    for (int i = 0; i < 32; ++i) {
+        const bool upper = i < 8 || (i >= 16 && i < 24);
+        const int row = upper ? group : group + 8, col = in_group * 8 + (i & 7) + (i >= 16 ? 32 : 0);
+        a[i / 8] |= uint32_t{f.a[row][col]} << 4 * (i % 8);
+    }
+    for (int i = 0; i < 16; ++i) {
+        const int row = in_group * 8 + (i & 7) + (i >= 8 ? 32 : 0);
+        b[i / 8] |= uint32_t{f.b[row][group]} << 4 * (i % 8);
+    }
+    const auto word = [](const uint8_t(&scales)[2]) { return 0x55550000u | scales[0] | uint32_t{scales[1]} << 8; };
+    const uint32_t a_scales = in_group == 0   ? word(f.row_scale[group])
+                              : in_group == 1 ? word(f.row_scale[group + 8])
+                                              : 0x77777777;
+    const uint32_t b_scales = in_group == 0 ? word(f.col_scale[group]) : 0x99999999;
+    float d[4];
+    const auto at = [&](int i) -> float& { return f.d[i < 2 ? group : group + 8][in_group * 2 + (i & 1)]; };
+    for (int i = 0; i < 4; ++i) d[i] = at(i);
+    t.mma_mxf4(d, a, b, a_scales, b_scales);
+    for (int i = 0; i < 4; ++i) at(i) = d[i];
+}
+
+TEST(Variants, TheEmulatedInstructionOfFourBitsFollowsTheTables) {
+    std::mt19937 random(4);
+    Fp4Fragments f{}, before;
+    for (auto& row : f.a)
+        for (uint8_t& one : row) one = static_cast<uint8_t>(random() % 16);
+    for (auto& row : f.b)
+        for (uint8_t& one : row) one = static_cast<uint8_t>(random() % 16);
+    for (auto& scales : f.row_scale)
+        for (uint8_t& one : scales) one = static_cast<uint8_t>(120 + random() % 15);
+    for (auto& scales : f.col_scale)
+        for (uint8_t& one : scales) one = static_cast<uint8_t>(120 + random() % 15);
+    for (auto& row : f.d)
+        for (float& one : row) one = static_cast<float>(random() % 100);
+    before = f;
+    emulation::BlockRunner runner;
+    runner.run(
+        "mma_mxf4",
+        [](const void* given, emulation::Thread& t) {
+            play_lane(*const_cast<Fp4Fragments*>(static_cast<const Fp4Fragments*>(given)), t);
+        },
+        &f, {.threads = kWarp}, 0, 0);
+    for (int row = 0; row < 16; ++row)
+        for (int col = 0; col < 8; ++col) {
+            double sum = before.d[row][col], size = 100;
+            for (int k = 0; k < 64; ++k) {
+                const double scale =
+                    std::exp2(f.row_scale[row][k / 32] - 127) * std::exp2(f.col_scale[col][k / 32] - 127);
+                const double term =
+                    double{quant::e2m1_to_float(f.a[row][k])} * quant::e2m1_to_float(f.b[k][col]) * scale;
+                sum += term;
+                size += std::abs(term);
+            }
+            EXPECT_NEAR(f.d[row][col], sum, 1e-6 * size) << row << ", " << col;
+        }
+}
+
 TEST(Variants, AreUsedWhereTheyGiveWhatTheirTwinsGive) {
     const auto family = emulation::open({.compute_major = 12}), other = emulation::open({.compute_major = 9});
-    EXPECT_TRUE(try_variants(*family).mx_products);
-    EXPECT_FALSE(try_variants(*other).mx_products);
+    EXPECT_EQ(try_variants(*family), (Variants{true, true, true}));
+    EXPECT_EQ(try_variants(*other), Variants());
 }
 
 TEST(Variants, ADifferenceIsNamed) {

@@ -67,6 +67,32 @@ TEST(Assemble, DemoModelContinuesConversations) {
     EXPECT_EQ(second->ids, std::vector<int32_t>(first->ids.begin() + 12, first->ids.end()));
 }
 
+TEST(Assemble, TheCardsLargestLogitsDrawTheSameTokens) {
+    EngineOptions options = options_for(kDemo);
+    options.gpus.gpus = "emulated";
+    const Assembly assembly = assemble(options);
+    const std::vector<int32_t> prompt = assembly.tokenizer->encode("And it came to pass");
+    for (const SamplingParams& sampling :
+         {SamplingParams{.temperature = 0}, SamplingParams{.temperature = 0.7f, .top_p = 0.9f, .seed = 5},
+          SamplingParams{.top_k = 20, .seed = 6}, SamplingParams{.temperature = 0, .repetition_penalty = 1.2f}}) {
+        std::vector<std::vector<int32_t>> drawn;
+        for (const int32_t logprobs : {-1, 0}) {  // with log-probabilities all logits are fetched
+            Request request;
+            request.prompt = prompt;
+            request.sampling = sampling;
+            request.max_tokens = 12;
+            request.logprobs = logprobs;
+            auto collector = std::make_shared<Collector>();
+            ASSERT_NE(assembly.engine->submit(std::move(request), collector), nullptr);
+            ASSERT_TRUE(collector->done.pop(std::chrono::minutes(2)));
+            EXPECT_NE(collector->result.reason, FinishReason::kError) << collector->result.error;
+            drawn.push_back(collector->ids);
+        }
+        EXPECT_FALSE(drawn[0].empty());
+        EXPECT_EQ(drawn[0], drawn[1]);
+    }
+}
+
 TEST(Assemble, ChunkOfThePromptDoesNotMatter) {
     EngineOptions options = options_for(kDemo);
     std::vector<std::vector<int32_t>> results;

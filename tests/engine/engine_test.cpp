@@ -5,6 +5,7 @@
 #include "tests/engine/recorder.h"
 
 #include <cmath>
+#include <future>
 #include <gtest/gtest.h>
 
 namespace thermocline::engine {
@@ -48,6 +49,35 @@ TEST_F(EngineTest, GeneratesUntilEndOfSentence) {
     EXPECT_EQ(recorder->result.statistics.prefill_bytes, 1000);
     EXPECT_EQ(recorder->result.statistics.decode_bytes, 4000);
     EXPECT_EQ(recorder->finishes, 1);
+}
+
+TEST_F(EngineTest, APassWhoseWorkerHangsIsGivenUp) {
+    const std::vector<int> places = {0, 1};
+    cpu::Workers workers(places);
+    std::promise<void> release;
+    const std::shared_future<void> released = release.get_future().share();
+    script->in_pass = [&] {
+        workers.each([&](int worker) {
+            if (worker == 1) released.wait();
+        });
+    };
+    auto engine = make();
+    engine->watch(workers, std::chrono::milliseconds(200));
+    const auto first = std::make_shared<Recorder>(), second = std::make_shared<Recorder>();
+    ASSERT_NE(engine->submit(greedy("a"), first), nullptr);
+    const bool waits = engine->submit(greedy("b"), second) != nullptr;  // unless the first has failed already
+    EXPECT_EQ(first->wait().reason, FinishReason::kError);
+    EXPECT_NE(first->result.error.find("worker 1 on CPU 1 "), std::string::npos) << first->result.error;
+    if (waits) {
+        EXPECT_EQ(second->wait().reason, FinishReason::kError);
+    }
+    EXPECT_TRUE(engine->broken());
+    EXPECT_EQ(engine->load().running, 0);
+    EXPECT_EQ(engine->submit(greedy("a"), std::make_shared<Recorder>()), nullptr);
+    release.set_value();
+    engine.reset();  // what the pass worked on was there to its end
+    EXPECT_EQ(first->finishes, 1);
+    EXPECT_TRUE(first->tokens.empty());
 }
 
 TEST_F(EngineTest, PromptIsComputedInChunks) {

@@ -97,6 +97,26 @@ TEST_F(ExpertAdminTest, PlacesByAProfileOrAPlacementOfThisModel) {
     EXPECT_FALSE(admin_.take());
 }
 
+/// Layer 0 on a card with one slot, layer 1 on one with two, of which expert 1:3 has been there for good.
+TEST_F(ExpertAdminTest, OfSeveralCardsEachHasItsOwnRoom) {
+    ExpertAdmin admin(folder_, "m", routing_, {{0, 1, 1}, {1, 2, 2}}, {{1, 3}});
+    EXPECT_EQ(admin.pin({{0, 1}, {1, 0}, {1, 2}, {1, 3}}, {}), (Names{{0, 1}, {1, 0}, {1, 2}, {1, 3}}));
+    EXPECT_NE(refusal([&] {
+                  admin.pin({{0, 2}}, {});
+              }).find("2 experts are pinned, but there is room for 1"),
+              std::string::npos);
+    EXPECT_NE(refusal([&] { admin.pin({{2, 0}}, {}); }).find("cannot be pinned"), std::string::npos);
+    write_profile("m");
+    EXPECT_EQ(admin.use_profile("p.json"), 3);
+    EXPECT_EQ(admin.take()->wanted, (Names{{0, 3}, {1, 2}, {1, 0}}));  // the likeliest of either card
+    const auto place = [&](const Names& resident) {
+        write_text(folder_ / "x.json", dump_json(placement_json({.resident = resident}, "m", kLayers)));
+        return admin.use_placement("x.json");
+    };
+    EXPECT_EQ(place({{0, 0}, {1, 1}, {1, 2}}), 3);
+    EXPECT_NE(refusal([&] { place({{0, 0}, {0, 1}}); }).find("has room for 1"), std::string::npos);
+}
+
 TEST_F(ExpertAdminTest, RecordsFromNowOn) {
     scheduler::RoutingRecord& record = *routing_.record();
     const int32_t token = 0;

@@ -13,6 +13,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -75,6 +76,7 @@ public:
         std::atomic<int> step_milliseconds = 0;
         std::atomic<int64_t> rows = 0;        // computed so far
         std::atomic<int64_t> most_parts = 0;  // in one pass
+        std::function<void()> in_pass = {};   // called by every pass
         std::atomic<int> failures = 0;        // so many passes fail from now on, as when a card is lost
         bool computes_nan = true;             // after "!"
         int64_t bytes_per_token = 0;          // that the caches are said to take
@@ -96,6 +98,7 @@ public:
     int64_t sequence_bytes(int64_t tokens) const override { return script_->bytes_per_token * tokens; }
     void forward(std::span<const scheduler::Part> parts) override {
         std::this_thread::sleep_for(std::chrono::milliseconds(script_->step_milliseconds.load()));
+        if (script_->in_pass) script_->in_pass();
         if (script_->failures > 0) {
             --script_->failures;
             fail("the card is lost");

@@ -3,10 +3,12 @@
 #include "src/base/error.h"
 #include "src/base/random.h"
 
+#include <algorithm>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <limits>
 #include <map>
+#include <random>
 #include <set>
 
 namespace thermocline::engine {
@@ -53,6 +55,109 @@ int32_t greedy_after(std::vector<float> logits, SamplingParams params, const std
     history.add_prompt(prompt);
     for (const int32_t id : output) history.add_output(id);
     return sampler.sample(logits, params, history, {}, 0);
+}
+
+/// The largest of `logits` as a card gives them.
+struct Top {
+    Top(const std::vector<float>& logits, float factor) {
+        for (size_t id = 0; id < logits.size(); ++id) best.push_back({static_cast<int32_t>(id), logits[id]});
+        std::sort(best.begin(), best.end(),
+                  [](const auto& a, const auto& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; });
+        double sum = 0;
+        for (const auto& one : best) sum += std::exp((double{one.logit} - best.front().logit) * factor);
+        weights = static_cast<float>(sum * (1 + 1e-6));
+        best.resize(std::min<size_t>(best.size(), ops::kTopLogits));
+        is_all = best.size() == logits.size();
+        std::reverse(best.begin(), best.end());  // any order
+    }
+    ops::TopLogits view() const { return {best, is_all, weights}; }
+    std::vector<ops::TopLogit> best;
+    float weights;
+    bool is_all;
+};
+
+TEST(SamplerTop, DrawsWhatAllLogitsWouldHaveDrawn) {
+    constexpr int64_t kVocab = 5000;
+    std::mt19937 random(11);
+    std::normal_distribution<float> normal;
+    Sampler sampler(kVocab, cpu::select_kernels("auto"));
+    struct Case {
+        const char* name;
+        SamplingParams params;
+        bool seen = false, masked = false;
+        int least = 0, tried = 0, drawn = 0;  // per cent of those tried that must do without the others
+    };
+    Case cases[] = {
+        {.name = "greedy", .params = {.temperature = 0}, .least = 100},
+        {.name = "greedy, penalties",
+         .params = {.temperature = 0, .presence_penalty = 1, .frequency_penalty = 0.5f, .repetition_penalty = 1.3f},
+         .seen = true,
+         .least = 100},
+        {.name = "greedy, mask", .params = {.temperature = 0}, .masked = true, .least = 100},
+        {.name = "greedy, bias", .params = {.temperature = 0, .logit_bias = {{5, -3.0f}}}, .least = 100},
+        {.name = "greedy, raised", .params = {.temperature = 0, .logit_bias = {{5, 3.0f}}}},
+        {.name = "top_k", .params = {.temperature = 1.5f, .top_k = 40}, .least = 90},
+        {.name = "top_k, top_p", .params = {.temperature = 0.7f, .top_p = 0.9f, .top_k = 20}, .least = 90},
+        {.name = "min_p", .params = {.temperature = 0.8f, .min_p = 0.1f}, .least = 90},
+        {.name = "min_p, mask", .params = {.temperature = 0.5f, .min_p = 0.2f}, .masked = true, .least = 90},
+        {.name = "min_p, penalties",
+         .params = {.temperature = 0.5f, .min_p = 0.2f, .repetition_penalty = 1.1f},
+         .seen = true,
+         .least = 90},
+        {.name = "top_p", .params = {.temperature = 0.6f, .top_p = 0.95f}, .least = 90},
+        {.name = "top_p, mask", .params = {.temperature = 0.6f, .top_p = 0.95f}, .masked = true},
+        {.name = "top_p, min_p of a flat one",
+         .params = {.temperature = 1.5f, .top_p = 0.9f, .min_p = 0.01f},
+         .least = 1},
+        {.name = "top_p, as many as there are", .params = {.temperature = 5.0f, .top_p = 0.9f, .top_k = 128}},
+        {.name = "top_p of a flat one", .params = {.temperature = 5.0f, .top_p = 0.95f}},
+        {.name = "plain", .params = {.temperature = 1.0f}},
+    };
+    for (int round = 0; round < 200; ++round) {
+        std::vector<float> logits(kVocab);
+        for (float& one : logits) one = std::round(normal(random) * 8) / 4;  // ties
+        for (int i = 0; i < 30; ++i) logits[random() % kVocab] = 8 + normal(random) * 2;
+        for (int i = 0; i < 30; ++i) logits[random() % kVocab] = -std::numeric_limits<float>::infinity();
+        TokenHistory seen(kVocab);
+        const TokenHistory nothing(kVocab);
+        for (int i = 0; i < 200; ++i) seen.add_output(static_cast<int32_t>(random() % kVocab));
+        for (int i = 0; i < 5; ++i)
+            seen.add_output(static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin()));
+        std::vector<uint64_t> mask((kVocab + 63) / 64);
+        for (uint64_t& word : mask) word = uint64_t{random()} << 32 | random();
+        for (Case& one : cases) {
+            one.params.seed = static_cast<uint64_t>(round);
+            const Top top(logits, one.params.temperature == 0 ? 1.0f : 1.0f / one.params.temperature);
+            const TokenHistory& history = one.seen ? seen : nothing;
+            const Choosable choosable{one.masked ? std::span<const uint64_t>(mask) : std::span<const uint64_t>(), {}};
+            for (uint64_t step = 0; step < 5; ++step) {
+                const auto drawn = sampler.sample(top.view(), one.params, history, choosable, step);
+                ++one.tried;
+                if (!drawn) continue;
+                ++one.drawn;
+                ASSERT_EQ(*drawn, sampler.sample(logits, one.params, history, choosable, step)) << one.name;
+            }
+        }
+    }
+    for (const Case& one : cases) {
+        EXPECT_GE(100 * one.drawn, one.least * one.tried) << one.name << ": " << one.drawn << " of " << one.tried;
+        if (one.least == 0) {
+            EXPECT_EQ(one.drawn, 0) << one.name;
+        }
+        const bool flat = one.params.temperature > 4;  // nobody knows beforehand
+        EXPECT_EQ(Sampler::may_need_all(one.params, one.masked), one.least == 0 && !flat) << one.name;
+    }
+}
+
+TEST(SamplerTop, ASmallVocabularyIsThereAsAWhole) {
+    const Top top(kLogits, 1.0f);
+    Sampler sampler(std::ssize(kLogits), cpu::select_kernels("auto"));
+    const TokenHistory history(std::ssize(kLogits));
+    for (const SamplingParams& params : {SamplingParams{.temperature = 1.0f}, SamplingParams{.top_p = 0.7f},
+                                         SamplingParams{.top_k = 4}, SamplingParams{.temperature = 0}})
+        for (uint64_t step = 0; step < 100; ++step)
+            EXPECT_EQ(sampler.sample(top.view(), params, history, {}, step),
+                      sampler.sample(kLogits, params, history, {}, step));
 }
 
 TEST(Random, PhiloxGivesThePublishedVectors) {

@@ -152,7 +152,7 @@ TEST(ShortMemory, WhatIsOnTheCardAloneIsNotInHostMemoryAndTheTextStays) {
         EXPECT_EQ(assembly.packed->bytes() - host * plan.expert_bytes, besides);
         EXPECT_LE(assembly.packed->memory().size(), static_cast<size_t>(assembly.packed->bytes()) + (size_t{2} << 20));
         EXPECT_EQ(assembly.packed->bytes() + assembly.packed->card_only_bytes(), cpu.packed->bytes());
-        const ExpertUse use = expert_use(*assembly.routing);
+        const ExpertUse use = expert_use(assembly);
         EXPECT_EQ(use.core, kExperts - host);
         EXPECT_GT(use.hits, 0);
     }

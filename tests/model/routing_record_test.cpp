@@ -46,6 +46,22 @@ TEST(RoutingRecord, HoldsTheExpertsOfEveryLayerAndRow) {
     EXPECT_EQ(layer, record.ids.size());
     EXPECT_GT(learned.size(), 4u);
 
+    // What is foretold changes nothing, is exact by token and much better than chance (a quarter) by score.
+    record.wants_foretold = true;
+    EXPECT_EQ(engine.feed(*engine.new_sequence(), tokens, 5), plain);
+    ASSERT_EQ(record.foretold.size(), record.ids.size());
+    EXPECT_EQ(record.foretold[0], record.ids[0]);
+    EXPECT_EQ(record.foretold[1], record.ids[1]);
+    for (size_t i = 2; i < record.ids.size(); ++i) {
+        int right = 0;
+        for (size_t at = 0; at < record.ids[i].size(); ++at) {
+            const auto row = record.foretold[i].begin() + static_cast<long>(at / 4 * 4);
+            right += std::find(row, row + 4, record.ids[i][at]) != row + 4;
+        }
+        EXPECT_GE(right, 8) << i;  // of 20
+        EXPECT_LT(right, 20) << i;
+    }
+
     engine.trunk.record_routing(nullptr);
     record.ids.clear();
     engine.feed(*engine.new_sequence(), tokens, 5);

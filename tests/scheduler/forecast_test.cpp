@@ -138,7 +138,7 @@ TEST(Forecast, WhatFitsNowhereIsReadFromTheFileIfThatIsAsked) {
 }
 
 TEST(Forecast, OfUnequalCardsTheBetterOneIsNamed) {
-    // Models are not split over cards, so the answer is what one card does; the machine file may list the lesser first.
+    // Without --gpus the answer is what one card does; the machine file may list the lesser first.
     MachineDescription mixed = machine("rtx5090-am5-2ch");
     mixed.nodes[0].memory_bytes = 256 * kGB;
     mixed.gpus.push_back(machine("pro6000-epyc9005-12ch").gpus[0]);
@@ -160,8 +160,7 @@ TEST(Forecast, OfUnequalCardsTheBetterOneIsNamed) {
     EXPECT_EQ(cards_text(cards, mixed, 1).find("does better"), std::string::npos);
     question.card = 1;
     const std::string whole = forecast_text(forecast(question), mixed);
-    EXPECT_EQ(whole.rfind("NVIDIA RTX PRO 6000 Blackwell, card 1 of 2: models are not split over cards", 0), 0u)
-        << whole;
+    EXPECT_EQ(whole.rfind("NVIDIA RTX PRO 6000 Blackwell, card 1 of 2 alone", 0), 0u) << whole;
     EXPECT_EQ(cards_json(cards, mixed)[1]["expert_slots"], cards[1].gpu->expert_slots);
     // A budget that only the larger card has.
     question.gpu_memory = 90 * kGB;

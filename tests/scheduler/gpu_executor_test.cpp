@@ -117,6 +117,37 @@ TEST(GpuExecutor, RecordedPassesGoOnWhereALongOneEnded) {
     EXPECT_LT(largest_difference(found, expected), 1e-4);
 }
 
+TEST(GpuExecutor, TheLargestLogitsComeWithEveryPass) {
+    const std::vector<int32_t> tokens = tiny::tokens(48);
+    OnCard card(KvCacheDtype::kF32);
+    const auto sequence = card.executor.new_sequence();
+    ASSERT_TRUE(sequence->reserve(48));
+    const auto pass = [&](int32_t first, int32_t count, int32_t outputs) {
+        const scheduler::Part parts[] = {
+            {sequence.get(), std::span(tokens).subspan(first, count), outputs, false, 1.5f}};
+        card.executor.forward(parts);
+    };
+    for (const auto& [first, count, outputs] : {std::tuple{0, 40, 2}, std::tuple{40, 1, 1}, std::tuple{41, 1, 1}}) {
+        pass(first, count, outputs);  // step by step, recorded, played again
+        for (int32_t i = 0; i < outputs; ++i) {
+            const auto top = card.executor.top_logits(i);
+            ASSERT_TRUE(top);
+            const float* logits = card.executor.logits(i);  // fetched now
+            const float most = *std::max_element(logits, logits + card.model.vocab);
+            double weights = 0;
+            for (int64_t id = 0; id < card.model.vocab; ++id) weights += std::exp(1.5 * (double{logits[id]} - most));
+            EXPECT_NEAR(top->weights, weights, 1e-5 * weights);
+            ASSERT_EQ(std::ssize(top->best), std::min<int64_t>(ops::kTopLogits, card.model.vocab));
+            float found = -INFINITY;
+            for (const ops::TopLogit& one : top->best) {
+                EXPECT_EQ(one.logit, logits[one.id]);
+                found = std::max(found, one.logit);
+            }
+            EXPECT_EQ(found, most);
+        }
+    }
+}
+
 TEST(GpuExecutor, SequencesInOnePassDoNotMeet) {
     const std::vector<int32_t> tokens = tiny::tokens(60);
     OnCard card(KvCacheDtype::kF32);
@@ -229,6 +260,31 @@ TEST(GpuExecutor, AnyExpertsMayLieOnTheCard) {
             EXPECT_TRUE(
                 std::equal(there.ids[i].begin(), there.ids[i].end(), here.ids[i].end() - std::ssize(there.ids[i])));
     }
+}
+
+TEST(GpuExecutor, KernelsOfTheSm120FamilyGiveWhatThePortableOnesGive) {
+    if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there";
+    model::LoadOptions options;
+    options.kv_cache = KvCacheDtype::kFp8;
+    const auto demo = model::load_model(THERMOCLINE_SOURCE_DIR "/models/demo", options);
+    memory::PackedWeights packed(std::vector<ops::Plan*>{&demo->trunk}, nullptr, std::vector<memory::Slice>{{{}, {0}}});
+    const std::vector<scheduler::ExpertName> some =
+        scheduler::spread_experts(scheduler::expert_counts(demo->trunk), 40);
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < 150; ++i) tokens.push_back((7 * i * i + 300) % static_cast<int32_t>(demo->vocab));
+    std::vector<Logits> found;
+    for (const int major : {9, 12}) {
+        OnCard card(*demo, {.compute_major = major}, 1, some);
+        std::string kernels;
+        for (const scheduler::OperatorReport& one : card.executor.operators(false)) kernels += one.kernels + " ";
+        for (const char* name : {"FewPairsMx", "SwiGluPairsMx", "Fp4Scores"})
+            EXPECT_EQ(kernels.find(name) != std::string::npos, major == 12) << kernels;
+        const auto sequence = card.executor.new_sequence();
+        found.push_back(card.feed(*sequence, std::span(tokens).first(146), 64));  // many pairs an expert, then few
+        for (const auto& row : card.feed(*sequence, std::span(tokens).subspan(146), 1)) found.back().push_back(row);
+    }
+    // Sums end otherwise, and what is rounded between two codes goes either way (as in LogitsAreThoseOfTheCpu).
+    EXPECT_LT(median_difference(found[1], found[0]), 2e-2);
 }
 
 TEST(GpuExecutor, ExpertsThatMoveChangeNothing) {
@@ -592,7 +648,7 @@ TEST(Gpus, PlacementIsForThisModelAndThisCard) {
 }
 
 TEST(Gpus, UnknownChoicesAreRefused) {
-    for (const char* choice : {"2", "emulated:2", "all", ""})
+    for (const char* choice : {"all", "", "-1", "65", "2x", "emulated:", "emulated:0", "emulated2"})
         EXPECT_THROW(scheduler::Gpus({.gpus = choice}), Error) << choice;
     EXPECT_FALSE(scheduler::Gpus({}).any());
     EXPECT_THROW(scheduler::Gpus({.offload_experts = "none"}), Error);

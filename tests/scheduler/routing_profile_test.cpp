@@ -95,6 +95,21 @@ TEST(RoutingProfile, ForetellsWhatFollowsAndNotWhatDoesNot) {
     EXPECT_LT(profile_of(chance).classes[0].next_layer[1], 0.4);
 }
 
+TEST(RoutingProfile, CountsWhatWasForetold) {
+    RoutingTrace trace = trace_of(random_rows(40));
+    EXPECT_TRUE(profile_of(trace).classes[0].foretold.empty());
+    for (size_t i = 0; i < trace.passes.size(); ++i) {
+        RoutedPass& pass = trace.passes[i];
+        pass.foretold = {pass.ids[0], std::vector<int32_t>(pass.ids[1].size(), -1)};
+        if (i % 4 == 0) pass.foretold[1][1] = pass.ids[1][0];  // in any place
+    }
+    RoutingProfile profile = profile_of(trace);
+    EXPECT_EQ(profile.classes[0].foretold, (std::vector{1.0, 0.125}));
+    merge(profile, profile_of(trace_of(random_rows(10))));  // of which nothing is known
+    EXPECT_EQ(profile.classes[0].foretold, (std::vector{1.0, 0.125}));
+    EXPECT_EQ(profile.classes[0].foretold_rows, 40);
+}
+
 /// With every policy, what is always chosen is found, and foresight is never beaten.
 TEST(RoutingProfile, WorkingSetsKnowRecencyAndForesight) {
     std::vector<std::vector<int32_t>> rows;
@@ -157,8 +172,12 @@ protected:
 TEST_F(ProfileFile, IsReadAsItWasWritten) {
     RoutingTrace trace = trace_of(random_rows(100), "code");
     for (const RoutedPass& pass : trace_of(random_rows(30), "").passes) trace.passes.push_back(pass);
+    for (RoutedPass& pass : trace.passes)
+        if (pass.kind == "code") pass.foretold = pass.ids;
     const Json json = to_json(profile_of(trace));
     ASSERT_EQ(json["classes"].size(), 2u);
+    ASSERT_TRUE(json["classes"][1].contains("foretold"));
+    ASSERT_FALSE(json["classes"][0].contains("foretold"));
     write(dump_json(json));
     EXPECT_EQ(to_json(read_routing_profile(path_)), json);
 }
@@ -184,6 +203,8 @@ TEST_F(ProfileFile, WhatIsWrongIsNamed) {
     expect("/classes/0/decode/pairs/0", {{1, 99, 5}}, "two experts, the lower first");
     expect("/classes/0/next_layer", {0.5}, "a list of 2");
     expect("/classes/0/curves/lru/0", 1.5, "expected 0 to 1");
+    expect("/classes/0/foretold", {{"rows", 0}, {"shares", {1.0, 0.5}}}, "expected at least 1");
+    expect("/classes/0/foretold", {{"rows", 5}, {"shares", {1.0}}}, "a list of 2");
     Json json = good;
     json["classes"][0].erase("prefill");
     write(dump_json(json));

@@ -88,11 +88,16 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
         return engine::ExpertUse{.tokens = 2,
                                  .chosen = {{1, 2, 1}, {1, 1, 2}},
                                  .on_card = {{1}, {0, 2}},
+                                 .layers_of_cards = {1, 1},
                                  .core = 1,
                                  .choices = 8,
                                  .hits = 3,
                                  .moved_experts = 1,
-                                 .moved_bytes = 100};
+                                 .moved_bytes = 100,
+                                 .prefetch_on = true,
+                                 .foretold = 6,
+                                 .foretold_right = 4,
+                                 .warmed_bytes = 77};
     };
     start({});
     serve();
@@ -100,6 +105,7 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
     EXPECT_EQ(atlas["tokens"], 2);
     EXPECT_EQ(atlas["chosen"], parse_json("[[1, 2, 1], [1, 1, 2]]", "expected"));
     EXPECT_EQ(atlas["on_card"], parse_json("[[1], [0, 2]]", "expected"));
+    EXPECT_EQ(atlas["layers_of_cards"], parse_json("[1, 1]", "expected"));
     EXPECT_EQ(atlas["hits"], 3);
     EXPECT_EQ(atlas["card_only_experts"], 1);
     const std::string text = httplib::Client("127.0.0.1", port).Get("/metrics")->body;
@@ -107,6 +113,10 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
     EXPECT_EQ(sample(text, "engine_expert_transfer_bytes_total"), 100);
     EXPECT_EQ(sample(text, "engine_expert_decode_uses_card"), 1);
     EXPECT_EQ(sample(text, "engine_expert_prompt_gain"), 0);
+    EXPECT_EQ(sample(text, "engine_expert_prefetch_on"), 1);
+    EXPECT_EQ(sample(text, "engine_expert_foretold_right_total"), 4);
+    EXPECT_EQ(sample(text, "engine_expert_warmed_bytes_total"), 77);
+    EXPECT_EQ(atlas["prefetch"]["foretold"], 6);
 }
 
 TEST_F(ServerTest, ExpertsAreMovedAndRecordedIfThatIsOn) {

@@ -108,6 +108,22 @@ static inline void _tile_stored(int tile, void* to, long stride) {
         __builtin_memcpy(static_cast<char*>(to) + i * stride, from.lines[i], static_cast<unsigned>(from.column_bytes));
 }
 
+/// Of signed bytes.
+static inline void _tile_dpbssd(int sums, int left, int right) {
+    EmulatedTile &c = emulated_tiles[sums], &a = emulated_tiles[left], &b = emulated_tiles[right];
+    for (int m = 0; m < c.rows; ++m) {
+        for (int n = 0; n < c.column_bytes / 4; ++n) {
+            int sum;
+            __builtin_memcpy(&sum, &c.lines[m][4 * n], 4);
+            for (int k = 0; k < a.column_bytes / 4; ++k)
+                for (int i = 0; i < 4; ++i)
+                    sum += static_cast<signed char>(a.lines[m][4 * k + i]) *
+                           static_cast<signed char>(b.lines[k][4 * n + i]);
+            __builtin_memcpy(&c.lines[m][4 * n], &sum, 4);
+        }
+    }
+}
+
 static inline float emulated_bf16(const unsigned char* p) {
     const unsigned bits = static_cast<unsigned>(p[0] | p[1] << 8) << 16;
     float number;
