@@ -67,7 +67,7 @@ void matmul_tiles(const quant::Matrix& w, int64_t first, int64_t count, const fl
     apply_multiplier(w, m, count, y, y_stride);
 }
 
-constexpr int kParts = 3;  // of a vector that is not rounded
+constexpr int kVectorParts = 3;  // bf16 numbers that a vector which is not rounded is the sum of
 
 /// KernelTable::put_parts.
 void put_parts(const quant::Matrix& w, const float* numbers, int64_t b, int64_t i, int64_t m, float* panel) noexcept {
@@ -75,11 +75,11 @@ void put_parts(const quant::Matrix& w, const float* numbers, int64_t b, int64_t 
         __builtin_memcpy(panel + b * kBlock, numbers, kBlock * sizeof(float));
         return;
     }
-    const SumGroups::Pairs pairs = SumGroups(m).pairs_of(i, kParts, w.cols / kStepColumns);
-    panel += pairs.first + b * (kBlock / kStepColumns) * kParts * pairs.stride;
+    const SumGroups::Pairs pairs = SumGroups(m).pairs_of(i, kVectorParts, w.cols / kStepColumns);
+    panel += pairs.first + b * (kBlock / kStepColumns) * kVectorParts * pairs.stride;
     for (int k = 0; k < kBlock; k += kStepColumns) {
         const ThreeParts x[] = {ThreeParts(load(numbers + k)), ThreeParts(load(numbers + k + kLanes))};
-        for (int part = 0; part < kParts; ++part, panel += pairs.stride)
+        for (int part = 0; part < kVectorParts; ++part, panel += pairs.stride)
             put_pairs(x[0].part[part], x[1].part[part], panel);
     }
 }
@@ -87,9 +87,9 @@ void put_parts(const quant::Matrix& w, const float* numbers, int64_t b, int64_t 
 void matmul_parts(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t, int64_t m, float* y,
                   int64_t y_stride) noexcept {
     if (w.scale_in_strip)
-        SummedFp8<true, kParts>{}.multiply(w, first, count, x, m, y, y_stride);
+        SummedFp8<true, kVectorParts>{}.multiply(w, first, count, x, m, y, y_stride);
     else
-        SummedFp8<false, kParts>{}.multiply(w, first, count, x, m, y, y_stride);
+        SummedFp8<false, kVectorParts>{}.multiply(w, first, count, x, m, y, y_stride);
     apply_multiplier(w, m, count, y, y_stride);
 }
 

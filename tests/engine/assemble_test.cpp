@@ -2,9 +2,9 @@
 #include "src/engine/assemble.h"
 
 #include "src/base/error.h"
-#include "src/base/queue.h"
-#include "src/engine/output.h"
+#include "tests/engine/collector.h"
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
@@ -13,21 +13,6 @@ namespace thermocline::engine {
 namespace {
 
 const std::string kDemo = std::string(THERMOCLINE_SOURCE_DIR) + "/models/demo";
-
-class Collector : public Listener {
-public:
-    bool on_token(const Token& token) override {
-        ids.push_back(token.id);
-        return true;
-    }
-    void on_finish(const Result& finished) override {
-        result = finished;
-        done.push(true);
-    }
-    std::vector<int32_t> ids;
-    Result result;
-    BoundedQueue<bool> done{1};
-};
 
 std::shared_ptr<Collector> generate(Engine& engine, std::vector<int32_t> prompt, int64_t count) {
     Request request;
@@ -65,32 +50,6 @@ TEST(Assemble, DemoModelContinuesConversations) {
     const auto second = generate(*assembly.engine, longer, 12);
     EXPECT_GT(second->result.statistics.cached_tokens, 0);
     EXPECT_EQ(second->ids, std::vector<int32_t>(first->ids.begin() + 12, first->ids.end()));
-}
-
-TEST(Assemble, TheCardsLargestLogitsDrawTheSameTokens) {
-    EngineOptions options = options_for(kDemo);
-    options.gpus.gpus = "emulated";
-    const Assembly assembly = assemble(options);
-    const std::vector<int32_t> prompt = assembly.tokenizer->encode("And it came to pass");
-    for (const SamplingParams& sampling :
-         {SamplingParams{.temperature = 0}, SamplingParams{.temperature = 0.7f, .top_p = 0.9f, .seed = 5},
-          SamplingParams{.top_k = 20, .seed = 6}, SamplingParams{.temperature = 0, .repetition_penalty = 1.2f}}) {
-        std::vector<std::vector<int32_t>> drawn;
-        for (const int32_t logprobs : {-1, 0}) {  // with log-probabilities all logits are fetched
-            Request request;
-            request.prompt = prompt;
-            request.sampling = sampling;
-            request.max_tokens = 12;
-            request.logprobs = logprobs;
-            auto collector = std::make_shared<Collector>();
-            ASSERT_NE(assembly.engine->submit(std::move(request), collector), nullptr);
-            ASSERT_TRUE(collector->done.pop(std::chrono::minutes(2)));
-            EXPECT_NE(collector->result.reason, FinishReason::kError) << collector->result.error;
-            drawn.push_back(collector->ids);
-        }
-        EXPECT_FALSE(drawn[0].empty());
-        EXPECT_EQ(drawn[0], drawn[1]);
-    }
 }
 
 TEST(Assemble, ChunkOfThePromptDoesNotMatter) {

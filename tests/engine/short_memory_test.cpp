@@ -4,11 +4,10 @@
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/log.h"
-#include "src/base/queue.h"
 #include "src/engine/assemble.h"
 #include "src/engine/convert.h"
-#include "src/engine/output.h"
 #include "src/quant/strips.h"
+#include "tests/engine/collector.h"
 
 #include <algorithm>
 #include <chrono>
@@ -63,20 +62,6 @@ EngineOptions on_card(const Budgets& budgets, const std::string& model = kDemo) 
     return options;
 }
 
-class Collector : public Listener {
-public:
-    bool on_token(const Token& token) override {
-        ids.push_back(token.id);
-        return true;
-    }
-    void on_finish(const Result& finished) override {
-        EXPECT_EQ(finished.reason, FinishReason::kLength) << finished.error;
-        done.push(true);
-    }
-    std::vector<int32_t> ids;
-    BoundedQueue<bool> done{1};
-};
-
 /// Greedy, after a prompt that is streamed and one that is not.
 std::vector<int32_t> texts(Assembly& assembly) {
     std::string longer;
@@ -91,6 +76,7 @@ std::vector<int32_t> texts(Assembly& assembly) {
         auto collector = std::make_shared<Collector>();
         EXPECT_NE(assembly.engine->submit(std::move(request), collector), nullptr);
         EXPECT_TRUE(collector->done.pop(std::chrono::minutes(4)));
+        EXPECT_EQ(collector->result.reason, FinishReason::kLength) << collector->result.error;
         ids.insert(ids.end(), collector->ids.begin(), collector->ids.end());
     }
     return ids;
