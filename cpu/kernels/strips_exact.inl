@@ -77,7 +77,6 @@ struct ExactE2M1 {
         F total[m] = {};
         const uint8_t* p = strip.data;
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += m) {
-            for (int64_t i = kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
             for (int u = 0; u < kUnits; ++u) {
                 I sums[m][3] = {};
                 unrolled<m>([&](int t) __attribute__((always_inline)) {
@@ -113,6 +112,7 @@ struct ExactE2M1 {
                     }
                 });
             }
+            for (int64_t i = kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
         }
         unrolled<m>([&](int t) __attribute__((always_inline)) { store(y + t * y_stride, total[t]); });
     }

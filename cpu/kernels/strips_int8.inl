@@ -124,7 +124,6 @@ struct Int8Kernel {
         F total[kParts] = {};
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             const auto* block = reinterpret_cast<const typename Input::Group*>(x);
-            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
             for (int u = 0; u < kUnits; ++u) {
                 for (int l = 0; l < kLines; ++l) fetch_ahead(p + (u * kLines + l) * kLine);
                 unrolled<kParts>([&](int v) __attribute__((always_inline)) {
@@ -134,6 +133,7 @@ struct Int8Kernel {
                     add_unit<Input, 1>(codes, &unit_factors, block, u, &total[v]);
                 });
             }
+            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
         }
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }

@@ -148,14 +148,13 @@ struct SummedE4M3 {
             }
             const auto numbers = [&](int part) __attribute__((always_inline)) { return parts == 3 ? split[part] : x; };
             const uint8_t* block = w.block(0, b);
-            for (int64_t i = kBlock / kLineColumns * kLine; i < w.block_bytes; i += kLine) fetch_ahead(block + i);
             const F factor = scale(w, b);
             for (int first = 0; first < kSteps; first += kTogether) {
                 F chains[kTogether][parts][2] = {};
                 for (int l = 0; l < kLines; ++l) {
                     unrolled<kTogether>([&](int s) __attribute__((always_inline)) {
                         const int line = (first + s) * kLines + l;
-                        fetch_ahead(block + line * kLine);
+                        fetch_ahead(block + (first * kLines + l * kTogether + s) * kLine);
                         for_vectors_of(
                             singles, singles.load(block, line, 0), [&](int j, F number) __attribute__((always_inline)) {
                                 unrolled<parts>([&](int part) __attribute__((always_inline)) {
@@ -171,6 +170,7 @@ struct SummedE4M3 {
                     });
                 });
             }
+            for (int64_t i = kBlock / kLineColumns * kLine; i < w.block_bytes; i += kLine) fetch_ahead(block + i);
         }
         store(y, total);
     }
