@@ -8,20 +8,22 @@ namespace thermocline::scheduler {
 
 namespace {
 
-constexpr size_t kAhead = 4096 / sizeof(uint64_t);
+constexpr size_t kNear = 4096 / sizeof(uint64_t), kFar = 12288 / sizeof(uint64_t);
 constexpr size_t kBytesPerWorker = size_t{128} << 20;
-constexpr int kPasses = 6;
+constexpr int kPasses = 9;
 
 /// What a worker writes; never 0, so that what it reads shows in a sum.
 int mark(int worker) { return worker % 255 + 1; }
 
 /// One stream, and eight sums, so that no addition waits for the one before. `ahead`: lines are asked for that many
-/// words before their use, which some processors need to read on across pages and others are slowed by.
-template <size_t ahead>
+/// words before their use, into cache `level` (3: L1, 2: L2), which some processors need to read on across pages and
+/// others are slowed by.
+template <size_t ahead, int level = 3>
 uint64_t sum(const uint64_t* values, size_t count) {
     uint64_t sums[8] = {};
     for (size_t i = 0; i < count; i += 8) {
-        if (ahead > 0) __builtin_prefetch(values + i + ahead);  // may run past the end: a prefetch never faults
+        if (ahead > 0)
+            __builtin_prefetch(values + i + ahead, 0, level);  // may run past the end: a prefetch never faults
         for (size_t lane = 0; lane < 8; ++lane) sums[lane] += values[i + lane];
     }
     uint64_t total = 0;
@@ -55,7 +57,9 @@ double BandwidthProbe::read() {
     const double best = best_of_passes(kBytesPerWorker, [&](std::span<std::byte> stretch, int worker, int pass) {
         const auto* words = reinterpret_cast<const uint64_t*>(stretch.data());
         const size_t count = stretch.size() / sizeof(uint64_t);
-        sums_[static_cast<size_t>(worker)] += pass % 2 == 0 ? sum<0>(words, count) : sum<kAhead>(words, count);
+        sums_[static_cast<size_t>(worker)] += pass % 3 == 0   ? sum<0>(words, count)
+                                              : pass % 3 == 1 ? sum<kNear>(words, count)
+                                                              : sum<kFar, 2>(words, count);
     });
     return std::all_of(sums_.begin(), sums_.end(), [](uint64_t s) { return s != 0; }) ? best : 0.0;
 }

@@ -194,7 +194,7 @@ inline F multiply_bf16(F sum) { return sum; }
     return (I)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(products, _mm256_set1_epi16(1)));
 }
 
-constexpr int kFetchAhead = 4096;  // bytes
+constexpr int kFetchAhead = 4096, kFetchNibblesAhead = 0;  // bytes; 0: as others
 #include "cpu/kernels/e4m3.inl"
 using E4M3Columns = PlainE4M3Columns;
 

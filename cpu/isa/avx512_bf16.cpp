@@ -7,7 +7,7 @@
 namespace thermocline::cpu {
 namespace {
 
-constexpr int kFetchAhead = 4096;  // bytes
+constexpr int kFetchAhead = 4096, kFetchNibblesAhead = 12288;  // bytes
 
 #include "cpu/isa/avx512_bf16.inl"
 #include "cpu/kernels/strips_bf16.inl"

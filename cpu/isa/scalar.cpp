@@ -185,7 +185,7 @@ constexpr int kBf16Operations = 0, kByteOperations = 0;
 inline F multiply_bf16(F sum) { return sum; }
 inline I multiply_bytes(I sum) { return sum; }
 
-constexpr int kFetchAhead = 4096;  // bytes
+constexpr int kFetchAhead = 4096, kFetchNibblesAhead = 0;  // bytes; 0: as others
 #include "cpu/kernels/e4m3.inl"
 using E4M3Columns = PlainE4M3Columns;
 

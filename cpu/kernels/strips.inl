@@ -19,6 +19,14 @@ constexpr int kTileGroups = 96 / kStripTokens;                        // whose s
 /// them, and in the order of memory whatever order they are used in: out of order the memory is read at a third of its
 /// speed (Zen 4).
 [[gnu::always_inline]] inline void fetch_ahead(const uint8_t* line) { __builtin_prefetch(line + kFetchAhead, 0, 3); }
+/// Of lines of `columns`. Nibbles take longer to decode, and some processors are fastest with those in L2, further on.
+template <int columns>
+[[gnu::always_inline]] inline void fetch_ahead(const uint8_t* line) {
+    if constexpr (columns >= 8 && kFetchNibblesAhead > 0)
+        __builtin_prefetch(line + kFetchNibblesAhead, 0, 2);
+    else
+        fetch_ahead(line);
+}
 
 [[gnu::always_inline]] inline U load_line(const uint8_t* p) {
     U words;
@@ -320,7 +328,7 @@ struct StripKernel {
                 for (int l = 0; l < kLines; ++l) {
                     unrolled<kTogether>([&](int i) __attribute__((always_inline)) {
                         const int line = (u + i) * kLines + l;
-                        fetch_ahead(p + (u * kLines + l * kTogether + i) * kLine);
+                        fetch_ahead<Codes::kColumns>(p + (u * kLines + l * kTogether + i) * kLine);
                         const float* part = x + ((u + i) * Codes::kUnit + l * Codes::kColumns) / Products::kStep;
                         unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                             for_vectors_of(
@@ -341,7 +349,7 @@ struct StripKernel {
                     });
                 });
             }
-            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
+            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead<Codes::kColumns>(p + i);
         }
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }
@@ -354,7 +362,7 @@ struct StripKernel {
         const uint8_t* p = strip.data;
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             for (int l = 0; l < kUnits * kLines; ++l) {
-                fetch_ahead(p + l * kLine);
+                fetch_ahead<Codes::kColumns>(p + l * kLine);
                 for (int v = 0; v < kParts; ++v) {
                     for_vectors_of(
                         codes, codes.load(p, l, v), [&](int j, F w) __attribute__((always_inline)) {
@@ -362,7 +370,7 @@ struct StripKernel {
                         });
                 }
             }
-            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
+            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead<Codes::kColumns>(p + i);
             UnitFactors<kUnits, kOffsets> factors;
             const float shared = strip.shared_scale(b);
             for (int u = 0; u < kUnits; ++u) {

@@ -69,6 +69,7 @@ struct Int8Kernel {
     Scales scales;
 
     static constexpr int kUnits = kBlock / unit, kQuads = unit / 4, kLines = kQuads / Digits::kHalves;
+    static constexpr int kColumns = 4 * Digits::kHalves;  // of a line
     static constexpr int kCodeBytes = kUnits * kLines * kLine + Digits::kMoreBytes;
     static constexpr bool kOffsets = HasOffsets<Scales>;
     static constexpr int kTogether = 4;                   // strips whose sums stay in L1 beside a block of the panel
@@ -125,7 +126,7 @@ struct Int8Kernel {
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             const auto* block = reinterpret_cast<const typename Input::Group*>(x);
             for (int u = 0; u < kUnits; ++u) {
-                for (int l = 0; l < kLines; ++l) fetch_ahead(p + (u * kLines + l) * kLine);
+                for (int l = 0; l < kLines; ++l) fetch_ahead<kColumns>(p + (u * kLines + l) * kLine);
                 unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                     U codes[1][kQuads];
                     decode(p, u, v, codes[0]);
@@ -133,7 +134,7 @@ struct Int8Kernel {
                     add_unit<Input, 1>(codes, &unit_factors, block, u, &total[v]);
                 });
             }
-            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead(p + i);
+            for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead<kColumns>(p + i);
         }
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }
@@ -143,7 +144,7 @@ struct Int8Kernel {
     void add_block(const uint8_t* p, int64_t strip_bytes, int64_t block_bytes, const uint8_t* x, int64_t m,
                    float* sums) const {
         for (int s = 0; s < strips; ++s)
-            for (int64_t i = 0; i < block_bytes; i += kLine) fetch_ahead(p + s * strip_bytes + i);
+            for (int64_t i = 0; i < block_bytes; i += kLine) fetch_ahead<kColumns>(p + s * strip_bytes + i);
         for (int u = 0; u < kUnits; ++u) {
             for (int v = 0; v < kParts; ++v) {
                 U codes[strips][kQuads];
