@@ -15,10 +15,11 @@
 namespace thermocline::cpu {
 namespace {
 
-// About 20 to 50 microseconds of pauses: longer than the gap between two steps. After that, for as long as what one
-// thread does between two tokens may take, the core is offered to others at every look: waking a parked worker takes
-// tens of microseconds.
-constexpr int kSpins = 1000;
+// A core is kept for longer than what one thread does between two passes takes. After that, for as long as it may take
+// between two tokens, the core is offered to others at every look: waking a parked worker takes tens of microseconds,
+// but whom it was offered to may keep it for milliseconds.
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::microseconds kKept(200);
 constexpr std::chrono::milliseconds kPatience(2);
 
 void pause() {
@@ -29,15 +30,15 @@ void pause() {
 
 /// Waits until `value` is not `old`: spins, then yields, then parks in the kernel (atomic wait is a futex).
 uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
-    uint32_t now = old;
-    for (int i = 0; i < kSpins && now == old; ++i) {
-        pause();
-        now = value.load(std::memory_order_acquire);
-    }
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    while (now == old && std::chrono::steady_clock::now() < deadline) {
-        sched_yield();
-        now = value.load(std::memory_order_acquire);
+    constexpr int kLooks = 32;  // by the clock about a microsecond
+    uint32_t now = value.load(std::memory_order_acquire);
+    const auto start = Clock::now();
+    for (Clock::duration waited(0); now == old && waited < kPatience; waited = Clock::now() - start) {
+        if (waited >= kKept) sched_yield();
+        for (int i = 0; i < kLooks && now == old; ++i) {
+            pause();
+            now = value.load(std::memory_order_acquire);
+        }
     }
     if (now != old) return now;
     value.wait(old, std::memory_order_acquire);

@@ -91,7 +91,9 @@ private:
     using Function = void (*)(void* context, int worker);
     void run(Function function, void* context);
 
-    static constexpr int64_t kPieces = 8;  // of a part, at most
+    // Of a part, at most; ever smaller ones, so that workers are done at nearly the same time and yet read long
+    // streams.
+    static constexpr int64_t kPieces = 16;
     static constexpr int kNeighbours = 3;  // that a worker helps: looking at all would take longer than it helps
 
     /// Workers that share a range of items.
@@ -115,8 +117,12 @@ private:
             const int64_t first = items * part / parts, size = items * (part + 1) / parts - first;
             const int64_t whole = size / grain, pieces = whole < 1 ? 1 : whole < kPieces ? whole : kPieces;
             const int owner = group.first + static_cast<int>(part);
+            const auto end_of = [&](int64_t piece) {  // what is left shrinks with the square of the pieces left
+                const int64_t left = pieces - 1 - piece;
+                return first + size - size * left * left / (pieces * pieces);
+            };
             for (int64_t piece = claim(owner, pieces); piece < pieces; piece = claim(owner, pieces))
-                body(first + size * piece / pieces, first + size * (piece + 1) / pieces, worker);
+                if (end_of(piece - 1) < end_of(piece)) body(end_of(piece - 1), end_of(piece), worker);
         }
     }
 

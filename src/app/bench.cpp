@@ -334,7 +334,10 @@ void add_bench(CLI::App& root) {
         ->check(CLI::Validator([](const std::string& text) { return Routing::fault(text); }, ""))
         ->group(group)
         ->capture_default_str();
-    command.add_option("-r,--repetitions", flags->repetitions, "of every test; the mean is reported")
+    command
+        .add_option("-r,--repetitions", flags->repetitions,
+                    "of every test, after one of its prompts or one token that does not count; the "
+                    "mean is reported")
         ->check(CLI::Range(int64_t{1}, int64_t{100000}))
         ->group(group)
         ->capture_default_str();

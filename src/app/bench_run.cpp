@@ -78,6 +78,7 @@ void BenchRun::prepare(const BenchTest& test) {
     if (!first.repeat_to(test.depth)) fail("no memory for the cache of ", test.depth, " tokens");
     filled_ = first.snapshot();
     rewind(test);
+    if (test.prompt) return prompts(test, unused);
     for (const auto& sequence : sequences_) add_part(*sequence, 1, true);
     forward(unused);
 }

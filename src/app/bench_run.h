@@ -40,8 +40,8 @@ public:
     BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor, bool host_caches,
              uint64_t seed);
 
-    /// Puts `test.depth` tokens into the caches and runs a few passes, so that what follows runs warm. Throws Error if
-    /// there is no memory for the caches.
+    /// Puts `test.depth` tokens into the caches and runs the prompts of the test, or one token of every sequence, so
+    /// that what follows runs warm. Throws Error if there is no memory for the caches.
     void prepare(const BenchTest& test);
     /// One repetition of the prepared test.
     BenchSample run(const BenchTest& test);

@@ -235,6 +235,8 @@ StripShape gguf_strip_shape(Format format) {
     }
 }
 
+int low_bits(int code_bits) { return code_bits == 3 ? 2 : code_bits == 5 || code_bits == 6 ? 4 : code_bits; }
+
 void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint64_t* codes) {
     const int64_t half = block % 2;
     switch (format) {

@@ -37,6 +37,9 @@ bool is_gguf_strip(Format format);
 /// The shape of its blocks.
 StripShape gguf_strip_shape(Format format);
 
+/// Bits of a code that lie in the first of its runs of lines.
+int low_bits(int code_bits);
+
 /// Block `block` (of 128 columns) of one row, `row` being the row's bytes in the file: its codes, a byte each, [16]
 /// words of eight.
 void unpack_gguf_codes(Format format, const std::byte* row, int64_t block, uint64_t* codes);

@@ -85,11 +85,12 @@ TEST(Workers, ThePartOfASlowWorkerIsDoneByItsNeighbours) {
     Workers workers(cpus(2));
     std::atomic<int64_t> done = 0;
     workers.split(800, 1, [&](int64_t begin, int64_t end, int worker) {
-        // Worker 1 stays in its first piece until the other has done all the rest: its own part and 7 / 8 of this one.
+        // Worker 1 stays in its first piece until the other has done all the rest: its own part and 351 of 400 of this
+        // one.
         const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-        while (worker == 1 && done < 750 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+        while (worker == 1 && done < 751 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
         if (worker == 1) {
-            EXPECT_EQ(done, 750);
+            EXPECT_EQ(done, 751);
         }
         done += end - begin;
     });
