@@ -38,7 +38,7 @@ SplitQuestion split_question(const ForecastQuestion& question, std::vector<std::
 
 std::vector<LayerRange> ranges_for(const ForecastQuestion& question, const SplitQuestion& split) {
     if (question.layer_counts.empty()) return split_over_cards(split);
-    return ranges_of(question.layer_counts, ops::layer_starts(question.trunk).size() - 1, question.cards);
+    return ranges_of(question.layer_counts, layers_to_split(question.trunk), question.cards);
 }
 
 /// What one card adds to a token, or to a chunk of a prompt.
