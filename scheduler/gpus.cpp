@@ -376,8 +376,9 @@ ResidencyRules Gpus::rules_for(const Card& card) const {
 }
 
 PrefetchRules Gpus::prefetch_rules(const ExpertTiers& tiers) const {
-    if (wishes_.prefetch != "auto") return {};
-    return {.worker_bytes = any() ? wishes_.worker_cache_bytes : 0, .reads_file = tiers.file > 0};
+    return {.worker_bytes = any() ? wishes_.worker_cache_bytes : 0,
+            .reads_file = tiers.file > 0,
+            .foretells = wishes_.prefetch == "auto"};
 }
 
 std::unique_ptr<GpuExecutor> Gpus::executor_of(Card& card, const ops::Plan& part, cpu::Workers& workers,

@@ -25,8 +25,7 @@ ResidencyRules::Policy residency_policy(const std::string& name) {
 Prefetched& Prefetched::operator+=(const Prefetched& other) {
     on |= other.on;
     gain = std::max(gain, other.gain);
-    for (int64_t Prefetched::*count :
-         {&Prefetched::foretold, &Prefetched::right, &Prefetched::warmed_bytes, &Prefetched::asked_bytes})
+    for (int64_t Prefetched::*count : {&Prefetched::foretold, &Prefetched::right, &Prefetched::warmed_bytes})
         this->*count += other.*count;
     return *this;
 }
@@ -36,7 +35,7 @@ ResidencyCounters& ResidencyCounters::operator+=(const ResidencyCounters& other)
     for (int64_t Counters::*count :
          {&Counters::choices, &Counters::hits, &Counters::changes, &Counters::bytes, &Counters::core,
           &Counters::streamed, &Counters::adopted, &Counters::ahead, &Counters::in_vain, &Counters::card_reads,
-          &Counters::cpu_reads, &Counters::layers_played})
+          &Counters::cpu_reads, &Counters::layers_played, &Counters::asked_bytes})
         this->*count += other.*count;
     for (double Counters::*seconds :
          {&Counters::link_seconds, &Counters::phase_seconds, &Counters::cpu_seconds, &Counters::exposed_seconds})

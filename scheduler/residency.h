@@ -39,7 +39,6 @@ struct Prefetched {
     double gain = 0;                  // how much longer a pass without took when that was last tried; 0: not tried yet
     int64_t foretold = 0, right = 0;  // choices foretold by gates; of these chosen
     int64_t warmed_bytes = 0;         // brought into caches of the CPU
-    int64_t asked_bytes = 0;          // of files that were asked for ahead
 
     /// Of another card that plays other layers: as ResidencyCounters.
     Prefetched& operator+=(const Prefetched& other);
@@ -68,6 +67,7 @@ struct ResidencyCounters {
     };
     Tried decode = {}, prompts = {};
     Prefetched prefetched = {};
+    int64_t asked_bytes = 0;  // of experts in files, before they were computed
 
     /// Of another card that plays other layers of the same model: they do when any does, and gain as the most does.
     ResidencyCounters& operator+=(const ResidencyCounters& other);
