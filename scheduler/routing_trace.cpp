@@ -19,9 +19,12 @@ int64_t integer(const Json& object, const char* key) {
     return found != object.end() && found->is_number_integer() ? found->get<int64_t>() : -1;
 }
 
-std::string text(const Json& object, const char* key) {
+/// Empty where it is missing.
+std::string text(const Json& object, const char* key, const std::string& where) {
     const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+    if (found == object.end()) return "";
+    if (!found->is_string()) fail(where, ": ", key, " is ", found->type_name(), ", expected a text");
+    return found->get<std::string>();
 }
 
 /// `least`: -1 where an expert need not be known.
@@ -67,9 +70,10 @@ Json ids_json(const std::vector<std::vector<int32_t>>& ids, const std::vector<Ro
 
 RoutedPass read_pass(const Json& json, const std::vector<RoutedLayer>& layers, const std::string& where) {
     if (!json.is_object()) fail(where, ": is ", json.type_name(), ", expected an object");
-    const std::string phase = text(json, "phase");
+    check_keys(json, {"phase", "class", "ids", "foretold"}, where);
+    const std::string phase = text(json, "phase", where);
     if (phase != "prefill" && phase != "decode") fail(where, ": phase is no \"prefill\" or \"decode\"");
-    RoutedPass pass{.decode = phase == "decode", .kind = text(json, "class"), .ids = {}};
+    RoutedPass pass{.decode = phase == "decode", .kind = text(json, "class", where), .ids = {}};
     pass.rows = -1;
     pass.ids = read_ids(json.value("ids", Json()), layers, pass.rows, 0, where);
     if (json.contains("foretold"))
@@ -78,6 +82,12 @@ RoutedPass read_pass(const Json& json, const std::vector<RoutedLayer>& layers, c
 }
 
 }  // namespace
+
+void check_keys(const Json& object, std::initializer_list<std::string_view> known, const std::string& where) {
+    for (const auto& item : object.items())
+        if (std::find(known.begin(), known.end(), item.key()) == known.end())
+            fail(where, ": ", printable(item.key(), 40), " is no key of such a file");
+}
 
 Json layers_json(const std::vector<RoutedLayer>& layers) {
     Json list = Json::array();
@@ -91,6 +101,7 @@ std::vector<RoutedLayer> layers_of(const Json& json, const std::string& where) {
     std::vector<RoutedLayer> layers;
     for (const Json& item : json) {
         if (!item.is_object()) fail(where, ": layer ", layers.size(), " is ", item.type_name(), ", expected an object");
+        check_keys(item, {"experts", "top_k"}, where + ", layer " + std::to_string(layers.size()));
         const RoutedLayer layer{integer(item, "experts"), integer(item, "top_k")};
         if (layer.experts < 1 || layer.experts > kMostExperts || layer.top_k < 1 || layer.top_k > layer.experts)
             fail(where, ": layer ", layers.size(), " has ", layer.experts, " experts and chooses ", layer.top_k,
@@ -125,7 +136,8 @@ RoutingTrace parse_routing_trace(std::string_view content, const std::string& pa
         }
         if (!json.is_object() || integer(json, "thermocline_routing") != kVersion)
             fail(where, ": expected \"thermocline_routing\": ", kVersion, ", as `score --record-routing` writes it");
-        trace.model = text(json, "model");
+        check_keys(json, {"thermocline_routing", "model", "layers"}, where);
+        trace.model = text(json, "model", where);
         trace.layers = layers_of(json.value("layers", Json()), where);
     }
     if (trace.rows() == 0) fail(name, ": holds no routing, expected a trace of `score --record-routing`");
