@@ -11,6 +11,9 @@ namespace thermocline::scheduler {
 namespace {
 
 constexpr double kTooLarge = 1e100;  // of the inflation: then all scores are divided
+/// Of an even share of the slots: what a layer keeps is at most this. Else few slots would all be kept by the layers
+/// that had them first.
+constexpr double kMostKept = 0.75;
 
 }  // namespace
 
@@ -57,6 +60,8 @@ Residency::Residency(std::span<const int64_t> sizes, std::span<const ExpertName>
         largest = std::max(largest, size);
     }
     counted_.resize(static_cast<size_t>(largest));
+    const double even = static_cast<double>(resident.size()) / static_cast<double>(std::max<size_t>(sizes.size(), 1));
+    rules_.least_per_set = std::min(rules_.least_per_set, static_cast<int64_t>(kMostKept * even));
     for (const ExpertName& name : resident) {
         at(name).slot = static_cast<int32_t>(slots_.size());
         at(name).arrived = true;

@@ -22,7 +22,7 @@ struct ResidencyRules {
     double margin = 0.2;          ///< by so much a newcomer's score must be larger
     double prompt_weight = 0.25;  ///< of a token of a prompt
     double most_per_prompt = 8;   ///< tokens that one pass can count for an expert
-    int64_t least_per_set = 4;    ///< slots that the experts of a layer keep
+    int64_t least_per_set = 4;    ///< slots that the experts of a layer keep; fewer where there are few
     bool tries = false;           ///< whether they pay is tried, and they are left out if not (residency_trial.h)
     bool balances = false;        ///< some of them are left to the CPU where a layer ends earlier so (R2)
     int64_t core = 0;             ///< the first of them lie nowhere else (expert_tiers.h): they stay
