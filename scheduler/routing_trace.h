@@ -69,6 +69,7 @@ private:
     std::string path_;
     std::ofstream out_;
     std::vector<RoutedLayer> layers_;
+    std::string line_;
 };
 
 }  // namespace thermocline::scheduler

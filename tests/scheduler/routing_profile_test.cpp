@@ -220,6 +220,27 @@ TEST_F(ProfileFile, WhatIsWrongIsNamed) {
     EXPECT_NE(error().find("not valid JSON"), std::string::npos) << error();
 }
 
+TEST(RoutingTraceFile, IsReadAsItWasWritten) {
+    const std::string path = (std::filesystem::path(testing::TempDir()) / "trace.jsonl").string();
+    const std::vector<RoutedLayer> layers = {{4, 2}, {300, 1}};
+    RoutingRecord record;
+    record.ids = {{0, 3, 1, 2, 3, 0}, {299, 0, 17}};
+    RoutingTraceWriter writer(path, "m", layers);
+    writer.add(record, 1, 2, false, "a \"class\"");
+    record.foretold = {{0, 3, -1, -1, 3, 0}, {-1, 0, 17}};
+    writer.add(record, 1, 1, true);
+    writer.close();
+    const RoutingTrace trace = read_routing_trace(path);
+    EXPECT_EQ(trace.layers, layers);
+    ASSERT_EQ(trace.passes.size(), 2u);
+    EXPECT_EQ(trace.passes[0].ids, (std::vector<std::vector<int32_t>>{{1, 2, 3, 0}, {0, 17}}));
+    EXPECT_EQ(trace.passes[0].kind, "a \"class\"");
+    EXPECT_FALSE(trace.passes[0].decode);
+    EXPECT_EQ(trace.passes[0].rows, 2);
+    EXPECT_TRUE(trace.passes[1].decode);
+    EXPECT_EQ(trace.passes[1].foretold, (std::vector<std::vector<int32_t>>{{-1, -1}, {0}}));
+}
+
 TEST(RoutingTraceFile, WhatIsWrongIsNamedWithItsLine) {
     const std::string head = R"({"thermocline_routing": 1, "model": "m", "layers": [{"experts": 4, "top_k": 2}]})";
     const auto refusal = [&](const std::string& first, const std::string& pass) -> std::string {
