@@ -16,9 +16,9 @@ namespace thermocline::scheduler {
 struct ResidencyRules {
     enum class Policy : uint8_t { kAdaptive, kStatic, kLru };
     Policy policy = Policy::kAdaptive;
-    /// Of scores, in tokens. hybrid-engine.md 4.6 has 512, which loses to LRU on traces of the demo model; 16 to 32
-    /// win.
-    double half_life = 32;
+    /// Of scores, in tokens. hybrid-engine.md 4.6 has 512; on four recorded classes of text and on a trace of the
+    /// statistics published of V4-Flash 8 is never far behind the better of LRU and static (bench/results), 32 is.
+    double half_life = 8;
     double margin = 0.2;          ///< by so much a newcomer's score must be larger
     double prompt_weight = 0.25;  ///< of a token of a prompt
     double most_per_prompt = 8;   ///< tokens that one pass can count for an expert

@@ -5,12 +5,16 @@
 
 Scripture (models/demo/heldout.txt), code (sources of this repository) and tables (its machine files) are fed as they
 are: 64 tokens as a prompt, the others one by one, as if they had been generated. In chats the model answers itself.
-Writes OUT/CLASS.jsonl for bench/residency_replay, OUT/profile.json and OUT/report.html, and prints a line a class and
+A fifth trace is drawn, not recorded: four layers of 256 experts whose choices come back as those of V4-Flash do by what
+is published (hybrid-engine.md 1.4: experts of 2 to 5 tokens together, hit rates of LRU).
+Writes OUT/CLASS.jsonl, OUT/published.jsonl for bench/residency_replay, OUT/profile.json and OUT/report.html, and prints a line a class and
 resident share: hit rates, and adaptive beside the better of LRU and static, and beside the offline optimum."""
 import argparse
 import glob
 import json
+import math
 import os
+import random
 import subprocess
 import time
 import urllib.error
@@ -23,6 +27,29 @@ QUESTIONS = [
     "What did the king say to his servants?", "How many days did it rain?", "Name three mountains and why they matter.",
     "Tell a story of two brothers and a field.", "What is wisdom worth?", "Describe the temple, its doors and pillars.",
     "Why were the people afraid?", "Give me a law about oxen.", "Sing a song of praise."]
+
+
+# Of the experts of a layer in the order in which they were last chosen: each of those up to the first number is chosen by
+# this share of the tokens.
+PUBLISHED = [(6, 0.39), (16, 0.15), (22, 0.06), (64, 0.0157), (128, 0.0084), (256, 0.0047)]
+
+
+def draw_published(path, layers=4, experts=256, top_k=6, tokens=3000):
+    draw = random.Random(5)
+    shares = [next(share for end, share in PUBLISHED if place < end) for place in range(experts)]
+    odds = [share / (1 - share) for share in shares]
+    last = [draw.sample(range(experts), experts) for _ in range(layers)]
+    with open(path, "w", encoding="utf-8") as file:
+        shape = [{"experts": experts, "top_k": top_k}] * layers
+        print(json.dumps({"thermocline_routing": 1, "model": "drawn", "layers": shape}), file=file)
+        for _ in range(tokens):
+            ids = []
+            for layer in range(layers):
+                places = sorted(range(experts), key=lambda place: -math.log(1 - draw.random()) / odds[place])[:top_k]
+                chosen = [last[layer][place] for place in places]
+                last[layer] = chosen + [expert for expert in last[layer] if expert not in chosen]
+                ids.append([chosen])
+            print(json.dumps({"phase": "decode", "ids": ids}), file=file)
 
 
 def texts_of(kind):
@@ -98,7 +125,8 @@ def main():
     traces = [flag for kind in fed + ["chat"] for flag in ("--from-trace", f"{out}/{kind}.jsonl")]
     subprocess.run([binary, "profile", *traces, "-o", f"{out}/profile.json", "--report", f"{out}/report.html"],
                    check=True, stdout=open(f"{out}/profile.txt", "w", encoding="utf-8"))
-    for kind in fed + ["chat"]:
+    draw_published(f"{out}/published.jsonl")
+    for kind in fed + ["chat", "published"]:
         print(f"## {kind}", flush=True)
         fractions = ["--fractions", *flags.fractions] if flags.fractions else []
         subprocess.run([f"{flags.build}/bench/residency_replay", f"{out}/{kind}.jsonl", *fractions], check=True)
