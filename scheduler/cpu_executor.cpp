@@ -48,7 +48,8 @@ double seconds_between(Clock::time_point begin, Clock::time_point end) {
 CpuExecutor::CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels,
                          ExecutorLimits limits, const PrefetchRules& prefetch)
     : plan_(plan), workers_(workers), kernels_(kernels), limits_(limits), rows_(limits) {
-    if (prefetch.any()) prefetch_.emplace(plan_, prefetch);
+    if (prefetch.reads_file) reader_.emplace(plan_);
+    if (prefetch.reads_file && prefetch.foretells) prefetch_.emplace(plan_, prefetch);
     const auto slot_floats = [&](const ops::SlotSpec& slot) {
         return padded(slot.cols * (slot.rows == ops::Rows::kTokens ? limits.max_rows : limits.max_outputs));
     };
@@ -90,18 +91,15 @@ void CpuExecutor::play_steps(const cpu::Frame& frame) {
         play(plan_.steps[i], frame);
         if (foretells && foretelling != plan_.foretold.end() && static_cast<size_t>(foretelling->after) == i) {
             const std::span<const int32_t> ids = foretell(plan_, *foretelling++, frame);
-            if (prefetches_ && prefetch_->known(layer, ids.data()))
-                prefetch_->ask_for(layer, prefetch_->expected(layer));
+            if (prefetches_ && prefetch_->known(layer, ids.data())) reader_->ask(layer, prefetch_->expected(layer));
             if (routing_ != nullptr && routing_->wants_foretold) foretold.assign(ids.begin(), ids.end());
         }
         const auto* route = std::get_if<ops::Route>(&plan_.steps[i]);
         if (route == nullptr) continue;
         const int32_t* ids = frame.int_row(route->ids, 0);  // layers share the slot: the next one writes over it
         const auto count = static_cast<size_t>(frame.batch.rows() * route->top_k);
-        if (prefetches_) {
-            prefetch_->note(layer, {ids, count});
-            prefetch_->ask_for(layer, {ids, count});
-        }
+        if (prefetches_) prefetch_->note(layer, {ids, count});
+        if (reader_) reader_->ask(layer, {ids, count});
         if (routing_ != nullptr) record(*route, frame, layer, foretold);
         ++layer;
     }
@@ -135,9 +133,10 @@ void CpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
     const cpu::Frame frame{plan_, batch, slots_.data(), rotations_.data(), shared_, per_worker_, workers_, kernels_};
     const auto began = Clock::now();
     const bool may_prefetch = prefetch_ && batch.rows() <= kPrefetchRows && profile_ == nullptr;
+    if (reader_) reader_->begin_pass();
     prefetches_ = may_prefetch && prefetch_->begin_pass(batch.tokens, true);
     for (size_t i = 0; prefetches_ && i < prefetch_->layers().size(); ++i)  // what goes by token is known at once
-        if (prefetch_->known(i, nullptr)) prefetch_->ask_for(i, prefetch_->expected(i));
+        if (prefetch_->known(i, nullptr)) reader_->ask(i, prefetch_->expected(i));
     if (profile_ != nullptr)
         play_timed(frame);
     else
@@ -150,6 +149,7 @@ void CpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
 ResidencyCounters CpuExecutor::residency() const {
     ResidencyCounters counters;
     if (prefetch_) counters.prefetched = prefetch_->counters();
+    if (reader_) counters.asked_bytes = reader_->bytes();
     return counters;
 }
 

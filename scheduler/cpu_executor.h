@@ -7,6 +7,7 @@
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
 #include "scheduler/expert_prefetch.h"
+#include "scheduler/expert_reader.h"
 #include "src/base/pages.h"
 
 #include <cstdint>
@@ -20,7 +21,7 @@ namespace thermocline::scheduler {
 class CpuExecutor : public Executor {
 public:
     /// `plan` must outlive the executor. `workers` is shared with other executors of the same thread (trunk and MTP).
-    /// `prefetch`: only experts in files can be asked for here, since the workers never wait.
+    /// `prefetch`: only experts in files can be brought near here, since the workers never wait.
     CpuExecutor(const ops::Plan& plan, cpu::Workers& workers, const cpu::KernelTable& kernels, ExecutorLimits limits,
                 const PrefetchRules& prefetch = {});
 
@@ -56,6 +57,7 @@ private:
     RoutingRecord* routing_ = nullptr;
     std::optional<ExpertPrefetch> prefetch_;  // nothing: there is none
     bool prefetches_ = false;                 // in this pass
+    std::optional<ExpertReader> reader_;      // nothing: all experts are in memory
 };
 
 }  // namespace thermocline::scheduler

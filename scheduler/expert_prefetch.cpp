@@ -1,7 +1,6 @@
 #include "scheduler/expert_prefetch.h"
 
 #include "src/base/log.h"
-#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <atomic>
@@ -13,19 +12,6 @@ namespace {
 
 int32_t seen(const int32_t* number) {
     return std::atomic_ref<int32_t>(*const_cast<int32_t*>(number)).load(std::memory_order_relaxed);
-}
-
-/// What a matrix's codes and scales take where they lie.
-template <typename Body>
-void each_piece(const quant::Matrix& w, Body body) {
-    if (w.layout == quant::Layout::kStrips) {
-        const int64_t strips = w.rows / quant::kStripRows;
-        for (int64_t first = 0, slice = 0; first < strips; first += w.slice_strips, ++slice)
-            body(w.data + slice * w.slice_stride, std::min(w.slice_strips, strips - first) * w.strip_bytes);
-    } else {
-        body(w.data, w.rows * w.row_bytes);
-    }
-    if (w.scales != nullptr) body(w.scales, (w.rows + w.scale_rows - 1) / w.scale_rows * w.scale_stride);
 }
 
 }  // namespace
@@ -52,10 +38,7 @@ ExpertPrefetch::ExpertPrefetch(const ops::Plan& plan, const PrefetchRules& rules
         const auto* step = std::get_if<ops::Experts>(&plan.steps[i]);
         if (step == nullptr) continue;
         Layer& layer = layers_.emplace_back(Layer{step});
-        const auto numbers = static_cast<size_t>(step->top_k * kPrefetchRows);
-        Heard& heard = heard_.emplace_back();
-        heard.ids.reserve(numbers);
-        heard.asked.reserve(2 * numbers);
+        heard_.emplace_back().reserve(static_cast<size_t>(step->top_k * kPrefetchRows));
         if (route == nullptr || route->ids != step->ids) continue;
         if (route->table != ops::kNone) layer.table = &plan.tables[static_cast<size_t>(route->table)];
         if (layer.table == nullptr) layer.foretelling = foretelling;
@@ -63,16 +46,12 @@ ExpertPrefetch::ExpertPrefetch(const ops::Plan& plan, const PrefetchRules& rules
     }
     is_in_.resize(most);
     experts_.reserve(most);
-    if (rules_.reads_file) reader_ = std::make_unique<memory::ReadAhead>();
     counters_.on = true;
 }
 
 bool ExpertPrefetch::begin_pass(std::span<const int32_t> tokens, bool undisturbed) {
     tokens_ = tokens;
-    for (Heard& one : heard_) {
-        one.ids.clear();
-        one.asked.clear();
-    }
+    for (std::vector<int32_t>& ids : heard_) ids.clear();
     tried_ = undisturbed;
     used_ = undisturbed ? trial_.use(std::ssize(tokens)) : trial_.on();
     return used_;
@@ -92,7 +71,7 @@ void ExpertPrefetch::end_pass(std::chrono::duration<double> took) {
 
 bool ExpertPrefetch::known(size_t layer, const int32_t* early) {
     const Layer& one = layers_[layer];
-    std::vector<int32_t>& ids = heard_[layer].ids;
+    std::vector<int32_t>& ids = heard_[layer];
     if (!ids.empty()) return true;
     if (one.table != nullptr) {
         for (const int32_t token : tokens_) {
@@ -111,7 +90,7 @@ bool ExpertPrefetch::known(size_t layer, const int32_t* early) {
 }
 
 std::span<const int32_t> ExpertPrefetch::expected(size_t layer) {
-    const std::vector<int32_t>& ids = heard_[layer].ids;
+    const std::vector<int32_t>& ids = heard_[layer];
     const auto top_k = static_cast<size_t>(layers_[layer].step->top_k);
     // The first choice of every row before the second: a router names its choices by their scores.
     experts_.clear();
@@ -125,22 +104,8 @@ std::span<const int32_t> ExpertPrefetch::expected(size_t layer) {
     return experts_;
 }
 
-void ExpertPrefetch::ask_for(size_t layer, std::span<const int32_t> experts) {
-    if (!reader_) return;
-    std::vector<int32_t>& asked = heard_[layer].asked;
-    const ops::ExpertSet& set = plan_.experts[static_cast<size_t>(layers_[layer].step->experts)];
-    for (const int32_t expert : experts) {
-        if (expert < 0 || std::find(asked.begin(), asked.end(), expert) != asked.end()) continue;
-        asked.push_back(expert);
-        for (const auto* list : {&set.w1, &set.w3, &set.w2})
-            each_piece((*list)[static_cast<size_t>(expert)], [&](const std::byte* data, int64_t bytes) {
-                if (reader_->ask({data, static_cast<size_t>(bytes)})) counters_.asked_bytes += bytes;
-            });
-    }
-}
-
 void ExpertPrefetch::note(size_t layer, std::span<const int32_t> chosen) {
-    const std::vector<int32_t>& ids = heard_[layer].ids;
+    const std::vector<int32_t>& ids = heard_[layer];
     if (layers_[layer].table != nullptr || ids.size() != chosen.size()) return;
     const auto top_k = static_cast<size_t>(layers_[layer].step->top_k);
     for (size_t at = 0; at < ids.size(); ++at) {

@@ -1,11 +1,10 @@
 // Prefetch that cannot hurt (hybrid-engine.md 4.7): what a layer's router will choose is known before its attention,
 // exactly where it goes by token and mostly where its gate reads what attention reads; experts so foretold that the
 // card has not are brought into the caches of the CPU while it waits for its job, or asked for ahead where they lie in
-// a file. In passes that decode only; nothing that is computed depends on it. Now and then such passes are played in
-// turn with and without it, and it is left out while it gains nothing. Used by the engine thread.
+// a file (expert_reader.h). In passes that decode only; nothing that is computed depends on it. Now and then such
+// passes are played in turn with and without it, and it is left out while it gains nothing. Used by the engine thread.
 #pragma once
 
-#include "memory/read_ahead.h"
 #include "scheduler/residency.h"
 #include "scheduler/residency_trial.h"
 #include "scheduler/topology.h"
@@ -13,7 +12,6 @@
 
 #include <chrono>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,9 +22,10 @@ inline constexpr int64_t kPrefetchRows = 32;  // of a pass; more choose most exp
 
 struct PrefetchRules {
     int64_t worker_bytes = 0;  ///< of its caches that every worker may fill; 0: none
-    bool reads_file = false;   ///< some experts lie in mapped files and in no memory: they are asked for
+    bool reads_file = false;   ///< some experts lie in mapped files and in no memory: those chosen are asked for
+    bool foretells = true;     ///< those foretold are brought near, or asked for, as long as that gains
     int32_t wrong_by = 0;      ///< for tests: added to what is foretold
-    bool any() const { return worker_bytes > 0 || reads_file; }
+    bool any() const { return foretells && (worker_bytes > 0 || reads_file); }
     /// It costs little, so it is tried soon; and it stays only if it gains.
     TrialRules trial = {.first = 16, .pairs = 12, .clearly = 0.01, .least_gain = 0.02};
 };
@@ -61,9 +60,6 @@ public:
     bool known(size_t layer, const int32_t* early);
     /// The experts that it will choose if known(), each once, likely ones first.
     std::span<const int32_t> expected(size_t layer);
-    /// Asks for those of them in files, of any layer and as soon as they are known; again for what has been chosen, so
-    /// that the first of them is computed while the others come.
-    void ask_for(size_t layer, std::span<const int32_t> experts);
     void warmed(int64_t bytes) { counters_.warmed_bytes += bytes; }
     /// What the rows of the pass have chosen in a layer.
     void note(size_t layer, std::span<const int32_t> chosen);
@@ -71,18 +67,13 @@ public:
     const Prefetched& counters() const { return counters_; }
 
 private:
-    struct Heard {
-        std::vector<int32_t> ids;  // [rows * top_k] foretold in this pass; empty: nothing
-        std::vector<int32_t> asked;
-    };
     const PrefetchRules rules_;
     const ops::Plan& plan_;
     std::vector<Layer> layers_;
-    std::vector<Heard> heard_;  // of each layer
+    std::vector<std::vector<int32_t>> heard_;  // of each layer, [rows * top_k] foretold in this pass; empty: nothing
     std::vector<int32_t> experts_;
     std::vector<char> is_in_;  // [experts of a layer]
     std::span<const int32_t> tokens_;
-    std::unique_ptr<memory::ReadAhead> reader_;
     ResidencyTrial trial_;
     bool used_ = false, tried_ = false;
     Prefetched counters_;

@@ -1,5 +1,6 @@
 #include "scheduler/forecast.h"
 
+#include "scheduler/gpu_report.h"
 #include "scheduler/printed.h"
 #include "src/base/error.h"
 
@@ -97,6 +98,17 @@ Json tiers_json(const ExpertTiers& tiers, int64_t expert_bytes) {
             {"expert_bytes", expert_bytes}};
 }
 
+std::string slow_link_of(const DescribedGpu& gpu, const ExpertTiers& tiers) {
+    if (gpu.unified_memory) return "";
+    return slow_fallback({.to_device = gpu.speed.link.to_device,
+                          .to_host = gpu.speed.link.to_host,
+                          .experts_cross = tiers.slots < tiers.experts});
+}
+
+std::string slow_text(const std::string& slow) {
+    return slow.empty() ? "" : "\n`serve` and `run` start so only with --allow-slow-fallback: " + slow + "\n";
+}
+
 std::string expected_text(const AllExpected& all, bool on_card) {
     std::string text = "\nExpected of one sequence, computed, not measured\n";
     text += printed("%-14s %12s  %-16s %13s  %-24s %s\n", "", "decode tok/s", "limited by", "prefill tok/s",
@@ -161,6 +173,7 @@ Forecast forecast(const ForecastQuestion& question) {
                          {.expert_bytes = host.expert_bytes,
                           .host_budget = unified ? 0 : host.budget_for(host.experts - slots),
                           .card_budget = gpu != nullptr ? sufficient_card(question, *answer.gpu, room) : 0});
+    if (gpu != nullptr) answer.slow = slow_link_of(*gpu, answer.tiers);
     const TokenWork work = token_work(question.trunk, question.context - 1);
     const int64_t chunk = std::min(question.context, answer.gpu ? answer.gpu->prefill_chunk : question.prefill_chunk);
     for (size_t i = 0; i < answer.expected.size(); ++i) {
@@ -234,7 +247,7 @@ std::string forecast_text(const Forecast& forecast, const MachineDescription& ma
     if (forecast.host) text += host_text(*forecast.host, forecast.tiers, forecast.host_is_asked);
     if (forecast.tiers.core > 0 || forecast.tiers.file > 0)
         text += "\nRouted experts\n" + tiers_text(forecast.tiers, forecast.expert_bytes);
-    text += expected_text(forecast.expected, forecast.gpu.has_value());
+    text += expected_text(forecast.expected, forecast.gpu.has_value()) + slow_text(forecast.slow);
     if (!forecast.refusal.empty()) text += "\ndoes not fit: " + forecast.refusal + "\n";
     return text;
 }
@@ -242,6 +255,7 @@ std::string forecast_text(const Forecast& forecast, const MachineDescription& ma
 Json forecast_json(const Forecast& forecast) {
     return {{"fits", forecast.refusal.empty()},
             {"refusal", forecast.refusal},
+            {"slow_fallback", forecast.slow},
             {"card", forecast.card},
             {"gpu", forecast.gpu ? card_json(*forecast.gpu) : Json(nullptr)},
             {"host", forecast.host ? host_json(*forecast.host, forecast.tiers) : Json(nullptr)},

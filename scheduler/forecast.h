@@ -48,6 +48,7 @@ struct Forecast {
     };
     std::array<Expected, 3> expected;
     std::string refusal;  // the first thing that does not fit; empty: all does
+    std::string slow;     // slow_fallback(), which is not started with unasked; empty: nothing
 };
 
 /// Throws Error if a wish is out of range or over what the card has.
@@ -69,6 +70,9 @@ std::string host_text(const HostMemoryPlan& host, const ExpertTiers& tiers, bool
 Json host_json(const HostMemoryPlan& host, const ExpertTiers& tiers);
 Json card_json(const GpuMemoryPlan& plan);
 Json tiers_json(const ExpertTiers& tiers, int64_t expert_bytes);
+/// slow_fallback() of a card with so many of its experts resident, as far as a machine file knows; and what it means.
+std::string slow_link_of(const DescribedGpu& gpu, const ExpertTiers& tiers);
+std::string slow_text(const std::string& slow);
 /// Of host memory beside cards, as a question asks. Throws Error if the budget is more than the machine has.
 HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card);
 inline constexpr Outlook kOutlooks[] = {Outlook::kConservative, Outlook::kTarget, Outlook::kUpperBound};

@@ -94,6 +94,7 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
         prefetch_.emplace(plan_, prefetch);
         absent_.reserve(static_cast<size_t>(most_experts(plan_)));
     }
+    if (prefetch.reads_file) reader_.emplace(plan_);
     take_host_memory();
     try {
         begin(rules, !resident.empty());
@@ -304,6 +305,7 @@ void GpuExecutor::enqueue(const cuda::Frame& f) {
 /// Part of the recorded pass: what most draws need, or the streams of a plan without logits.
 void GpuExecutor::fetch_results(const cuda::Frame& f) {
     if (plan_.logits == ops::kNone) {
+        if (plan_.streams == ops::kNone) return;  // bench/paced_machine.h: a plan that computes nothing
         const auto slot = static_cast<size_t>(plan_.streams);
         return stream_->copy(host_streams_, workspace_.slots[slot], f.batch.rows * plan_.slots[slot].cols * 4);
     }
@@ -435,7 +437,7 @@ std::span<const int32_t> GpuExecutor::expected_absent(size_t layer) {
 bool GpuExecutor::prefetch(size_t layer) {
     if (!prefetch_->known(layer, early_[layer])) return false;
     const std::span<const int32_t> experts = expected_absent(layer);
-    prefetch_->ask_for(layer, experts);
+    if (reader_) reader_->ask(layer, experts);
     const Handoff& handoff = handoffs_[layer];
     if (!experts.empty() && prefetch_->worker_bytes() > 0)
         prefetch_->warmed(cpu::warm_experts(*handoff.step, host_frame(*to_prefetch_), experts,
@@ -445,15 +447,15 @@ bool GpuExecutor::prefetch(size_t layer) {
 
 void GpuExecutor::serve_experts(const ops::Batch& batch, Clock::time_point deadline) {
     // What goes by token is known at once, and a file is slow.
-    for (size_t i = 0; i < handoffs_.size() && prefetches_; ++i)
-        if (prefetch_->known(i, nullptr)) prefetch_->ask_for(i, expected_absent(i));
+    for (size_t i = 0; i < handoffs_.size() && prefetches_ && reader_; ++i)
+        if (prefetch_->known(i, nullptr)) reader_->ask(i, expected_absent(i));
     for (awaited_ = 0; awaited_ < handoffs_.size(); ++awaited_) {
         to_prefetch_ = prefetches_ ? &batch : nullptr;
         const Handoff& handoff = handoffs_[awaited_];
         await_job(handoff, deadline);
         to_prefetch_ = nullptr;
-        if (prefetches_ && flag_of(handoff.to.job) == cuda::kJob)
-            prefetch_->ask_for(awaited_, {handoff.to.ids, static_cast<size_t>(batch.rows() * handoff.step->top_k)});
+        if (reader_ && flag_of(handoff.to.job) == cuda::kJob)
+            reader_->ask(awaited_, {handoff.to.ids, static_cast<size_t>(batch.rows() * handoff.step->top_k)});
         compute(handoff, batch);
     }
 }
@@ -533,6 +535,7 @@ void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, con
         all_logits |= part.outputs > 0 && part.all_logits;
     }
     fetched_ = false;
+    if (reader_) reader_->begin_pass();
     bool noted = false;
     const bool may_prefetch = prefetch_ && batch.rows() <= kPrefetchRows && profile_ == nullptr;
     prefetches_ = false;
@@ -586,6 +589,7 @@ ResidencyCounters GpuExecutor::residency() const {
     counters.cpu_seconds = cpu_seconds_;
     counters.exposed_seconds = exposed_seconds_;
     if (prefetch_) counters.prefetched = prefetch_->counters();
+    if (reader_) counters.asked_bytes = reader_->bytes();
     if (stream_of_experts_) {
         counters.streamed = stream_of_experts_->sent();
         counters.link_seconds = static_cast<double>(counters.streamed) * experts_.link_seconds();

@@ -14,6 +14,7 @@
 #include "scheduler/batch_rows.h"
 #include "scheduler/executor.h"
 #include "scheduler/expert_prefetch.h"
+#include "scheduler/expert_reader.h"
 #include "scheduler/expert_speed.h"
 #include "scheduler/expert_stream.h"
 #include "scheduler/gpu_experts.h"
@@ -174,6 +175,7 @@ private:
     const ops::Batch* to_prefetch_ = nullptr;  // set: the layer that is waited for has still to be brought near
     size_t awaited_ = 0;
     std::vector<int32_t> absent_;
+    std::optional<ExpertReader> reader_;  // nothing: all experts are in memory
 
     /// By rows, outputs, whether experts on the card take part, and whether choices are foretold.
     std::map<std::tuple<int64_t, int64_t, bool, bool>, std::unique_ptr<cuda::Graph>> graphs_;

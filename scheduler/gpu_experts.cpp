@@ -197,8 +197,7 @@ void GpuExperts::begin_pass(cuda::Stream& stream, int64_t rows, bool is_prompt) 
 void GpuExperts::note(ops::ExpertsId set, std::span<const int32_t> ids) {
     counters_.choices += std::ssize(ids);
     if (slots_.empty()) return;
-    if (used_)
-        for (const int32_t id : ids) counters_.hits += host_slot_of({set, id}) >= 0;
+    for (const int32_t id : ids) counters_.hits += host_slot_of({set, id}) >= 0;
     if (residency_) residency_->note(set, ids);
 }
 

@@ -166,18 +166,19 @@ PlacedExperts Gpus::asked_experts(const ops::Plan& plan, const std::string& mode
 
 /// One card has all layers. Several: those of --layer-split, or of --placement, or the best.
 void Gpus::divide_layers(const SplitQuestion& question, const PlacedExperts& asked) {
-    const size_t layers = ops::layer_starts(question.plan).size() - 1;
+    const bool splits = cards_.size() > 1;
+    const size_t layers = splits ? layers_to_split(question.plan) : ops::layer_starts(question.plan).size() - 1;
     std::vector<LayerRange> ranges = {{0, layers}};
     if (!wishes_.layer_split.empty())
         ranges = ranges_of(wishes_.layer_split, layers, cards_.size());
-    else if (cards_.size() > 1 && asked.layers_of_cards.size() == cards_.size())
+    else if (splits && asked.layers_of_cards.size() == cards_.size())
         ranges = ranges_of(asked.layers_of_cards, layers, cards_.size());
-    else if (cards_.size() > 1)
+    else if (splits)
         ranges = split_over_cards(question);
     const std::vector<CardPart> parts = parts_of(question, ranges);
     for (size_t i = 0; i < cards_.size(); ++i) {
         Card& card = cards_[i];
-        card.layers = cards_.size() > 1 ? parts[i].layers : LayerRange{0, question.plan.experts.size()};
+        card.layers = splits ? parts[i].layers : LayerRange{0, question.plan.experts.size()};
         card.memory = parts[i].memory;
         const int index = card.device->info().index;
         const std::string of = cards_.size() == 1 ? std::string()
@@ -375,8 +376,9 @@ ResidencyRules Gpus::rules_for(const Card& card) const {
 }
 
 PrefetchRules Gpus::prefetch_rules(const ExpertTiers& tiers) const {
-    if (wishes_.prefetch != "auto") return {};
-    return {.worker_bytes = any() ? wishes_.worker_cache_bytes : 0, .reads_file = tiers.file > 0};
+    return {.worker_bytes = any() ? wishes_.worker_cache_bytes : 0,
+            .reads_file = tiers.file > 0,
+            .foretells = wishes_.prefetch == "auto"};
 }
 
 std::unique_ptr<GpuExecutor> Gpus::executor_of(Card& card, const ops::Plan& part, cpu::Workers& workers,

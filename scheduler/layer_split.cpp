@@ -151,11 +151,7 @@ std::vector<LayerRange> split_layers(size_t layers, size_t cards,
 }
 
 std::vector<LayerRange> split_over_cards(const SplitQuestion& question) {
-    const size_t cards = question.cards.size(), layers = ops::layer_starts(question.plan).size() - 1;
-    if (layers != question.plan.experts.size())
-        fail(
-            "the layers of this model cannot be split over cards: more than its streams pass between them. Use --gpus "
-            "1");
+    const size_t cards = question.cards.size(), layers = layers_to_split(question.plan);
     if (cards > layers) fail("--gpus is ", cards, ", but the model has ", layers, " layers with routed experts");
     const int64_t chunk = question.wishes.prefill_chunk;
     for (const int64_t rows : {chunk, std::min(chunk, question.wishes.least_prefill_chunk)}) {
@@ -198,6 +194,13 @@ std::vector<CardPart> parts_of(const SplitQuestion& question, std::span<const La
         }
     }
     return parts;
+}
+
+size_t layers_to_split(const ops::Plan& plan) {
+    const std::string why_not = ops::why_not_cut(plan);
+    if (!why_not.empty())
+        fail("the layers of this model cannot be split over cards: ", printable(why_not, 400), ". Use --gpus 1");
+    return ops::layer_starts(plan).size() - 1;
 }
 
 std::vector<LayerRange> ranges_of(std::span<const int64_t> counts, size_t layers, size_t cards) {

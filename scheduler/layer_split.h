@@ -62,6 +62,10 @@ struct CardPart {
 /// the cards say themselves what does not fit.
 std::vector<CardPart> parts_of(const SplitQuestion& question, std::span<const LayerRange> ranges);
 
+/// The layers that cards can share: ops::layer_starts(). Throws Error with the reason if the plan cannot be cut behind
+/// every layer with routed experts.
+size_t layers_to_split(const ops::Plan& plan);
+
 /// Of numbers of layers, in order. Throws Error unless they are one for each card, none 0, and as many as there are.
 std::vector<LayerRange> ranges_of(std::span<const int64_t> counts, size_t layers, size_t cards);
 

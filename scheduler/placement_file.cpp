@@ -74,6 +74,10 @@ PlacedExperts parse_placement(std::string_view content, const std::string& path,
     const Json json = parse_json(content, file);
     if (!json.is_object() || json.value("thermocline_placement", Json()) != kVersion)
         fail(file, ": expected \"thermocline_placement\": ", kVersion, ", as `thermocline place` writes it");
+    check_keys(json,
+               {"thermocline_placement", "model", "layers", "resident", "shares", "layers_of_cards",
+                "expected_hit_rate", "expected_expert_seconds", "machine", "slots", "card_only", "card"},
+               file);
     const Json name = json.value("model", Json());
     check_model(path, name.is_string() ? name.get<std::string>() : "", layers_of(json.value("layers", Json()), file),
                 model, layers);

@@ -11,6 +11,9 @@ namespace thermocline::scheduler {
 namespace {
 
 constexpr double kTooLarge = 1e100;  // of the inflation: then all scores are divided
+/// Of an even share of the slots: what a layer keeps is at most this. Else few slots would all be kept by the layers
+/// that had them first.
+constexpr double kMostKept = 0.75;
 
 }  // namespace
 
@@ -25,8 +28,7 @@ ResidencyRules::Policy residency_policy(const std::string& name) {
 Prefetched& Prefetched::operator+=(const Prefetched& other) {
     on |= other.on;
     gain = std::max(gain, other.gain);
-    for (int64_t Prefetched::*count :
-         {&Prefetched::foretold, &Prefetched::right, &Prefetched::warmed_bytes, &Prefetched::asked_bytes})
+    for (int64_t Prefetched::*count : {&Prefetched::foretold, &Prefetched::right, &Prefetched::warmed_bytes})
         this->*count += other.*count;
     return *this;
 }
@@ -36,7 +38,7 @@ ResidencyCounters& ResidencyCounters::operator+=(const ResidencyCounters& other)
     for (int64_t Counters::*count :
          {&Counters::choices, &Counters::hits, &Counters::changes, &Counters::bytes, &Counters::core,
           &Counters::streamed, &Counters::adopted, &Counters::ahead, &Counters::in_vain, &Counters::card_reads,
-          &Counters::cpu_reads, &Counters::layers_played})
+          &Counters::cpu_reads, &Counters::layers_played, &Counters::asked_bytes})
         this->*count += other.*count;
     for (double Counters::*seconds :
          {&Counters::link_seconds, &Counters::phase_seconds, &Counters::cpu_seconds, &Counters::exposed_seconds})
@@ -58,6 +60,8 @@ Residency::Residency(std::span<const int64_t> sizes, std::span<const ExpertName>
         largest = std::max(largest, size);
     }
     counted_.resize(static_cast<size_t>(largest));
+    const double even = static_cast<double>(resident.size()) / static_cast<double>(std::max<size_t>(sizes.size(), 1));
+    rules_.least_per_set = std::min(rules_.least_per_set, static_cast<int64_t>(kMostKept * even));
     for (const ExpertName& name : resident) {
         at(name).slot = static_cast<int32_t>(slots_.size());
         at(name).arrived = true;

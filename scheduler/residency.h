@@ -16,13 +16,13 @@ namespace thermocline::scheduler {
 struct ResidencyRules {
     enum class Policy : uint8_t { kAdaptive, kStatic, kLru };
     Policy policy = Policy::kAdaptive;
-    /// Of scores, in tokens. hybrid-engine.md 4.6 has 512, which loses to LRU on traces of the demo model; 16 to 32
-    /// win.
-    double half_life = 32;
+    /// Of scores, in tokens. hybrid-engine.md 4.6 has 512; on four recorded classes of text and on a trace of the
+    /// statistics published of V4-Flash 8 is never far behind the better of LRU and static (bench/results), 32 is.
+    double half_life = 8;
     double margin = 0.2;          ///< by so much a newcomer's score must be larger
     double prompt_weight = 0.25;  ///< of a token of a prompt
     double most_per_prompt = 8;   ///< tokens that one pass can count for an expert
-    int64_t least_per_set = 4;    ///< slots that the experts of a layer keep
+    int64_t least_per_set = 4;    ///< slots that the experts of a layer keep; fewer where there are few
     bool tries = false;           ///< whether they pay is tried, and they are left out if not (residency_trial.h)
     bool balances = false;        ///< some of them are left to the CPU where a layer ends earlier so (R2)
     int64_t core = 0;             ///< the first of them lie nowhere else (expert_tiers.h): they stay
@@ -39,7 +39,6 @@ struct Prefetched {
     double gain = 0;                  // how much longer a pass without took when that was last tried; 0: not tried yet
     int64_t foretold = 0, right = 0;  // choices foretold by gates; of these chosen
     int64_t warmed_bytes = 0;         // brought into caches of the CPU
-    int64_t asked_bytes = 0;          // of files that were asked for ahead
 
     /// Of another card that plays other layers: as ResidencyCounters.
     Prefetched& operator+=(const Prefetched& other);
@@ -68,6 +67,7 @@ struct ResidencyCounters {
     };
     Tried decode = {}, prompts = {};
     Prefetched prefetched = {};
+    int64_t asked_bytes = 0;  // of experts in files, before they were computed
 
     /// Of another card that plays other layers of the same model: they do when any does, and gain as the most does.
     ResidencyCounters& operator+=(const ResidencyCounters& other);

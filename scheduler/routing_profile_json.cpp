@@ -28,6 +28,7 @@ public:
 
     RoutingClass read_class(const Json& json, const std::string& at) const {
         const Json& name = member(json, "name", at);
+        known(json, {"name", "prefill", "decode", "next_layer", "foretold", "curves"}, at);
         if (!name.is_string()) wrong(at + ".name", name, "a text");
         RoutingClass one{name.get<std::string>(),
                          read_counts(member(json, "prefill", at), at + ".prefill"),
@@ -38,6 +39,9 @@ public:
             one.next_layer.push_back(share(value, at + ".next_layer"));
         if (json.contains("foretold")) read_foretold(json.at("foretold"), at + ".foretold", one);
         const Json& curves = member(json, "curves", at);
+        known(curves, {"choices", "fractions", "adaptive", "lru", "static", "optimum"}, at + ".curves");
+        const Json& fractions = member(curves, "fractions", at + ".curves");
+        if (fractions != Json(kCurveFractions)) wrong(at + ".curves.fractions", fractions, dump_json(kCurveFractions));
         one.working_set.choices = count(member(curves, "choices", at + ".curves"), at + ".curves.choices");
         read_rates(curves, "adaptive", at, one.working_set, &WorkingSet::Rates::adaptive);
         read_rates(curves, "lru", at, one.working_set, &WorkingSet::Rates::lru);
@@ -69,10 +73,15 @@ private:
         return json.get<double>();
     }
 
+    void known(const Json& object, std::initializer_list<std::string_view> keys, const std::string& at) const {
+        check_keys(object, keys, path_ + ": " + at);
+    }
+
     void read_foretold(const Json& json, const std::string& at, RoutingClass& one) const {
         one.foretold_rows = count(member(json, "rows", at), at + ".rows");
         for (const Json& value : list(member(json, "shares", at), at + ".shares", layers_.size()))
             one.foretold.push_back(share(value, at + ".shares"));
+        known(json, {"rows", "shares"}, at);
         if (one.foretold_rows == 0) wrong(at + ".rows", json.at("rows"), "at least 1");
     }
 
@@ -87,6 +96,7 @@ private:
         RoutingCounts counts;
         counts.rows = count(member(json, "rows", at), at + ".rows");
         const Json &chosen = member(json, "counts", at), &pairs = member(json, "pairs", at);
+        known(json, {"rows", "counts", "pairs"}, at);
         (void)list(chosen, at + ".counts", layers_.size());
         (void)list(pairs, at + ".pairs", layers_.size());
         for (size_t i = 0; i < layers_.size(); ++i) {
@@ -151,6 +161,7 @@ RoutingProfile parse_routing_profile(std::string_view content, const std::string
     const Json json = parse_json(content, name);
     if (!json.is_object() || json.value("thermocline_profile", Json()) != kVersion)
         fail(name, ": expected \"thermocline_profile\": ", kVersion, ", as `thermocline profile` writes it");
+    check_keys(json, {"thermocline_profile", "model", "layers", "classes"}, name);
     RoutingProfile profile;
     const Json model = json.value("model", Json());
     if (model.is_string()) profile.model = model.get<std::string>();
@@ -158,8 +169,13 @@ RoutingProfile parse_routing_profile(std::string_view content, const std::string
     const Reader reader(name, profile.layers);
     const Json& classes = reader.member(json, "classes", "profile");
     if (!classes.is_array() || classes.empty()) fail(name, ": classes is no list, or empty");
-    for (size_t i = 0; i < classes.size(); ++i)
-        profile.classes.push_back(reader.read_class(classes[i], "classes[" + std::to_string(i) + "]"));
+    for (size_t i = 0; i < classes.size(); ++i) {
+        const std::string at = "classes[" + std::to_string(i) + "]";
+        RoutingClass one = reader.read_class(classes[i], at);
+        for (const RoutingClass& before : profile.classes)
+            if (before.name == one.name) fail(name, ": ", at, " is named ", printable(one.name), " as one before it");
+        profile.classes.push_back(std::move(one));
+    }
     return profile;
 }
 

@@ -4,6 +4,7 @@
 #include "src/base/file.h"
 
 #include <algorithm>
+#include <charconv>
 #include <string_view>
 
 namespace thermocline::scheduler {
@@ -19,9 +20,12 @@ int64_t integer(const Json& object, const char* key) {
     return found != object.end() && found->is_number_integer() ? found->get<int64_t>() : -1;
 }
 
-std::string text(const Json& object, const char* key) {
+/// Empty where it is missing.
+std::string text(const Json& object, const char* key, const std::string& where) {
     const auto found = object.find(key);
-    return found != object.end() && found->is_string() ? found->get<std::string>() : "";
+    if (found == object.end()) return "";
+    if (!found->is_string()) fail(where, ": ", key, " is ", found->type_name(), ", expected a text");
+    return found->get<std::string>();
 }
 
 /// `least`: -1 where an expert need not be known.
@@ -55,21 +59,35 @@ std::vector<std::vector<int32_t>> read_ids(const Json& ids, const std::vector<Ro
     return all;
 }
 
-Json ids_json(const std::vector<std::vector<int32_t>>& ids, const std::vector<RoutedLayer>& layers) {
-    Json all = Json::array();
+/// Rows `first` to first + rows as [layers][rows][top_k]. By hand: a Json of every number took 1 % of a pass of the
+/// demo model.
+void append_ids(std::string& out, const std::vector<std::vector<int32_t>>& ids, const std::vector<RoutedLayer>& layers,
+                int64_t first, int64_t rows) {
+    char digits[16];
+    const auto open = [&](bool is_first) { out += is_first ? "[" : ",["; };
+    out += '[';
     for (size_t i = 0; i < layers.size(); ++i) {
-        Json& list = all.emplace_back(Json::array());
-        for (auto row = ids[i].begin(); row != ids[i].end(); row += layers[i].top_k)
-            list.push_back(std::vector<int32_t>(row, row + layers[i].top_k));
+        open(i == 0);
+        const int32_t* id = ids[i].data() + first * layers[i].top_k;
+        for (int64_t row = 0; row < rows; ++row) {
+            open(row == 0);
+            for (int64_t k = 0; k < layers[i].top_k; ++k, ++id) {
+                if (k > 0) out += ',';
+                out.append(digits, std::to_chars(digits, digits + sizeof digits, *id).ptr);
+            }
+            out += ']';
+        }
+        out += ']';
     }
-    return all;
+    out += ']';
 }
 
 RoutedPass read_pass(const Json& json, const std::vector<RoutedLayer>& layers, const std::string& where) {
     if (!json.is_object()) fail(where, ": is ", json.type_name(), ", expected an object");
-    const std::string phase = text(json, "phase");
+    check_keys(json, {"phase", "class", "ids", "foretold"}, where);
+    const std::string phase = text(json, "phase", where);
     if (phase != "prefill" && phase != "decode") fail(where, ": phase is no \"prefill\" or \"decode\"");
-    RoutedPass pass{.decode = phase == "decode", .kind = text(json, "class"), .ids = {}};
+    RoutedPass pass{.decode = phase == "decode", .kind = text(json, "class", where), .ids = {}};
     pass.rows = -1;
     pass.ids = read_ids(json.value("ids", Json()), layers, pass.rows, 0, where);
     if (json.contains("foretold"))
@@ -78,6 +96,12 @@ RoutedPass read_pass(const Json& json, const std::vector<RoutedLayer>& layers, c
 }
 
 }  // namespace
+
+void check_keys(const Json& object, std::initializer_list<std::string_view> known, const std::string& where) {
+    for (const auto& item : object.items())
+        if (std::find(known.begin(), known.end(), item.key()) == known.end())
+            fail(where, ": ", printable(item.key(), 40), " is no key of such a file");
+}
 
 Json layers_json(const std::vector<RoutedLayer>& layers) {
     Json list = Json::array();
@@ -91,6 +115,7 @@ std::vector<RoutedLayer> layers_of(const Json& json, const std::string& where) {
     std::vector<RoutedLayer> layers;
     for (const Json& item : json) {
         if (!item.is_object()) fail(where, ": layer ", layers.size(), " is ", item.type_name(), ", expected an object");
+        check_keys(item, {"experts", "top_k"}, where + ", layer " + std::to_string(layers.size()));
         const RoutedLayer layer{integer(item, "experts"), integer(item, "top_k")};
         if (layer.experts < 1 || layer.experts > kMostExperts || layer.top_k < 1 || layer.top_k > layer.experts)
             fail(where, ": layer ", layers.size(), " has ", layer.experts, " experts and chooses ", layer.top_k,
@@ -125,7 +150,8 @@ RoutingTrace parse_routing_trace(std::string_view content, const std::string& pa
         }
         if (!json.is_object() || integer(json, "thermocline_routing") != kVersion)
             fail(where, ": expected \"thermocline_routing\": ", kVersion, ", as `score --record-routing` writes it");
-        trace.model = text(json, "model");
+        check_keys(json, {"thermocline_routing", "model", "layers"}, where);
+        trace.model = text(json, "model", where);
         trace.layers = layers_of(json.value("layers", Json()), where);
     }
     if (trace.rows() == 0) fail(name, ": holds no routing, expected a trace of `score --record-routing`");
@@ -152,11 +178,15 @@ RoutingTraceWriter::RoutingTraceWriter(const std::string& path, const std::strin
 
 void RoutingTraceWriter::add(const RoutingRecord& record, int64_t first, int64_t rows, bool decode,
                              const std::string& kind) {
-    const RoutedPass pass = part_of(record, layers_, first, rows, decode, kind);
-    Json line = {{"phase", decode ? "decode" : "prefill"}, {"ids", ids_json(pass.ids, layers_)}};
-    if (!pass.foretold.empty()) line["foretold"] = ids_json(pass.foretold, layers_);
-    if (!kind.empty()) line["class"] = kind;
-    out_ << dump_json(line) << '\n';
+    line_ = decode ? R"({"phase":"decode","ids":)" : R"({"phase":"prefill","ids":)";
+    append_ids(line_, record.ids, layers_, first, rows);
+    if (!record.foretold.empty()) {
+        line_ += R"(,"foretold":)";
+        append_ids(line_, record.foretold, layers_, first, rows);
+    }
+    if (!kind.empty()) line_ += R"(,"class":)" + dump_json(kind);
+    line_ += "}\n";
+    out_ << line_;
 }
 
 void RoutingTraceWriter::close() {

@@ -13,11 +13,16 @@
 
 #include <cstdint>
 #include <fstream>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace thermocline::scheduler {
+
+/// Throws Error if the object has a key that is none of `known`: in a file that was edited by hand a misspelt one would
+/// be ignored. `where`: of the object, for the message.
+void check_keys(const Json& object, std::initializer_list<std::string_view> known, const std::string& where);
 
 /// As the heads of traces and profiles have it.
 Json layers_json(const std::vector<RoutedLayer>& layers);
@@ -64,6 +69,7 @@ private:
     std::string path_;
     std::ofstream out_;
     std::vector<RoutedLayer> layers_;
+    std::string line_;
 };
 
 }  // namespace thermocline::scheduler

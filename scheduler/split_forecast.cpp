@@ -38,7 +38,7 @@ SplitQuestion split_question(const ForecastQuestion& question, std::vector<std::
 
 std::vector<LayerRange> ranges_for(const ForecastQuestion& question, const SplitQuestion& split) {
     if (question.layer_counts.empty()) return split_over_cards(split);
-    return ranges_of(question.layer_counts, ops::layer_starts(question.trunk).size() - 1, question.cards);
+    return ranges_of(question.layer_counts, layers_to_split(question.trunk), question.cards);
 }
 
 /// What one card adds to a token, or to a chunk of a prompt.
@@ -86,6 +86,9 @@ SplitForecast forecast_split(const ForecastQuestion& question, std::vector<std::
                 "card " + std::to_string(i) + ", layers " + layers_text(answer.cards[i].layers) + ": " + memory.refusal;
     }
     answer.tiers = divide_experts(rooms, answer.host.room());
+    for (size_t i = 0; i < answer.cards.size() && answer.slow.empty(); ++i)
+        if (const std::string slow = slow_link_of(question.machine.gpus[i], answer.tiers[i]); !slow.empty())
+            answer.slow = "card " + std::to_string(i) + ": " + slow;
     if (answer.refusal.empty()) answer.refusal = answer.host.refusal();
     const ExpertTiers all = answer.all();
     if (answer.refusal.empty())
@@ -144,7 +147,7 @@ std::string split_text(const SplitForecast& forecast, const MachineDescription& 
     const ExpertTiers all = forecast.all();
     text += host_text(forecast.host, all, forecast.host_is_asked);
     if (all.core > 0 || all.file > 0) text += "\nRouted experts\n" + tiers_text(all, forecast.host.expert_bytes);
-    text += expected_text(forecast.expected, true);
+    text += expected_text(forecast.expected, true) + slow_text(forecast.slow);
     if (!forecast.refusal.empty()) text += "\ndoes not fit: " + forecast.refusal + "\n";
     return text;
 }
@@ -163,6 +166,7 @@ Json split_json(const SplitForecast& forecast, const MachineDescription& machine
     const ExpertTiers all = forecast.all();
     return {{"fits", forecast.refusal.empty()},
             {"refusal", forecast.refusal},
+            {"slow_fallback", forecast.slow},
             {"split", std::move(cards)},
             {"host", host_json(forecast.host, all)},
             {"tiers", tiers_json(all, forecast.host.expert_bytes)},

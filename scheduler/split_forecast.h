@@ -20,6 +20,7 @@ struct SplitForecast {
     bool host_is_asked = false;
     AllExpected expected;  // of all cards together
     std::string refusal;   // the first thing that does not fit; empty: all does
+    std::string slow;      // Forecast::slow of the first card with one
 
     ExpertTiers all() const { return sum_of(tiers); }
 };

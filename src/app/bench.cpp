@@ -207,6 +207,9 @@ private:
         token.exposed_seconds = (now.exposed_seconds - before.exposed_seconds) / tokens;
         const auto chosen = static_cast<double>(now.choices - before.choices);
         token.hit_rate = chosen > 0.0 ? static_cast<double>(now.hits - before.hits) / chosen : 0.0;
+        const auto by_card = static_cast<double>(now.card_reads - before.card_reads),
+                   by_cpu = static_cast<double>(now.cpu_reads - before.cpu_reads);
+        token.card_share = by_card + by_cpu > 0.0 ? by_card / (by_card + by_cpu) : 0.0;
         Limit limit = {};
         if (measured.card > 0.0) {
             const auto floor = roofline(scheduler::token_work(model_.trunk, test.depth + test.tokens / 2), measured,
@@ -216,6 +219,7 @@ private:
         }
         Json row = row_of(test, samples, limit);
         row.update({{"hit_rate", token.hit_rate},
+                    {"card_share", token.card_share},
                     {"cpu_ms_per_token", 1e3 * token.cpu_seconds},
                     {"exposed_ms_per_token", test.prompt ? Json() : Json(1e3 * token.exposed_seconds)}});
         add_prefetch(test, tokens, before.prefetched, now.prefetched, row);

@@ -13,7 +13,8 @@ struct CardToken {
     double seconds = 0;
     double cpu_seconds = 0;      // that the CPU computed experts in
     double exposed_seconds = 0;  // of these, what the card's own work did not hide
-    double hit_rate = 0;         // of the chosen experts, those that the card could compute; trials leave them out
+    double hit_rate = 0;         // of the chosen experts, those on the card, also where it was left out
+    double card_share = 0;       // of the experts that were read, those that the card read
 };
 
 struct Bandwidths {

@@ -1,5 +1,6 @@
 #include "src/app/generation.h"
 
+#include "scheduler/printed.h"
 #include "src/base/error.h"
 
 #include <algorithm>
@@ -138,14 +139,17 @@ std::string speed_line(const engine::Statistics& s, double bandwidth_gb_per_s) {
 namespace {
 
 std::string prefetch_text(const engine::ExpertUse& use) {
-    if (use.foretold == 0) return "";
-    char text[160];
-    std::snprintf(text, sizeof text, "; %.0f %% of what gates foretold was chosen, %.2f MB a token brought near%s",
-                  100.0 * static_cast<double>(use.foretold_right) / static_cast<double>(use.foretold),
-                  1e-6 * static_cast<double>(use.warmed_bytes + use.read_ahead_bytes) /
-                      static_cast<double>(std::max<int64_t>(use.tokens, 1)),
-                  use.prefetch_on ? "" : "; no more, it does not pay");
-    return text;
+    const auto mb_a_token = [&](int64_t bytes) {
+        return 1e-6 * static_cast<double>(bytes) / static_cast<double>(std::max<int64_t>(use.tokens, 1));
+    };
+    std::string text;
+    if (use.read_ahead_bytes > 0)
+        text += scheduler::printed("; %.2f MB a token read ahead", mb_a_token(use.read_ahead_bytes));
+    if (use.foretold == 0) return text;
+    return text +
+           scheduler::printed("; %.0f %% of what gates foretold was chosen, %.2f MB a token brought near%s",
+                              100.0 * static_cast<double>(use.foretold_right) / static_cast<double>(use.foretold),
+                              mb_a_token(use.warmed_bytes), use.prefetch_on ? "" : "; no more, it does not pay");
 }
 
 }  // namespace

@@ -137,7 +137,8 @@ private:
 
     void curves(const WorkingSet& set) {
         const int left = kMargin, right = kWidth / 2, top = y_ + 24, bottom = top + kCurveHeight;
-        text(left, y_ + 12, 13, "share of the chosen experts that are resident, by the resident share of all experts");
+        text(left, y_ + 12, 13,
+             "decode: share of the chosen experts that are resident, by the resident share of all experts");
         const auto x_of = [&](double share) { return left + share * (right - left); };
         const auto y_of = [&](double share) { return bottom - share * (bottom - top); };
         for (int tick = 0; tick <= 4; ++tick) {

@@ -226,7 +226,7 @@ ExpertUse expert_use(const Assembly& assembly) {
     use.foretold = residency.prefetched.foretold;
     use.foretold_right = residency.prefetched.right;
     use.warmed_bytes = residency.prefetched.warmed_bytes;
-    use.read_ahead_bytes = residency.prefetched.asked_bytes;
+    use.read_ahead_bytes = residency.asked_bytes;
     use.on_card.resize(use.chosen.size());
     for (const scheduler::ExpertName& name : counts.resident)
         use.on_card[static_cast<size_t>(name.set)].push_back(name.expert);

@@ -26,11 +26,11 @@ struct ExpertUse {
     bool decode_on_card = true, prompts_on_card = true;
     double decode_gain = 0, prompt_gain = 0;
     // Whether experts are brought near before they are chosen, and how much longer, as a share, a pass without took
-    // when that was last tried; choices that gates foretold, of these chosen; bytes brought into the caches of the CPU,
-    // and asked for ahead in files.
+    // when that was last tried; choices that gates foretold, of these chosen; bytes brought into the caches of the CPU.
     bool prefetch_on = false;
     double prefetch_gain = 0;
-    int64_t foretold = 0, foretold_right = 0, warmed_bytes = 0, read_ahead_bytes = 0;
+    int64_t foretold = 0, foretold_right = 0, warmed_bytes = 0;
+    int64_t read_ahead_bytes = 0;  // of experts in files, asked for before they were computed
 };
 
 }  // namespace thermocline::engine

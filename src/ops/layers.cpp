@@ -20,9 +20,9 @@ Slot changed_in_place(const Step& step) {
     return kNone;
 }
 
-/// Whether what the steps from `step` on need of those before it are the streams alone.
-std::vector<bool> cuts_of(const Plan& plan) {
-    std::vector<bool> cuts(plan.steps.size() + 1, false);
+/// What the steps from each one on need of those before it.
+std::vector<std::set<Slot>> needed_from(const Plan& plan) {
+    std::vector<std::set<Slot>> all(plan.steps.size() + 1);
     std::set<Slot> needed;
     for (size_t at = plan.steps.size(); at-- > 0;) {
         const Step& step = plan.steps[at];
@@ -31,10 +31,12 @@ std::vector<bool> cuts_of(const Plan& plan) {
         for (const Slot slot : uses.reads) needed.insert(slot);
         needed.insert(changed_in_place(step));
         needed.erase(kNone);
-        cuts[at] = needed == std::set<Slot>{plan.streams};
+        all[at] = needed;
     }
-    return cuts;
+    return all;
 }
+
+bool routes(const Step& step) { return std::holds_alternative<Experts>(step); }
 
 /// Calls body(id) with every id of a step's caches and vectors.
 template <typename Caches, typename Vectors>
@@ -86,21 +88,44 @@ struct Range {
 }  // namespace
 
 std::vector<size_t> layer_starts(const Plan& plan) {
-    const std::vector<bool> cuts = cuts_of(plan);
+    const std::vector<std::set<Slot>> needed = needed_from(plan);
     std::vector<size_t> starts = {0};
     bool routed = false;
     for (size_t at = 0; at < plan.steps.size(); ++at) {
-        if (routed && cuts[at]) {
+        if (routed && needed[at] == std::set<Slot>{plan.streams}) {
             const auto rest = plan.steps.begin() + static_cast<std::ptrdiff_t>(at);
-            const auto routes = [](const Step& step) { return std::holds_alternative<Experts>(step); };
             if (std::none_of(rest, plan.steps.end(), routes)) break;
             starts.push_back(at);
             routed = false;
         }
-        routed = routed || std::holds_alternative<Experts>(plan.steps[at]);
+        routed = routed || routes(plan.steps[at]);
     }
     starts.push_back(plan.steps.size());
     return starts;
+}
+
+std::string why_not_cut(const Plan& plan) {
+    if (plan.experts.empty()) return "it has no routed experts";
+    const std::vector<std::set<Slot>> needed = needed_from(plan);
+    const Experts* before = nullptr;
+    const std::set<Slot>* least = nullptr;  // between two layers, where the fewest slots pass
+    for (size_t at = 0; at < plan.steps.size(); ++at) {
+        if (before != nullptr && (least == nullptr || needed[at].size() < least->size())) least = &needed[at];
+        const auto* experts = std::get_if<Experts>(&plan.steps[at]);
+        if (experts == nullptr) continue;
+        if (before != nullptr && *least != std::set<Slot>{plan.streams}) {
+            std::string names;
+            for (const Slot slot : *least)
+                if (slot != plan.streams)
+                    names += (names.empty() ? "" : ", ") + plan.slots[static_cast<size_t>(slot)].name;
+            return "from " + plan.experts[static_cast<size_t>(before->experts)].name + " to " +
+                   plan.experts[static_cast<size_t>(experts->experts)].name +
+                   " more passes than the residual streams: " + names;
+        }
+        before = experts;
+        least = nullptr;
+    }
+    return "";
 }
 
 PlanPart layers_of(const Plan& plan, size_t first, size_t last) {

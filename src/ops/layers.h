@@ -5,6 +5,7 @@
 #include "src/ops/plan.h"
 
 #include <cstddef>
+#include <string>
 #include <vector>
 
 namespace thermocline::ops {
@@ -13,6 +14,10 @@ namespace thermocline::ops {
 /// first layer begins with the plan, dense layers belong to the one that follows them, the last has the head. A plan
 /// without routed experts, or that cannot be cut, is one layer.
 std::vector<size_t> layer_starts(const Plan& plan);
+
+/// Why `plan` cannot be cut behind every layer with routed experts, in a clause that names what else passes there;
+/// empty: it can.
+std::string why_not_cut(const Plan& plan);
 
 /// Layers [first, last) of layer_starts() as a plan of its own, which plays on streams that are given unless it begins
 /// with the first, and has logits only if it ends with the last. Slots, matrices, tables and rotary frequencies keep

@@ -181,7 +181,7 @@ void Server::add_expert_metrics() {
     add("engine_expert_foretold_right_total", "Of these chosen.", &engine::ExpertUse::foretold_right);
     add("engine_expert_warmed_bytes_total", "Of foretold experts, brought into the caches of the CPU.",
         &engine::ExpertUse::warmed_bytes);
-    add("engine_expert_read_ahead_bytes_total", "Of foretold experts, asked for ahead in files.",
+    add("engine_expert_read_ahead_bytes_total", "Of experts in files, asked for before they were computed.",
         &engine::ExpertUse::read_ahead_bytes);
     add("engine_expert_choices_total", "Routed experts that tokens chose, with a card.", &engine::ExpertUse::choices);
     add("engine_expert_hits_total", "Of these on the card.", &engine::ExpertUse::hits);

@@ -1,6 +1,7 @@
 // Every published model on every machine file: whole tables, sane speeds, refusals that say what to change.
 #include "scheduler/forecast.h"
 
+#include "scheduler/split_forecast.h"
 #include "src/base/error.h"
 #include "src/model/registry.h"
 
@@ -73,6 +74,30 @@ TEST(Forecast, WhatDoesNotFitIsNamed) {
     EXPECT_EQ(ask(m).refusal, "");
     EXPECT_NE(ask(m, 8'000'000'000).refusal.find("dense weights"), std::string::npos);
     EXPECT_THROW(ask(m, 64'000'000'000), Error);  // more than the card has
+}
+
+/// A machine with which the program would not start unasked is no machine without a word.
+TEST(Forecast, ASlowLinkIsSaid) {
+    MachineDescription m = machine("rtx5090-am5-2ch");
+    EXPECT_EQ(ask(m).slow, "");
+    m.gpus[0].speed.link = {.to_device = 0.9, .to_host = 0.9};  // PCIe at x1
+    const Forecast answer = ask(m);
+    EXPECT_EQ(answer.refusal, "");
+    EXPECT_NE(answer.slow.find("moves only 0.9 GB/s"), std::string::npos) << answer.slow;
+    const std::string text = forecast_text(answer, m);
+    EXPECT_NE(text.find("only with --allow-slow-fallback: the link"), std::string::npos) << text;
+    EXPECT_EQ(forecast_json(answer)["slow_fallback"], answer.slow);
+    m.gpus.push_back(m.gpus[0]);
+    ForecastQuestion both{flash().trunk, nullptr, m, 8192, 1, 4096};
+    both.cards = 2;
+    const SplitForecast split = forecast_split(both);
+    EXPECT_EQ(split.slow.find("card 0: the link"), 0u) << split.slow;
+    EXPECT_NE(split_text(split, m).find(split.slow), std::string::npos);
+    // Where nothing crosses the link it does not matter.
+    MachineDescription large = machine("h200-box");
+    large.gpus[0].speed.device.memory_bytes = 400 * int64_t{1'000'000'000};
+    large.gpus[0].speed.link = {.to_device = 0.9, .to_host = 0.9};
+    EXPECT_EQ(ask(large).slow, "");
 }
 
 TEST(Forecast, CardAndHostMemoryAddUp) {

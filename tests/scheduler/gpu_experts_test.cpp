@@ -234,6 +234,28 @@ TEST(GpuExperts, LongListsOfPairs) {
     experts.check(cuda::ListPairs::kPiece / kTopK + 5, 1e-5);
 }
 
+/// What a trial has switched off still lies on the card: hits say so, so that a roofline of the hit rate is not lower
+/// for it.
+TEST(GpuExperts, WhatATrialLeavesOutIsAHitAllTheSame) {
+    const Experts model(kFormats[0], InputRounding::kExact, {1, 4});
+    const auto device = cuda::emulation::open({});
+    const auto stream = device->new_stream();
+    const std::vector<ExpertName> names = {{0, 1}, {0, 4}};
+    const cuda::DeviceMemory memory(*device, GpuExperts::bytes_of(model.plan(), 2));
+    GpuExperts experts(model.plan(), *device, names, memory.data(),
+                       {.policy = ResidencyRules::Policy::kStatic, .tries = true});
+    for (int pass = 0; pass < 100; ++pass) {
+        experts.begin_pass(*stream, 1, false);
+        const bool used = experts.on_card() != nullptr;
+        experts.note(0, std::vector<int32_t>{1, 2, 3});
+        experts.end_pass(std::chrono::duration<double>(used ? 2e-3 : 1e-3));  // it does not pay
+    }
+    EXPECT_EQ(experts.on_card(), nullptr);
+    EXPECT_FALSE(experts.counters().decode.on);
+    EXPECT_EQ(experts.counters().choices, 300);
+    EXPECT_EQ(experts.counters().hits, 100);
+}
+
 /// R2: of those that are here as many are left to the CPU as make the longer side shortest, those of the fewest pairs
 /// first; looked for one number after the other.
 TEST(GpuExperts, WhatWouldMakeTheCardTheLongerSideIsLeftToTheCpu) {

@@ -230,6 +230,35 @@ TEST(LayerSplit, NumbersByHandMustFit) {
         EXPECT_THROW(ranges_of(wrong, 5, 2), Error);
 }
 
+/// A plan whose last layer reads what one of the first has made, besides the streams.
+TEST(LayerSplit, WhatCannotBeCutIsRefusedWithTheReason) {
+    ops::Plan plan = flash().trunk;
+    const auto kept = static_cast<ops::Slot>(plan.slots.size());
+    plan.slots.push_back({"kept for later", 1, ops::Rows::kTokens});
+    ops::Linear *first = nullptr, *last = nullptr;
+    for (ops::Step& step : plan.steps)
+        if (auto* linear = std::get_if<ops::Linear>(&step)) last = linear, first = first == nullptr ? linear : first;
+    EXPECT_EQ(ops::why_not_cut(plan), "");
+    EXPECT_EQ(layers_to_split(plan), 43u);
+    first->out = last->in = kept;
+    try {
+        layers_to_split(plan);
+        FAIL() << "it was cut";
+    } catch (const Error& error) {
+        const std::string what = error.what();
+        EXPECT_NE(what.find("kept for later"), std::string::npos) << what;
+        EXPECT_NE(what.find(plan.experts[0].name), std::string::npos) << what;
+        EXPECT_NE(what.find("Use --gpus 1"), std::string::npos) << what;
+    }
+    ForecastQuestion asked{plan, nullptr, machine("2x-pro6000-epyc9005-12ch"), 8192, 1, 4096};
+    asked.cards = 2;
+    EXPECT_THROW(forecast_split(asked), Error);
+    asked.layer_counts = {22, 21};  // by hand: the same
+    EXPECT_THROW(forecast_split(asked), Error);
+    plan.experts.clear();
+    EXPECT_EQ(ops::why_not_cut(plan), "it has no routed experts");
+}
+
 /// The parts of a plan are the plan, cut where only the streams pass.
 TEST(LayerSplit, PartsAreThePlan) {
     for (const ops::Plan* plan : {&demo().trunk, &flash().trunk}) {

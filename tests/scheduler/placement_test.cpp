@@ -176,6 +176,10 @@ TEST(PlacementFile, IsReadAsItWasWrittenAndOnlyForItsModel) {
     json["shares"][1] = {1};
     write(dump_json(json));
     EXPECT_NE(refusal("m", layers).find("shares[1] is no list of 4"), std::string::npos);
+    json["shares"] = nullptr;
+    json["residnt"] = Json::array();
+    write(dump_json(json));
+    EXPECT_NE(refusal("m", layers).find("residnt is no key"), std::string::npos) << refusal("m", layers);
     for (const char* damaged : {"", "{", "[]", R"({"thermocline_placement": 2})", R"({"thermocline_placement": 1})"}) {
         write(damaged);
         EXPECT_NE(refusal("m", layers), "(no error)") << damaged;

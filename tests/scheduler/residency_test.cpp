@@ -119,6 +119,21 @@ TEST(Residency, ALayerKeepsItsLeast) {
     EXPECT_EQ(played.here.size(), 8u);
 }
 
+/// Two slots for three layers go wherever the most is chosen, though each layer is to keep four.
+TEST(Residency, FewSlotsAreNotHeldByTheLayersThatHadThemFirst) {
+    Residency residency(std::vector<int64_t>{4, 4, 4}, std::vector<ExpertName>{{0, 0}, {1, 0}}, {.least_per_set = 4});
+    for (int i = 0; i < 50; ++i) {
+        residency.begin_pass(1, false);
+        for (const int set : {0, 1}) residency.note(set, std::vector<int32_t>{i % 3 + 1});
+        residency.note(2, std::vector<int32_t>{1, 2});
+        for (const Residency::Change& change : residency.choose(4)) residency.arrived(change.slot);
+    }
+    const int64_t before = residency.hits();
+    residency.begin_pass(1, false);
+    residency.note(2, std::vector<int32_t>{1, 2});
+    EXPECT_EQ(residency.hits() - before, 2);
+}
+
 TEST(Residency, StaticStays) {
     Played played({.policy = Policy::kStatic});
     for (int i = 0; i < 20; ++i) EXPECT_TRUE(played.pass({20, 21, 22}).empty());

@@ -195,6 +195,13 @@ TEST_F(ProfileFile, WhatIsWrongIsNamed) {
     expect("/layers/0/experts", 100000, "layer 0 has 100000 experts");
     expect("/layers/0/top_k", 17, "chooses 17");
     expect("/classes", Json::array(), "classes is no list, or empty");
+    expect("/clases", Json::array(), "clases is no key");
+    expect("/classes/0/decoed", Json::object(), "classes[0]: decoed is no key");
+    expect("/classes/0/decode/row", 3, "classes[0].decode: row is no key");
+    expect("/classes/0/curves/lrv", Json::array(), "classes[0].curves: lrv is no key");
+    expect("/classes/0/curves/fractions/0", 0.5, "classes[0].curves.fractions is");
+    expect("/classes/1", good["classes"][0], "classes[1] is named");
+    expect("/layers/0/topk", 2, "layer 0: topk is no key");
     expect("/classes/0/decode/counts/1", Json::array(), "classes[0].decode.counts[1] is []");
     expect("/classes/0/decode/counts/1/3", -1, "expected a count");
     expect("/classes/0/decode/counts/1/3", 9999, "does not add up to 20 rows of 2 experts");
@@ -211,6 +218,48 @@ TEST_F(ProfileFile, WhatIsWrongIsNamed) {
     EXPECT_NE(error().find("classes[0].prefill is missing"), std::string::npos) << error();
     write(dump_json(good).substr(0, 500));
     EXPECT_NE(error().find("not valid JSON"), std::string::npos) << error();
+}
+
+TEST(RoutingTraceFile, IsReadAsItWasWritten) {
+    const std::string path = (std::filesystem::path(testing::TempDir()) / "trace.jsonl").string();
+    const std::vector<RoutedLayer> layers = {{4, 2}, {300, 1}};
+    RoutingRecord record;
+    record.ids = {{0, 3, 1, 2, 3, 0}, {299, 0, 17}};
+    RoutingTraceWriter writer(path, "m", layers);
+    writer.add(record, 1, 2, false, "a \"class\"");
+    record.foretold = {{0, 3, -1, -1, 3, 0}, {-1, 0, 17}};
+    writer.add(record, 1, 1, true);
+    writer.close();
+    const RoutingTrace trace = read_routing_trace(path);
+    EXPECT_EQ(trace.layers, layers);
+    ASSERT_EQ(trace.passes.size(), 2u);
+    EXPECT_EQ(trace.passes[0].ids, (std::vector<std::vector<int32_t>>{{1, 2, 3, 0}, {0, 17}}));
+    EXPECT_EQ(trace.passes[0].kind, "a \"class\"");
+    EXPECT_FALSE(trace.passes[0].decode);
+    EXPECT_EQ(trace.passes[0].rows, 2);
+    EXPECT_TRUE(trace.passes[1].decode);
+    EXPECT_EQ(trace.passes[1].foretold, (std::vector<std::vector<int32_t>>{{-1, -1}, {0}}));
+}
+
+TEST(RoutingTraceFile, WhatIsWrongIsNamedWithItsLine) {
+    const std::string head = R"({"thermocline_routing": 1, "model": "m", "layers": [{"experts": 4, "top_k": 2}]})";
+    const auto refusal = [&](const std::string& first, const std::string& pass) -> std::string {
+        try {
+            parse_routing_trace(first + "\n" + pass + "\n", "t");
+        } catch (const Error& error) {
+            return error.what();
+        }
+        return "(no error)";
+    };
+    EXPECT_EQ(refusal(head, R"({"phase": "decode", "ids": [[[0, 3]]]})"), "(no error)");
+    for (const auto& [pass, part] :
+         {std::pair{R"({"phase": "decode", "ids": [[[0, 4]]]})", "t, line 2, layer 0: expert 4, expected 0 to 3"},
+          {R"({"phase": "decode", "ids": [[[0, 0]]]})", "names expert 0 twice"},
+          {R"({"phase": "decode", "ids": [[[0, 3]]], "klass": "x"})", "line 2: klass is no key"},
+          {R"({"phase": "decode", "ids": [[[0, 3]]], "class": 5})", "line 2: class is number"},
+          {R"({"phase": "decode", "ids": [[[0, 3]])", "not valid JSON"}})
+        EXPECT_NE(refusal(head, pass).find(part), std::string::npos) << refusal(head, pass);
+    EXPECT_NE(refusal(R"({"thermocline_routing": 1, "mdl": "m"})", "{}").find("mdl is no key"), std::string::npos);
 }
 
 TEST_F(ProfileFile, ProfilesOfOneModelAreMerged) {
