@@ -86,6 +86,11 @@ void Waves::flush() {
     level_ = 0;
 }
 
+void Waves::multiply(const DenseProduct& product) {
+    flush();
+    to_.multiply(product);
+}
+
 void Waves::copy(void* to, const void* from, int64_t bytes) {
     flush();
     to_.copy(to, from, bytes);
