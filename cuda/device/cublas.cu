@@ -3,11 +3,18 @@
 #include "src/base/check.h"
 
 #include <dlfcn.h>
-#include <memory>
 #include <string>
-#include <type_traits>
 
 namespace thermocline::cuda {
+
+namespace {
+
+bool is_alike(const DenseProduct& a, const DenseProduct& b) {
+    return a.rows == b.rows && a.cols == b.cols && a.x_stride == b.x_stride && a.out_stride == b.out_stride &&
+           a.adds == b.adds;
+}
+
+}  // namespace
 
 /// What we call of it. Never unloaded.
 struct Cublas::Functions {
@@ -38,25 +45,27 @@ struct Cublas::Functions {
                 "libcublasLt.so.13 was not found (it comes with the CUDA toolkit 13; LD_LIBRARY_PATH says where)";
             return;
         }
-        const auto find = [&](auto& function, const char* name) {
-            function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
-            if (function == nullptr) why_none = std::string("libcublasLt.so.13 lacks ") + name;
-        };
-        find(create, "cublasLtCreate");
-        find(destroy, "cublasLtDestroy");
-        find(version, "cublasLtGetVersion");
-        find(status_name, "cublasLtGetStatusName");
-        find(matmul, "cublasLtMatmul");
-        find(create_product, "cublasLtMatmulDescCreate");
-        find(destroy_product, "cublasLtMatmulDescDestroy");
-        find(set_product, "cublasLtMatmulDescSetAttribute");
-        find(create_layout, "cublasLtMatrixLayoutCreate");
-        find(destroy_layout, "cublasLtMatrixLayoutDestroy");
-        find(create_preference, "cublasLtMatmulPreferenceCreate");
-        find(destroy_preference, "cublasLtMatmulPreferenceDestroy");
-        find(set_preference, "cublasLtMatmulPreferenceSetAttribute");
-        find(find_algorithm, "cublasLtMatmulAlgoGetHeuristic");
-        find(check_algorithm, "cublasLtMatmulAlgoCheck");
+        find(library, create, "cublasLtCreate");
+        find(library, destroy, "cublasLtDestroy");
+        find(library, version, "cublasLtGetVersion");
+        find(library, status_name, "cublasLtGetStatusName");
+        find(library, matmul, "cublasLtMatmul");
+        find(library, create_product, "cublasLtMatmulDescCreate");
+        find(library, destroy_product, "cublasLtMatmulDescDestroy");
+        find(library, set_product, "cublasLtMatmulDescSetAttribute");
+        find(library, create_layout, "cublasLtMatrixLayoutCreate");
+        find(library, destroy_layout, "cublasLtMatrixLayoutDestroy");
+        find(library, create_preference, "cublasLtMatmulPreferenceCreate");
+        find(library, destroy_preference, "cublasLtMatmulPreferenceDestroy");
+        find(library, set_preference, "cublasLtMatmulPreferenceSetAttribute");
+        find(library, find_algorithm, "cublasLtMatmulAlgoGetHeuristic");
+        find(library, check_algorithm, "cublasLtMatmulAlgoCheck");
+    }
+
+    template <typename Function>
+    void find(void* library, Function*& function, const char* name) {
+        function = reinterpret_cast<Function*>(dlsym(library, name));
+        if (function == nullptr) why_none = std::string("libcublasLt.so.13 lacks ") + name;
     }
 
     static const Functions& loaded() {
@@ -129,31 +138,32 @@ const Library& Cublas::library() {
 /// there are, as long as it is the same algorithm.
 cublasLtMatmulAlgo_t Cublas::algorithm(const DenseProduct& p, const Question& q) {
     const std::lock_guard lock(mutex_);
-    std::vector<cublasLtMatmulAlgo_t>& known = algorithms_[{p.rows, p.cols, p.x_stride, p.out_stride, p.adds}];
     cublasLtMatmulHeuristicResult_t result{};
-    for (const cublasLtMatmulAlgo_t& one : known)
-        if (functions_->check_algorithm(handle_, q.product, q.w, q.x, q.out, q.out, &one, &result) ==
-                CUBLAS_STATUS_SUCCESS &&
-            result.workspaceSize == 0)
-            return one;
+    for (const Chosen& one : chosen_) {
+        if (!is_alike(one.product, p)) continue;
+        const cublasStatus_t status =
+            functions_->check_algorithm(handle_, q.product, q.w, q.x, q.out, q.out, &one.algorithm, &result);
+        if (status == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0) return one.algorithm;
+    }
 
-    cublasLtMatmulPreference_t made = nullptr;
-    functions_->check(functions_->create_preference(&made), device_, "choosing an algorithm");
-    const std::unique_ptr<std::remove_pointer_t<cublasLtMatmulPreference_t>, decltype(functions_->destroy_preference)>
-        preference(made, functions_->destroy_preference);
+    cublasLtMatmulPreference_t preference = nullptr;
+    functions_->check(functions_->create_preference(&preference), device_, "choosing an algorithm");
     const uint64_t no_workspace = 0;
     const uint32_t no_parts = CUBLASLT_REDUCTION_SCHEME_NONE, strip = 16 * sizeof(float);  // out begins at strips
     int found = 0;
-    for (const cublasStatus_t status :
-         {functions_->set_preference(made, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &no_workspace,
-                                     sizeof no_workspace),
-          functions_->set_preference(made, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &no_parts, sizeof no_parts),
-          functions_->set_preference(made, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &strip, sizeof strip),
-          functions_->set_preference(made, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &strip, sizeof strip),
-          functions_->find_algorithm(handle_, q.product, q.w, q.x, q.out, q.out, made, 1, &result, &found)})
-        functions_->check(status, device_, "choosing an algorithm");
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto& value) {
+        return functions_->set_preference(preference, what, &value, sizeof value);
+    };
+    const cublasStatus_t steps[] = {
+        prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, no_workspace),
+        prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, no_parts),
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, strip),
+        prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, strip),
+        functions_->find_algorithm(handle_, q.product, q.w, q.x, q.out, q.out, preference, 1, &result, &found)};
+    functions_->destroy_preference(preference);
+    for (const cublasStatus_t status : steps) functions_->check(status, device_, "choosing an algorithm");
     if (found == 0) functions_->check(CUBLAS_STATUS_NOT_SUPPORTED, device_, "choosing an algorithm");
-    known.push_back(result.algo);
+    chosen_.push_back({p, result.algo});
     return result.algo;
 }
 

@@ -6,9 +6,7 @@
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
-#include <map>
 #include <mutex>
-#include <tuple>
 #include <vector>
 
 namespace thermocline::cuda {
@@ -29,7 +27,10 @@ public:
 private:
     struct Functions;
     struct Question;
-    using Shape = std::tuple<int64_t, int64_t, int64_t, int64_t, bool>;
+    struct Chosen {
+        DenseProduct product;  // for a product like this, but for its vectors
+        cublasLtMatmulAlgo_t algorithm;
+    };
 
     void load();
     cublasLtMatmulAlgo_t algorithm(const DenseProduct& product, const Question& question);
@@ -40,9 +41,8 @@ private:
     Library library_;
     const Functions* functions_ = nullptr;
     cublasLtHandle_t handle_ = nullptr;
-    /// Of a shape the ones in use: the first was chosen for the largest prompt, others for counts of vectors that it
-    /// does not take.
-    std::map<Shape, std::vector<cublasLtMatmulAlgo_t>> algorithms_;
+    /// Of every shape the first was chosen for the largest prompt, others for counts of vectors that it does not take.
+    std::vector<Chosen> chosen_;
 };
 
 }  // namespace thermocline::cuda
