@@ -87,8 +87,10 @@ void Waves::flush() {
 }
 
 void Waves::multiply(const DenseProduct& product) {
+    const int after = level_ + 1;  // it counts like a launch
     flush();
     to_.multiply(product);
+    level_ = after;
 }
 
 void Waves::copy(void* to, const void* from, int64_t bytes) {
