@@ -1,6 +1,6 @@
 // Looks now and then, from a thread of its own, whether the job of some workers goes on. One that does not, because a
 // thread hangs in the kernel or its core is gone, would keep its caller waiting for ever: nothing that the thread may
-// still touch can be taken from under it, so the job cannot be called off. A worker that is alone is not watched.
+// still touch can be taken from under it, so the job cannot be called off.
 #pragma once
 
 #include "cpu/workers.h"

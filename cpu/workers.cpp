@@ -55,6 +55,7 @@ struct Workers::Shared {
     void* context = nullptr;
     uint64_t job = 0;
     std::vector<std::thread> threads;
+    std::atomic<uint64_t> begun_alone = 0, done_alone = 0;  // jobs of worker 0 alone
 
     /// Of a worker: pieces taken of its part, and in which job, so nobody has to reset it; the last job it was done
     /// with, as `round` counts.
@@ -102,9 +103,9 @@ Workers::Workers(std::span<const int> cpus, std::span<const int> nodes)
         CHECK(node == node_count() - 1);
         ++nodes_.back().count;
     }
-    if (count_ == 1) return;
     shared_ = std::make_unique<Shared>();
     shared_->own = std::vector<Shared::Own>(static_cast<size_t>(count_));
+    if (count_ == 1) return;
     shared_->threads.reserve(static_cast<size_t>(count_ - 1));
     try {
         for (int i = 1; i < count_; ++i) {
@@ -117,13 +118,14 @@ Workers::Workers(std::span<const int> cpus, std::span<const int> nodes)
     }
 }
 
-Workers::~Workers() {
-    if (shared_) shared_->stop();
-}
+Workers::~Workers() { shared_->stop(); }
 
 void Workers::run(Function function, void* context) {
     CHECK(function != nullptr);
-    if (!shared_) return function(context, 0);
+    if (count_ == 1) {
+        const auto job = [&](int worker) { function(context, worker); };
+        return alone(job);
+    }
     shared_->start(function, context);
     function(context, 0);
     shared_->own[0].done.store(shared_->round.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -132,11 +134,22 @@ void Workers::run(Function function, void* context) {
     }
 }
 
+void Workers::begin_alone() noexcept {
+    ++shared_->job;
+    shared_->begun_alone.store(shared_->begun_alone.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
+void Workers::end_alone() noexcept {
+    shared_->done_alone.store(shared_->begun_alone.load(std::memory_order_relaxed), std::memory_order_relaxed);
+}
+
 Workers::Standing Workers::standing() const {
     Standing standing;
-    if (!shared_) return standing;
+    const uint64_t done_alone = shared_->done_alone.load(std::memory_order_relaxed),
+                   begun_alone = shared_->begun_alone.load(std::memory_order_relaxed);
     const uint32_t round = shared_->round.load(std::memory_order_relaxed);
-    standing.progress = round;
+    standing.progress = round + begun_alone + done_alone;
+    if (begun_alone != done_alone) standing.late.push_back(0);
     for (int i = 0; i < count_; ++i) {
         const Shared::Own& own = shared_->own[static_cast<size_t>(i)];
         const uint32_t done = own.done.load(std::memory_order_relaxed);

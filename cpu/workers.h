@@ -42,9 +42,10 @@ public:
     template <typename Body>
     void split(int64_t items, int64_t grain, Body&& body) {
         if (items <= 0) return;
-        if (items <= grain || count_ == 1) return body(int64_t{0}, items, 0);
         const Group all{0, count_};
-        each([&](int worker) { work(all, items, grain, worker, body); });
+        auto share = [&](int worker) { work(all, items, grain, worker, body); };
+        if (items <= grain) return alone(share);
+        each(share);
     }
 
     /// Covers [0, items_of(node)) of every node with calls of body(node, begin, end, worker) by workers of that node.
@@ -60,7 +61,7 @@ public:
         });
     }
 
-    /// Where a job of several workers stands; any thread may ask (worker_watch.h does).
+    /// Where a job stands; any thread may ask (worker_watch.h does).
     struct Standing {
         uint64_t progress = 0;  // changes whenever a job begins, a piece is taken or a worker is done
         std::vector<int> late;  // workers that are not done yet; empty: no job is under way
@@ -90,6 +91,15 @@ public:
 private:
     using Function = void (*)(void* context, int worker);
     void run(Function function, void* context);
+    /// A job of worker 0.
+    template <typename Job>
+    void alone(Job& job) {
+        begin_alone();
+        job(0);
+        end_alone();
+    }
+    void begin_alone() noexcept;
+    void end_alone() noexcept;
 
     // Of a part, at most; ever smaller ones, so that workers are done at nearly the same time and yet read long
     // streams.

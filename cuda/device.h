@@ -33,6 +33,22 @@ struct alignas(128) Flag {
     uint64_t value;
 };
 
+/// out[v, n] = factor * sum_k w[n, k] x[v, k], on top of what is there if it adds. All in memory of the card.
+struct DenseProduct {
+    const uint16_t* w;  // [rows, cols] bf16
+    const uint16_t* x;  // [vectors, cols] bf16, x_stride apart
+    float* out;         // [vectors, rows], out_stride apart
+    int64_t rows, cols, vectors, x_stride, out_stride;
+    float factor = 1.0f;
+    bool adds = false;
+};
+
+/// What stands behind Stream::multiply().
+struct Library {
+    std::string name;      // "cuBLASLt 13.1.0"; empty: there is none
+    std::string why_none;  // in a clause
+};
+
 /// Work of one stream, recorded once and played as often as wanted.
 class Graph {
 public:
@@ -47,6 +63,9 @@ public:
     /// Starts kernel number `kernel` of the list with these members; launch() of kernels/list.h calls this. A grid
     /// without blocks starts nothing: a pass that wants no logits has no output rows.
     virtual void launch(int kernel, const Grid& grid, const void* members, size_t bytes) = 0;
+
+    /// By the library of the device, if it has one; not while recording.
+    virtual void multiply(const DenseProduct& product) = 0;
 
     /// Between any two of: pinned host memory, memory of the card.
     virtual void copy(void* to, const void* from, int64_t bytes) = 0;
@@ -74,6 +93,8 @@ public:
 
     virtual const DeviceInfo& info() const = 0;
     virtual FlagWait flag_wait() const = 0;
+    /// Looked for when this is first asked.
+    virtual const Library& library() = 0;
     /// Bytes that allocate() could still give.
     virtual int64_t free_bytes() = 0;
 

@@ -97,6 +97,8 @@ struct PairsMemory {
     ArrivedLists arrived_lists;
 };
 
+struct LibraryProducts;  // library.h
+
 /// Everything a step may touch, in the memory of the card unless said otherwise.
 struct Frame {
     const ops::Plan& plan;   // of the host
@@ -112,6 +114,7 @@ struct Frame {
     uint32_t* tickets = nullptr;  // [kMostSiteRows of fused.h], 0 between kernels; null: no fused sites
     Variants variants = {};
     Balance balance = {};
+    const LibraryProducts* library = nullptr;  // of the host; null: all by kernels
 
     float* slot(ops::Slot id) const { return slots[static_cast<size_t>(id)]; }
     int64_t cols(ops::Slot id) const { return plan.slots[static_cast<size_t>(id)].cols; }

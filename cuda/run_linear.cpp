@@ -1,5 +1,6 @@
 // Linear: which kernel takes which matrix.
 #include "cuda/kernels/list.h"
+#include "cuda/library.h"
 #include "cuda/packed.h"
 #include "cuda/run.h"
 #include "cuda/scratch.h"
@@ -107,6 +108,7 @@ void multiply(const ops::Linear& s, const Frame& f) {
     const int64_t vectors = f.rows(s.in) * s.fold;
     if (vectors == 0) return;
     if (form.codes) return multiply_codes(s, f, w, vectors);
+    if (f.library != nullptr && f.library->takes(s.weight, f.rows(s.in))) return multiply_by_library(s, f);
     if (form.pieces > 0) {
         const PackedProduct product{w, reinterpret_cast<const uint16_t*>(f.scratch), f.slot(s.out), vectors, s.groups};
         return with_codes(w, form.pieces,

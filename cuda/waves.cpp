@@ -86,6 +86,13 @@ void Waves::flush() {
     level_ = 0;
 }
 
+void Waves::multiply(const DenseProduct& product) {
+    const int after = level_ + 1;  // it counts like a launch
+    flush();
+    to_.multiply(product);
+    level_ = after;
+}
+
 void Waves::copy(void* to, const void* from, int64_t bytes) {
     flush();
     to_.copy(to, from, bytes);

@@ -1,7 +1,8 @@
 // A stream that puts independent kernels into common launches. Whoever fills it says which kernels must come after
 // which, by levels: all of a level are independent of each other, and come after those of the levels below.
 //
-// Used by one thread. What is given to it reaches the stream behind it at flush(), or before a copy or a wait.
+// Used by one thread. What is given to it reaches the stream behind it at flush(), or before a copy, a wait
+// or a product of a library.
 #pragma once
 
 #include "cuda/device.h"
@@ -25,6 +26,7 @@ public:
     void flush();
 
     void launch(int kernel, const Grid& grid, const void* members, size_t bytes) override;
+    void multiply(const DenseProduct& product) override;
     void copy(void* to, const void* from, int64_t bytes) override;
     void wait_for(const Flag* flag) override;
     void begin_recording() override;

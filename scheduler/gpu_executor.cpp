@@ -223,7 +223,8 @@ cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
             workspace_.pairs,
             workspace_.tickets,
             variants_,
-            divided.value_or(cuda::Balance())};
+            divided.value_or(cuda::Balance()),
+            &library_};
 }
 
 /// How a pass of so many rows is divided; nothing: its experts are all of the CPU.
@@ -598,6 +599,14 @@ ResidencyCounters GpuExecutor::residency() const {
         counters.in_vain = stream_of_experts_->sent_in_vain();
     }
     return counters;
+}
+
+const std::vector<std::string>& GpuExecutor::use_library() {
+    const int32_t token = 0;
+    const int64_t position = 0;
+    library_ =
+        cuda::try_library(frame({{&token, 1}, {&position, 1}, {}, {}}), device_, limits_.max_rows, workspace_.expanded);
+    return library_.report;
 }
 
 std::vector<OperatorReport> GpuExecutor::operators(bool measured) {

@@ -9,6 +9,7 @@
 #include "cpu/run.h"
 #include "cpu/workers.h"
 #include "cuda/device.h"
+#include "cuda/library.h"
 #include "cuda/run.h"
 #include "memory/packed_weights.h"
 #include "scheduler/batch_rows.h"
@@ -85,6 +86,10 @@ public:
     std::vector<ExpertName> core() const override;
     void order(const ExpertOrders& orders) override { experts_.order(orders); }
 
+    /// Has products of prompts done by the library of the card where that is faster, and says which. Before the first
+    /// pass.
+    const std::vector<std::string>& use_library();
+
     /// What runs where; with how fast it reads if `measured`, which takes some passes' time. Between passes.
     std::vector<OperatorReport> operators(bool measured);
 
@@ -149,6 +154,7 @@ private:
     std::chrono::milliseconds patience_few_{2000}, patience_many_{60000};
 
     const cuda::Variants variants_;
+    cuda::LibraryProducts library_;
     CardBytes bytes_;
     cuda::DeviceMemory memory_;             // weights, workspace, pages, experts
     std::unique_ptr<cuda::Stream> stream_;  // behind the memory: if what comes next fails, its work ends before

@@ -1,5 +1,6 @@
 #include "scheduler/gpu_layout.h"
 
+#include "cuda/library.h"
 #include "memory/sequence_cache.h"
 #include "scheduler/gpu_experts.h"
 #include "scheduler/gpu_order.h"
@@ -50,6 +51,7 @@ WorkspaceLayout::WorkspaceLayout(std::byte* at, const ops::Plan& plan, const Exe
     scratch_bytes = std::max(cuda::scratch_bytes(plan, limits.max_rows, limits.max_outputs),
                              order_scratch_bytes(plan, std::min(limits.max_rows, kGraphRows)));
     scratch = stretch.take<std::byte>(scratch_bytes);
+    expanded = reinterpret_cast<uint16_t*>(stretch.take<std::byte>(cuda::expanded_bytes(plan, limits.max_rows)));
     pairs = with_experts ? cuda::pairs_memory(plan, limits.max_rows,
                                               [&](int64_t count) { return stretch.take<std::byte>(count); })
                          : cuda::PairsMemory{};

@@ -39,6 +39,7 @@ struct WorkspaceLayout {
     uint32_t* tickets;  // [cuda::kMostSiteRows]
     std::byte* scratch;
     int64_t scratch_bytes;
+    uint16_t* expanded;         // [cuda::expanded_bytes()]
     cuda::PairsMemory pairs;    // only with experts
     cuda::LogitsMemory logits;  // of up to kGraphRows outputs
     int64_t bytes;

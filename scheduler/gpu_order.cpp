@@ -14,7 +14,7 @@ int64_t whole_units(int64_t bytes) { return (bytes + kScratchUnit - 1) / kScratc
 
 cuda::Frame frame_with(const cuda::Frame& f, std::byte* scratch, cuda::Stream& stream) {
     return {f.plan, f.weights,      f.batch, f.slots,   f.rotations, f.embeddings, scratch,
-            stream, f.expert_slots, f.pairs, f.tickets, f.variants,  f.balance};
+            stream, f.expert_slots, f.pairs, f.tickets, f.variants,  f.balance,    f.library};
 }
 
 }  // namespace

@@ -25,11 +25,12 @@ namespace thermocline::scheduler {
 
 namespace {
 
-std::vector<std::unique_ptr<cuda::Device>> open(const std::string& text) {
-    const GpuChoice choice = gpu_choice(text);
+std::vector<std::unique_ptr<cuda::Device>> open(const GpuWishes& wishes) {
+    const GpuChoice choice = gpu_choice(wishes.gpus);
+    cuda::emulation::Config emulated = wishes.emulated;
     std::vector<std::unique_ptr<cuda::Device>> devices;
-    for (int i = 0; i < choice.cards; ++i)
-        devices.push_back(choice.emulated ? cuda::emulation::open({.index = i}) : cuda::open_device(i));
+    for (emulated.index = 0; emulated.index < choice.cards; ++emulated.index)
+        devices.push_back(choice.emulated ? cuda::emulation::open(emulated) : cuda::open_device(emulated.index));
     return devices;
 }
 
@@ -78,7 +79,7 @@ GpuChoice gpu_choice(const std::string& text) {
     return choice;
 }
 
-Gpus::Gpus(GpuWishes wishes) : Gpus(wishes, open(wishes.gpus)) {
+Gpus::Gpus(GpuWishes wishes) : Gpus(wishes, open(wishes)) {
     for (const Card& card : cards_) {
         const cuda::DeviceInfo& info = card.device->info();
         log::info("GPU {}: {}, SM{}{}, {:.1f} GB; streams wait for the CPU by {}", info.index, info.name,
@@ -98,6 +99,8 @@ Gpus::Gpus(GpuWishes wishes, std::vector<std::unique_ptr<cuda::Device>> devices)
     (void)residency_policy(wishes_.residency);
     if (wishes_.prefetch != "auto" && wishes_.prefetch != "off")
         fail("--prefetch is ", printable(wishes_.prefetch), ", expected auto or off");
+    if (wishes_.library != "auto" && wishes_.library != "off")
+        fail("--gpu-library is ", printable(wishes_.library), ", expected auto or off");
     if (!any() && offload == "stream")
         fail("--offload-experts stream sends experts through a card, but --gpus is none; use --gpus 1");
     if (!any() && offload == "none")
@@ -391,6 +394,9 @@ std::unique_ptr<GpuExecutor> Gpus::executor_of(Card& card, const ops::Plan& part
     if (!card.shares.empty() && executor->movable_slots() > 0) executor->order({.shares = card.shares});
     if (is_emulated(*card.device))
         executor->set_patience(std::chrono::minutes(2), std::chrono::minutes(10));  // far slower
+    if (wishes_.library == "auto")
+        for (const std::string& line : executor->use_library())
+            log::info("GPU {}: products of prompts: {}", card.device->info().index, line);
     log::info("GPU {}: {}", card.device->info().index,
               report_text(executor->operators(!is_emulated(*card.device)), card.memory_read));
     return executor;

@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/workers.h"
 #include "cuda/device.h"
+#include "cuda/emulation/device.h"
 #include "memory/packed_weights.h"
 #include "scheduler/executor.h"
 #include "scheduler/expert_prefetch.h"
@@ -41,14 +42,16 @@ struct GpuWishes {
     /// auto: as many experts on the card as fit, in prompts others pass through it where that is faster; stream: there
     /// all others do; cpu: none on the card; none: all.
     std::string offload_experts = "auto";
-    std::string residency = "adaptive";  ///< adaptive, static, lru: which of them, where not all fit
-    std::string placement = {};          ///< --placement: file with those that are there first; empty: any
-    std::string profile = {};            ///< --profile: file with what is chosen how often; empty: not known
-    int64_t host_bytes = 0;              ///< --host-memory: for this program; 0: all that is free, but a margin
-    bool file_experts = false;           ///< --allow-file-experts: those that fit nowhere are read from the file
-    bool slow_fallback = false;          ///< --allow-slow-fallback: start with what makes every token slow
-    std::string prefetch = "auto";       ///< auto: experts foretold are brought near while that pays; off
-    int64_t worker_cache_bytes = 0;      ///< that every worker may fill with these; 0: none
+    std::string residency = "adaptive";     ///< adaptive, static, lru: which of them, where not all fit
+    std::string placement = {};             ///< --placement: file with those that are there first; empty: any
+    std::string profile = {};               ///< --profile: file with what is chosen how often; empty: not known
+    int64_t host_bytes = 0;                 ///< --host-memory: for this program; 0: all that is free, but a margin
+    bool file_experts = false;              ///< --allow-file-experts: those that fit nowhere are read from the file
+    bool slow_fallback = false;             ///< --allow-slow-fallback: start with what makes every token slow
+    std::string prefetch = "auto";          ///< auto: experts foretold are brought near while that pays; off
+    std::string library = "auto";           ///< auto: products of prompts by the card's library where it is faster; off
+    int64_t worker_cache_bytes = 0;         ///< that every worker may fill with these; 0: none
+    cuda::emulation::Config emulated = {};  ///< what an emulated card is like, for tests: of all of them
     // Of several cards:
     std::vector<int64_t> card_memory = {};  ///< the same where each has its own; else empty
     std::vector<int64_t> layer_split = {};  ///< --layer-split: layers of each card; empty: as is expected to be best

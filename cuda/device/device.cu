@@ -1,6 +1,7 @@
 // A card through the CUDA runtime.
 #include "cuda/device.h"
 #include "cuda/device/check.cuh"
+#include "cuda/device/cublas.cuh"
 #include "cuda/device/entries.cuh"
 #include "cuda/kernels/handoff.h"
 #include "cuda/kernels/list.h"
@@ -61,8 +62,8 @@ void CUDART_CB await_on_host(void* flag) {
 
 class CudaStream : public Stream {
 public:
-    CudaStream(int device, FlagWait flag_wait, WaitValue wait_value)
-        : device_(device), flag_wait_(flag_wait), wait_value_(wait_value) {
+    CudaStream(int device, FlagWait flag_wait, WaitValue wait_value, Cublas& cublas)
+        : device_(device), flag_wait_(flag_wait), wait_value_(wait_value), cublas_(cublas) {
         use(device);
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "GPU ", device, ": making a stream");
     }
@@ -84,6 +85,7 @@ public:
                                static_cast<size_t>(grid.shared_bytes), stream_),
               "GPU ", device_, ": starting kernel ", entry.name);
     }
+    void multiply(const DenseProduct& product) override { cublas_.multiply(product, stream_); }
     void copy(void* to, const void* from, int64_t bytes) override {
         check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "GPU ", device_,
               ": copying ", bytes, " bytes");
@@ -144,16 +146,18 @@ private:
     int device_;
     FlagWait flag_wait_;
     WaitValue wait_value_;
+    Cublas& cublas_;
     cudaStream_t stream_ = nullptr;
 };
 
 class CudaDevice : public Device {
 public:
     CudaDevice(DeviceInfo info, FlagWait flag_wait, WaitValue wait_value)
-        : info_(std::move(info)), flag_wait_(flag_wait), wait_value_(wait_value) {}
+        : info_(std::move(info)), flag_wait_(flag_wait), wait_value_(wait_value), cublas_(info_.index) {}
 
     const DeviceInfo& info() const override { return info_; }
     FlagWait flag_wait() const override { return flag_wait_; }
+    const Library& library() override { return cublas_.library(); }
     int64_t free_bytes() override {
         use(info_.index);
         size_t free = 0, all = 0;
@@ -199,7 +203,7 @@ public:
         pinned_.erase(memory);
     }
     std::unique_ptr<Stream> new_stream() override {
-        return std::make_unique<CudaStream>(info_.index, flag_wait_, wait_value_);
+        return std::make_unique<CudaStream>(info_.index, flag_wait_, wait_value_, cublas_);
     }
 
 private:
@@ -210,6 +214,7 @@ private:
     DeviceInfo info_;
     FlagWait flag_wait_;
     WaitValue wait_value_;
+    Cublas cublas_;
 };
 
 /// Whether a recorded wait for a flag ends when the flag is raised, and not before.

@@ -5,6 +5,7 @@
 #include "cuda/kernels/list.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
+#include "src/quant/scalar.h"
 
 #include <atomic>
 #include <condition_variable>
@@ -40,7 +41,7 @@ constexpr int kRaises = Kernels::index_of<RaiseJob>();
 struct State {
     Config config;
     Pace pace;
-    std::atomic<int64_t> launches{0}, flags{0}, copies{0}, allocations{0};
+    std::atomic<int64_t> launches{0}, flags{0}, copies{0}, allocations{0}, products{0};
     std::atomic<bool> lost{false};
 
     bool happens(std::atomic<int64_t>& counter, int64_t at) { return ++counter == at; }
@@ -84,6 +85,21 @@ public:
                 for (int64_t x = 0; x < grid.x && !state_.lost; ++x)
                     runner_.run(row.name, row.body, own.data(), grid, x, y);
             until_ = Clock::now();
+        });
+    }
+    void multiply(const DenseProduct& product) override {
+        CHECK(state_.config.library && recording_ == nullptr);
+        add([this, p = product] {
+            const float error = state_.happens(state_.products, state_.config.faults.spoil_product) ? 1.0f : 0.0f;
+            for (int64_t v = 0; v < p.vectors; ++v)
+                for (int64_t n = 0; n < p.rows; ++n) {
+                    float sum = error;
+                    for (int64_t k = 0; k < p.cols; ++k)
+                        sum +=
+                            quant::bf16_to_float(p.w[n * p.cols + k]) * quant::bf16_to_float(p.x[v * p.x_stride + k]);
+                    float& out = p.out[v * p.out_stride + n];
+                    out = (p.adds ? out : 0.0f) + p.factor * sum;
+                }
         });
     }
     void copy(void* to, const void* from, int64_t bytes) override {
@@ -194,10 +210,12 @@ public:
                  config.memory_bytes,
                  4,
                  "emulated:" + std::to_string(config.index)};
+        library_ = config.library ? Library{"naive product", ""} : Library{"", "an emulated card has none"};
     }
 
     const DeviceInfo& info() const override { return info_; }
     FlagWait flag_wait() const override { return state_.config.flag_wait; }
+    const Library& library() override { return library_; }
     int64_t free_bytes() override {
         const std::lock_guard lock(mutex_);
         return state_.config.memory_bytes - used_;
@@ -248,6 +266,7 @@ private:
     }
 
     DeviceInfo info_;
+    Library library_;
     State state_;
     std::mutex mutex_;
     std::map<std::byte*, int64_t> sizes_;

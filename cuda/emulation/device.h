@@ -25,6 +25,7 @@ struct Faults {
     int64_t delay_ms = 0;       // by so much
     int64_t refuse_memory = 0;  // the n-th allocation fails, pinned ones too
     int64_t lose_device = 0;    // at the n-th launch
+    int64_t spoil_product = 0;  // the n-th product of the library is wrong
     bool operator==(const Faults&) const = default;
 };
 
@@ -33,6 +34,7 @@ struct Config {
     int64_t memory_bytes = int64_t{4} << 30;
     int compute_major = 8;                            // 12: a card of the SM120 family
     FlagWait flag_wait = FlagWait::kStreamOperation;  // as which it goes; all are the same here
+    bool library = false;                             // whether Stream::multiply() is there
     Link link = {};
     Faults faults = {};
     bool operator==(const Config&) const = default;

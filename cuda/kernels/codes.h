@@ -84,10 +84,11 @@ struct LaneWords {
     uint32_t of[2][kWords];
 };
 
-/// One byte a column: product i has columns 16 i + 4 c .. + 3.
-struct ByteCodes {
-    static constexpr int kWords = 8;
-    static constexpr int64_t kCodeBytes = 2048;
+/// Codes of which a lane takes every fourth line's word of its rows.
+template <int kLaneWords>
+struct WordCodes {
+    static constexpr int kWords = kLaneWords;
+    static constexpr int64_t kCodeBytes = 256 * kWords;
 
     template <typename Thread>
     GPU_CODE static LaneWords<kWords> load(Thread& t, const std::byte* block) {
@@ -99,6 +100,10 @@ struct ByteCodes {
                     t.stream(reinterpret_cast<const uint32_t*>(block + (4 * i + c) * 64 + (g + 8 * half) * 4));
         return words;
     }
+};
+
+/// One byte a column: product i has columns 16 i + 4 c .. + 3.
+struct ByteCodes : WordCodes<8> {
     GPU_CODE static int column(int product, int c) { return 16 * product + 4 * c; }
 };
 
@@ -133,20 +138,7 @@ struct Q8Codes : ByteCodes {
 
 /// Two columns a byte, scales for groups of at least 32: products 2 j and 2 j + 1 are the low and the high nibbles of
 /// the same words, columns 32 j + 8 c .. + 3 and .. + 7.
-struct NibbleCodes {
-    static constexpr int kWords = 4;
-    static constexpr int64_t kCodeBytes = 1024;
-
-    template <typename Thread>
-    GPU_CODE static LaneWords<kWords> load(Thread& t, const std::byte* block) {
-        LaneWords<kWords> words;
-        const int g = t.lane() / 4, c = t.lane() % 4;
-        for (int i = 0; i < kWords; ++i)
-            for (int half = 0; half < 2; ++half)
-                words.of[half][i] =
-                    t.stream(reinterpret_cast<const uint32_t*>(block + (4 * i + c) * 64 + (g + 8 * half) * 4));
-        return words;
-    }
+struct NibbleCodes : WordCodes<4> {
     GPU_CODE static int column(int product, int c) { return 32 * (product / 2) + 8 * c + 4 * (product % 2); }
 };
 

@@ -165,6 +165,40 @@ struct PairsProduct {
     GPU_CODE const uint16_t* vector(int32_t pair, int pieces) const {
         return x + int64_t{pair} / pairs_per_vector * pieces * w.cols;
     }
+
+    static constexpr int kFew = 8;                          // pairs of a tile
+    static constexpr int kSums = quant::kStripRows * kFew;  // that a warp leaves of them, [pair][row]
+    static constexpr int64_t sums_bytes(int warps) { return int64_t{warps} * kSums * int64_t{sizeof(float)}; }
+
+    /// One tile of the strip of this block and the pairs [first, end): the sums of all warps, in their order.
+    template <typename Thread>
+    GPU_CODE void write_sums(Thread& t, const float (&acc)[4], int first, int end, float multiplier) const {
+        auto sums = t.template shared<float>(0, t.warps() * kSums);
+        t.sync();  // sums of the pairs before have been read
+        for (int i = 0; i < 4; ++i)
+            sums.set(t.warp() * kSums + (t.lane() % 4 * 2 + i % 2) * 16 + t.lane() / 4 + i / 2 * 8, acc[i]);
+        t.sync();
+        for (int i = t.id(); i < kSums && first + i / 16 < end; i += t.threads()) {
+            float sum = 0.0f;
+            for (int warp = 0; warp < t.warps(); ++warp) sum += sums[warp * kSums + i];
+            result(lists.pairs[first + i / 16])[t.block() * 16 + i % 16] = sum * multiplier;
+        }
+    }
+
+    /// The tiles that a warp has of a strip (counted through all matrices) and the pairs [first, end).
+    template <int kTiles, typename Thread>
+    GPU_CODE void write_tiles(Thread& t, const float (&acc)[kTiles][4], int64_t strip, int first, int end,
+                              float multiplier) const {
+        const int g = t.lane() / 4, c = t.lane() % 4;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int at = first + tile * 8 + 2 * c + i % 2;
+                if (at < end)
+                    result(lists.pairs[at])[strip * quant::kStripRows + g + i / 2 * 8] = acc[tile][i] * multiplier;
+            }
+    }
 };
 
 /// Few pairs an expert: a block has one strip of one expert, its warps share the columns; their sums are added in the
@@ -172,11 +206,8 @@ struct PairsProduct {
 template <typename Codes, int kPieces>
 struct FewPairs : PairsProduct {
     static constexpr const char* kName = "FewPairs";
-    static constexpr int kMostWarps = 8, kMostThreads = kMostWarps * kWarp, kVectors = 8;
-    static constexpr int kSums = quant::kStripRows * kVectors;  // of a warp, [vector][row]
-    static constexpr int64_t shared_bytes(int warps) {
-        return int64_t{warps} * kSums * static_cast<int64_t>(sizeof(float));
-    }
+    static constexpr int kMostWarps = 8, kMostThreads = kMostWarps * kWarp;
+    static constexpr int64_t shared_bytes(int warps) { return sums_bytes(warps); }
 
     template <typename Thread>
     GPU_CODE void operator()(Thread& t) const {
@@ -186,20 +217,11 @@ struct FewPairs : PairsProduct {
         const quant::Matrix own = matrix(slot, number);
         const float multiplier = multipliers[slot * kMultipliers + number];
         const int end = lists.begin[t.block_y() + 1];
-        auto sums = t.template shared<float>(0, t.warps() * kSums);
-        for (int first = lists.begin[t.block_y()]; first < end; first += kVectors) {
+        for (int first = lists.begin[t.block_y()]; first < end; first += kFew) {
             const int own_pair = first + t.lane() / 4;  // of the lane
             float acc[1][4] = {};
             multiply(t, own, strip, own_pair < end ? vector(lists.pairs[own_pair], kPieces) : nullptr, acc);
-            t.sync();  // sums of the pairs before have been read
-            for (int i = 0; i < 4; ++i)
-                sums.set(t.warp() * kSums + (t.lane() % 4 * 2 + i % 2) * 16 + t.lane() / 4 + i / 2 * 8, acc[0][i]);
-            t.sync();
-            for (int i = t.id(); i < kSums && first + i / 16 < end; i += t.threads()) {
-                float sum = 0.0f;
-                for (int warp = 0; warp < t.warps(); ++warp) sum += sums[warp * kSums + i];
-                result(lists.pairs[first + i / 16])[t.block() * 16 + i % 16] = sum * multiplier;
-            }
+            write_sums(t, acc[0], first, end, multiplier);
         }
     }
 
@@ -242,7 +264,7 @@ struct ManyPairs : PairsProduct {
 private:
     template <typename Thread>
     GPU_CODE void multiply(Thread& t, int64_t slot, int first, int end) const {
-        const int g = t.lane() / 4, c = t.lane() % 4;
+        const int g = t.lane() / 4;
         const int64_t strips = w.rows / quant::kStripRows, all = strips * matrices;
         const int64_t strip = (t.block() * kWarps + t.warp()) * kStrips;
         auto panel = t.template shared<uint16_t>(0, kVectors * kPieces * kStride);  // [vector, piece][column]
@@ -276,16 +298,7 @@ private:
 #pragma unroll
         for (int s = 0; s < kStrips; ++s) {
             if (strip + s >= all) continue;
-            const float multiplier = multipliers[slot * kMultipliers + (strip + s) / strips];
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int at = first + tile * 8 + 2 * c + i % 2;
-                    if (at < end)
-                        result(lists.pairs[at])[(strip + s) * quant::kStripRows + g + i / 2 * 8] =
-                            acc[s][tile][i] * multiplier;
-                }
+            write_tiles(t, acc[s], strip + s, first, end, multipliers[slot * kMultipliers + (strip + s) / strips]);
         }
     }
 };

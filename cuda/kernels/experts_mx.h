@@ -18,11 +18,8 @@ struct PairsProductMx : PairsProduct {
 /// As FewPairs.
 struct FewPairsMx : PairsProductMx {
     static constexpr const char* kName = "FewPairsMx";
-    static constexpr int kMostWarps = 8, kMostThreads = kMostWarps * kWarp, kVectors = 8;
-    static constexpr int kSums = quant::kStripRows * kVectors;  // of a warp, [vector][row]
-    static constexpr int64_t shared_bytes(int warps) {
-        return int64_t{warps} * kSums * static_cast<int64_t>(sizeof(float));
-    }
+    static constexpr int kMostWarps = 8, kMostThreads = kMostWarps * kWarp;
+    static constexpr int64_t shared_bytes(int warps) { return sums_bytes(warps); }
 
     template <typename Thread>
     GPU_CODE void operator()(Thread& t) const {
@@ -32,8 +29,7 @@ struct FewPairsMx : PairsProductMx {
         const quant::Matrix own = matrix(slot, part);
         const float multiplier = multipliers[slot * kMultipliers + part];
         const int end = lists.begin[t.block_y() + 1];
-        auto sums = t.template shared<float>(0, t.warps() * kSums);
-        for (int first = lists.begin[t.block_y()]; first < end; first += kVectors) {
+        for (int first = lists.begin[t.block_y()]; first < end; first += kFew) {
             const int at = first + t.lane() / 4;  // the lane's own
             const bool mine = at < end;
             const int64_t vector = mine ? number(lists.pairs[at]) : 0;
@@ -45,15 +41,7 @@ struct FewPairsMx : PairsProductMx {
                     t, block, mine ? scales[vector * blocks + i] : 0u,
                     [&](int column) { return mine ? *reinterpret_cast<const uint64_t*>(eight + column) : 0; }, acc);
             }
-            t.sync();  // sums of the pairs before have been read
-            for (int i = 0; i < 4; ++i)
-                sums.set(t.warp() * kSums + (t.lane() % 4 * 2 + i % 2) * 16 + t.lane() / 4 + i / 2 * 8, acc[i]);
-            t.sync();
-            for (int i = t.id(); i < kSums && first + i / 16 < end; i += t.threads()) {
-                float sum = 0.0f;
-                for (int warp = 0; warp < t.warps(); ++warp) sum += sums[warp * kSums + i];
-                result(lists.pairs[first + i / 16])[t.block() * 16 + i % 16] = sum * multiplier;
-            }
+            write_sums(t, acc, first, end, multiplier);
         }
     }
 };
@@ -115,16 +103,7 @@ private:
 #pragma unroll
         for (int s = 0; s < kStrips; ++s) {
             if (strip + s >= all) continue;
-            const float multiplier = multipliers[slot * kMultipliers + (strip + s) / strips];
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int at = first + tile * 8 + 2 * c + i % 2;
-                    if (at < end)
-                        result(lists.pairs[at])[(strip + s) * quant::kStripRows + g + i / 2 * 8] =
-                            acc[s][tile][i] * multiplier;
-                }
+            write_tiles(t, acc[s], strip + s, first, end, multipliers[slot * kMultipliers + (strip + s) / strips]);
         }
     }
 };

@@ -6,6 +6,7 @@
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/attention_tiles.h"
 #include "cuda/kernels/compress.h"
+#include "cuda/kernels/expand.h"
 #include "cuda/kernels/experts.h"
 #include "cuda/kernels/experts_mx.h"
 #include "cuda/kernels/handoff.h"
@@ -38,7 +39,12 @@ using PackedKernels =
     Joined<Of<E4M3Codes, 1>, Of<E4M3Codes, 2>, Of<Mxfp4Codes, 1>, Of<Mxfp4Codes, 2>, Of<Nvfp4Codes, 1>,
            Of<Nvfp4Codes, 2>, Of<Int4Codes<32>, 2>, Of<Int4Codes<128>, 2>, Of<Q8Codes, 2>, Of<Bf16Codes, 2>>;
 
-using LinearKernels = Joined<KernelList<PrepareVectors, PrepareCodes, RowProduct>, PackedKernels<VectorKernels>>;
+/// Of the formats that are exact in bf16 with their scales.
+using ExpandKernels =
+    KernelList<ExpandRows<E4M3Codes>, ExpandRows<Mxfp4Codes>, ExpandRows<Nvfp4Codes>, ExpandRows<Bf16Codes>>;
+
+using LinearKernels =
+    Joined<KernelList<PrepareVectors, PrepareCodes, RowProduct>, PackedKernels<VectorKernels>, ExpandKernels>;
 
 using ExpertKernels = Joined<KernelList<ListPairs, SwiGluPairs, SumExperts>, PackedKernels<PairKernels>>;
 

@@ -119,20 +119,57 @@ struct PlainScores {
     int64_t at;  // queries and gates in shared memory; the tile at 0
 };
 
-/// Scores by the matrix instruction, for keys that are exact in bf16. Warp w has the heads 16 (w % 4) .. + 15 and the
-/// entries 32 (w / 4) .. + 31 of a tile; its queries stay in registers. Every 16 heads leave a set of scores.
+inline constexpr int kHeadSets = kMaxIndexHeads / 16;  // of 16 heads, the rows of a matrix instruction
+GPU_CODE constexpr int head_sets(int heads) { return (heads + 15) / 16; }
+
+/// Of a lane: the gates of heads g and g + 8 of its warp's set, with g = lane / 4.
+struct TwoGates {
+    float of[2];
+
+    template <typename Thread>
+    GPU_CODE TwoGates(Thread& t, const IndexInput& in) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const int head = t.warp() % kHeadSets * 16 + t.lane() / 4 + i * 8;
+            of[i] = head < in.heads ? in.gates[t.block() * in.heads + head] : 0.0f;
+        }
+    }
+};
+
+/// Scores of a tile by matrix instructions. Warp w has the heads 16 (w % 4) .. + 15 and the entries 32 (w / 4) .. + 31,
+/// which multiply(entry, d) multiplies eight at a time: `entry` is the lane's own of them. Every 16 heads leave a set
+/// of scores.
+template <typename Thread, typename Scores, typename Multiply>
+GPU_CODE void score_by_tiles(Thread& t, const IndexInput& in, const TwoGates& gates, Scores& scores,
+                             Multiply multiply) {
+    const int g = t.lane() / 4, c = t.lane() % 4, set = t.warp() % kHeadSets;
+    if (set >= head_sets(in.heads)) return;
+    for (int eight = t.warp() / kHeadSets * 4; eight < t.warp() / kHeadSets * 4 + 4; ++eight) {
+        float d[4] = {};
+        multiply(eight * 8 + g, d);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {  // entry 2c + i: heads g and g + 8, then all of the set
+            const float upper = d[i] > 0.0f ? d[i] : 0.0f, lower = d[i + 2] > 0.0f ? d[i + 2] : 0.0f;
+            float sum = fmaf(gates.of[0], upper, gates.of[1] * lower);
+            for (int mask = 4; mask < kWarp; mask *= 2) sum += t.shuffle_xor(sum, mask);
+            if (g == 0) scores.set(set * kIndexTile + eight * 8 + 2 * c + i, sum);
+        }
+    }
+}
+
+/// Scores by the matrix instruction, for keys that are exact in bf16; a warp's queries stay in registers.
 struct TileScores {
     static constexpr const char* kName = "TileScores";
-    static constexpr int kSteps = kMaxIndexWidth / 16, kSets = kMaxIndexHeads / 16;
+    static constexpr int kSteps = kMaxIndexWidth / 16;
 
-    GPU_CODE static constexpr int sets(int heads) { return (heads + 15) / 16; }
+    GPU_CODE static constexpr int sets(int heads) { return head_sets(heads); }
     GPU_CODE static constexpr int words(int width) { return (width + 15) / 16 * 8 + 4; }  // of a key, and four
     GPU_CODE static constexpr int64_t tile_bytes(int width) { return int64_t{kIndexTile} * words(width) * 4; }
     GPU_CODE static constexpr int64_t query_bytes(int, int) { return 0; }
 
     template <typename Thread>
-    GPU_CODE TileScores(Thread& t, const IndexInput& in_, int64_t) : in(in_) {
-        const int g = t.lane() / 4, c = t.lane() % 4, first = t.warp() % kSets * 16;
+    GPU_CODE TileScores(Thread& t, const IndexInput& in_, int64_t) : in(in_), gates(t, in_) {
+        const int g = t.lane() / 4, c = t.lane() % 4, first = t.warp() % kHeadSets * 16;
         uint32_t low = 0;
 #pragma unroll
         for (int step = 0; step < kSteps; ++step)
@@ -145,11 +182,6 @@ struct TileScores {
                 low |= q[step][i].low;
             }
         exact = t.ballot((low & 0x7fff7fff) != 0) == 0;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int head = first + g + i * 8;
-            gates[i] = head < in.heads ? in.gates[t.block() * in.heads + head] : 0.0f;
-        }
     }
 
     template <typename Thread>
@@ -166,31 +198,22 @@ struct TileScores {
     template <typename Thread, typename Scores>
     GPU_CODE void score(Thread& t, Scores& scores) const {
         const auto tile = t.template shared<uint32_t>(0, kIndexTile * words(in.width));
-        const int g = t.lane() / 4, c = t.lane() % 4, set = t.warp() % kSets;
-        if (set >= sets(in.heads)) return;
-        for (int eight = t.warp() / kSets * 4; eight < t.warp() / kSets * 4 + 4; ++eight) {
-            float d[4] = {};
+        const int c = t.lane() % 4;
+        score_by_tiles(t, in, gates, scores, [&](int entry, float(&d)[4]) {
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
                 if (step * 16 >= in.width) break;
-                const int word = (eight * 8 + g) * words(in.width) + step * 8 + c;
+                const int word = entry * words(in.width) + step * 8 + c;
                 const uint32_t b[2] = {tile[word], tile[word + 4]};
                 t.mma(d, {q[step][0].high, q[step][1].high, q[step][2].high, q[step][3].high}, b);
                 if (!exact) t.mma(d, {q[step][0].low, q[step][1].low, q[step][2].low, q[step][3].low}, b);
             }
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {  // entry 2c + i: heads g and g + 8, then all of the set
-                const float upper = d[i] > 0.0f ? d[i] : 0.0f, lower = d[i + 2] > 0.0f ? d[i + 2] : 0.0f;
-                float sum = fmaf(gates[0], upper, gates[1] * lower);
-                for (int mask = 4; mask < kWarp; mask *= 2) sum += t.shuffle_xor(sum, mask);
-                if (g == 0) scores.set(set * kIndexTile + eight * 8 + 2 * c + i, sum);
-            }
-        }
+        });
     }
 
     const IndexInput& in;
     SplitPair q[kSteps][4];
-    float gates[2];
+    TwoGates gates;
     bool exact;  // nothing is left by the first pieces, as with queries in their trained FP4 form
 };
 

@@ -12,17 +12,17 @@ namespace thermocline::cuda {
 /// rounded to it.
 struct Fp4Scores {
     static constexpr const char* kName = "Fp4Scores";
-    static constexpr int kSteps = kMaxIndexWidth / 64, kSets = kMaxIndexHeads / 16;
+    static constexpr int kSteps = kMaxIndexWidth / 64;
 
-    GPU_CODE static constexpr int sets(int heads) { return (heads + 15) / 16; }
+    GPU_CODE static constexpr int sets(int heads) { return head_sets(heads); }
     /// Of a key: its codes, its scales, and some that keep keys of a warp in different banks.
     GPU_CODE static constexpr int words(int width) { return width / 8 + 4; }
     GPU_CODE static constexpr int64_t tile_bytes(int width) { return int64_t{kIndexTile} * words(width) * 4; }
     GPU_CODE static constexpr int64_t query_bytes(int, int) { return 0; }
 
     template <typename Thread>
-    GPU_CODE Fp4Scores(Thread& t, const IndexInput& in_, int64_t) : in(in_) {
-        const int g = t.lane() / 4, c = t.lane() % 4, first = t.warp() % kSets * 16;
+    GPU_CODE Fp4Scores(Thread& t, const IndexInput& in_, int64_t) : in(in_), gates(t, in_) {
+        const int g = t.lane() / 4, c = t.lane() % 4, first = t.warp() % kHeadSets * 16;
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             uint32_t scale[2] = {};
@@ -47,11 +47,6 @@ struct Fp4Scores {
             }
             scales[step] = c % 2 == 0 ? scale[0] : scale[1];
         }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int head = first + g + i * 8;
-            gates[i] = head < in.heads ? in.gates[t.block() * in.heads + head] : 0.0f;
-        }
     }
 
     template <typename Thread>
@@ -64,31 +59,22 @@ struct Fp4Scores {
     template <typename Thread, typename Scores>
     GPU_CODE void score(Thread& t, Scores& scores) const {
         const auto tile = t.template shared<uint32_t>(0, kIndexTile * words(in.width));
-        const int g = t.lane() / 4, c = t.lane() % 4, set = t.warp() % kSets;
-        if (set >= sets(in.heads)) return;
-        for (int eight = t.warp() / kSets * 4; eight < t.warp() / kSets * 4 + 4; ++eight) {
-            const int key = (eight * 8 + g) * words(in.width);
+        const int c = t.lane() % 4;
+        score_by_tiles(t, in, gates, scores, [&](int entry, float(&d)[4]) {
+            const int key = entry * words(in.width);
             const uint32_t key_scales = tile[key + in.width / 8];
-            float d[4] = {};
 #pragma unroll
             for (int step = 0; step < kSteps; ++step) {
                 if (step * 64 >= in.width) break;
                 const uint32_t b[2] = {tile[key + step * 8 + c], tile[key + step * 8 + 4 + c]};
                 t.mma_mxf4(d, q[step], b, scales[step], key_scales >> 16 * step);
             }
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {  // entry 2c + i: heads g and g + 8, then all of the set
-                const float upper = d[i] > 0.0f ? d[i] : 0.0f, lower = d[i + 2] > 0.0f ? d[i + 2] : 0.0f;
-                float sum = fmaf(gates[0], upper, gates[1] * lower);
-                for (int mask = 4; mask < kWarp; mask *= 2) sum += t.shuffle_xor(sum, mask);
-                if (g == 0) scores.set(set * kIndexTile + eight * 8 + 2 * c + i, sum);
-            }
-        }
+        });
     }
 
     const IndexInput& in;
     uint32_t q[kSteps][4], scales[kSteps];
-    float gates[2];
+    TwoGates gates;
 };
 
 }  // namespace thermocline::cuda

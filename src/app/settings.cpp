@@ -104,7 +104,7 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
     declare_threads(command);
     command
         .add_option("--worker-timeout", worker_timeout,
-                    "seconds in which one of several CPU workers must take the next piece of its work; else requests "
+                    "seconds in which a CPU worker must take the next piece of its work; else requests "
                     "that run fail and the process ends with status 1; 0: no limit")
         ->check(CLI::Range(0.0, 1e6))
         ->group(group)
@@ -158,6 +158,13 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
                     "auto: in decode, experts that a layer will probably choose are brought into the caches of the CPU "
                     "while the card does attention, or read ahead where they lie in the file, as long as that is "
                     "measured to gain; off: never")
+        ->check(CLI::IsMember({"auto", "off"}))
+        ->group(group)
+        ->capture_default_str();
+    command
+        .add_option("--gpu-library", gpu_library,
+                    "auto: products of prompts by cuBLASLt where it is installed and measured to be faster; off: by "
+                    "the kernels of this program alone, whose results do not depend on what was measured")
         ->check(CLI::IsMember({"auto", "off"}))
         ->group(group)
         ->capture_default_str();
@@ -327,7 +334,8 @@ scheduler::GpuWishes ModelFlags::gpu_wishes() const {
                                 .host_bytes = host_memory.empty() ? 0 : parse_size(host_memory, "--host-memory"),
                                 .file_experts = allow_file_experts,
                                 .slow_fallback = allow_slow_fallback,
-                                .prefetch = prefetch};
+                                .prefetch = prefetch,
+                                .library = gpu_library};
     if (gpus != "none") wishes.worker_cache_bytes = scheduler::half_of_caches(scheduler::detect_machine());
     if (gpu_memory.find(',') != std::string::npos)
         for (const std::string& size : CLI::detail::split(gpu_memory, ','))

@@ -31,7 +31,7 @@ struct ModelFlags {
     std::string layer_split = "auto";
     std::string host_memory;  // empty: all that is free, but a margin
     bool allow_file_experts = false, allow_slow_fallback = false;
-    std::string prefetch = "auto";
+    std::string prefetch = "auto", gpu_library = "auto";
     int threads = 0;
     double worker_timeout = 60.0;
     std::string numa = "auto";

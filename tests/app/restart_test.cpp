@@ -191,8 +191,9 @@ private:
 };
 
 TEST_F(Restart, EndsWhenAWorkerHangs) {
-    Process server(folder / "log", {"--threads", "2", "--worker-timeout", "2", "--gpus", "emulated"});
-    server.ask("In the beginning");
+    const std::vector<std::string> flags = {"--threads", "2", "--worker-timeout", "2", "--gpus", "emulated"};
+    Process server(folder / "log", flags);
+    const std::string expected = answer(server.ask("In the beginning"));
     Stopped worker(server.thread("worker 1"));
     if (!worker.worked) GTEST_SKIP() << "threads cannot be traced here";
     try {
@@ -203,6 +204,8 @@ TEST_F(Restart, EndsWhenAWorkerHangs) {
     }
     worker.wait();
     EXPECT_EQ(server.end(0), 1) << server.said();
+    Process next(folder / "log", flags);
+    EXPECT_EQ(answer(next.ask("In the beginning")), expected);
 }
 
 }  // namespace

@@ -182,6 +182,21 @@ TEST(WorkerWatch, NamesAWorkerThatHangs) {
     EXPECT_TRUE(workers.standing().late.empty());
 }
 
+TEST(WorkerWatch, NamesTheOnlyWorker) {
+    for (const int64_t items : {1, 50}) {  // one of several has the first alone
+        Workers workers(items == 1 ? cpus(2) : cpus(1));
+        std::promise<std::string> said;
+        const WorkerWatch watch(workers, std::chrono::milliseconds(200),
+                                [&](const std::string& why) { said.set_value(why); });
+        std::string why;
+        workers.split(items, 1, [&](int64_t, int64_t end, int) {
+            if (end == items) why = said.get_future().get();
+        });
+        EXPECT_NE(why.find("worker 0 on CPU "), std::string::npos) << why;
+        EXPECT_TRUE(workers.standing().late.empty());
+    }
+}
+
 TEST(WorkerWatch, WhoGoesOnOrHasNothingToDoIsLeftAlone) {
     Workers workers(cpus(2));
     std::atomic<int> calls = 0;

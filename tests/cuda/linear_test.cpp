@@ -1,6 +1,6 @@
 // Products of matrices of every format that cards take, on the emulated device, against sums in double of the same
 // numbers.
-#include "cuda/run.h"
+#include "cuda/library.h"
 #include "cuda/scratch.h"
 #include "cuda/weights.h"
 #include "src/quant/activation.h"
@@ -23,10 +23,12 @@ using quant::Format;
 /// A plan of one Linear step, played on an emulated device with the matrix packed if it can be.
 class Product {
 public:
-    Product(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding, Variants variants)
+    Product(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding, Variants variants, bool by_library)
         : variants_(variants),
           matrix_(shape, 7),
-          device_(variants == Variants() ? test_device() : emulation::open({})),
+          device_(by_library               ? emulation::open({.library = true})
+                  : variants == Variants() ? test_device()
+                                           : emulation::open({})),
           stream_(device_->new_stream()) {
         quant::Matrix view = quant::packed_form(matrix_.view());
         if (view.layout == quant::Layout::kStrips) {
@@ -41,6 +43,10 @@ public:
         plan_.slots = {{"in", groups * shape.cols, ops::Rows::kTokens}, {"out", shape.rows, ops::Rows::kTokens}};
         plan_.matrices = {{"w", view}};
         step_ = {.in = 0, .weight = 0, .out = 1, .groups = groups, .rounding = rounding};
+        plan_.steps = {step_};
+        if (!by_library) return;
+        expanded_ = DeviceMemory(*device_, expanded_bytes(plan_, kLeastLibraryRows));
+        library_ = {.expanded = expanded_.as<uint16_t>(), .from_rows = {1}};
     }
 
     /// x [m, groups * cols] -> [m, rows]
@@ -64,7 +70,9 @@ public:
                          nullptr,
                          {},
                          nullptr,
-                         variants_});
+                         variants_,
+                         {},
+                         &library_});
         std::vector<float> y(static_cast<size_t>(m * plan_.slots[1].cols));
         stream_->copy(y.data(), out.data(), out_bytes);
         stream_->wait(std::chrono::minutes(1));
@@ -83,14 +91,16 @@ private:
     Weights on_device_;
     ops::Plan plan_;
     ops::Linear step_;
+    DeviceMemory expanded_;
+    LibraryProducts library_;
 };
 
 /// The error of an output relative to the sizes of what was added up: numbers rounded to e4m3 are exact in one bf16,
 /// of others two keep all but 2^-18.
 void expect_matches(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding, int64_t m,
-                    Variants variants = {}) {
+                    Variants variants = {}, bool by_library = false) {
     SCOPED_TRACE(to_string(shape) + ", groups " + std::to_string(groups) + ", m " + std::to_string(m));
-    Product product(shape, groups, rounding, variants);
+    Product product(shape, groups, rounding, variants, by_library);
     std::vector<float> x = cpu::random_floats(m * groups * shape.cols, 3);
     const std::vector<float> y = product(x, m), w = product.numbers();
     if (rounding == ops::InputRounding::kE4M3)
@@ -153,6 +163,33 @@ TEST(CudaLinear, VariantsOfTheSm120Family) {
     // Inputs that are not rounded, and other scales, go to the portable kernels.
     expect_matches({Format::kE2M1Pair, 48, 256, Format::kE8M0, 1, 32}, 1, ops::InputRounding::kExact, 3, kAll);
     expect_matches({Format::kE2M1Pair, 48, 256, Format::kE4M3, 1, 16}, 1, ops::InputRounding::kE4M3, 3, kAll);
+}
+
+TEST(CudaLinear, ALibraryGivesWhatIsExactInBf16) {
+    const auto by_library = [](const MatrixShape& shape, int32_t groups, int64_t m) {
+        for (const auto rounding : {ops::InputRounding::kExact, ops::InputRounding::kE4M3})
+            expect_matches(shape, groups, rounding, m, {}, true);
+    };
+    by_library({.format = Format::kBF16, .rows = 48, .cols = 640}, 1, 9);
+    by_library({Format::kE4M3, 256, 256, Format::kE8M0, 128, 128}, 1, 33);
+    by_library({Format::kE2M1Pair, 48, 1152, Format::kE8M0, 1, 32}, 1, 3);
+    by_library({Format::kE2M1Pair, 48, 640, Format::kE4M3, 1, 16, false, 1.7e-4f}, 1, 9);
+    by_library({Format::kE4M3, 96, 128, Format::kE8M0, 128, 128}, 3, 5);
+    by_library({.format = Format::kBF16, .rows = 140'000, .cols = 128}, 1, 1);  // two stretches of rows
+}
+
+TEST(CudaLinear, ALibraryIsNotAskedForWhatBf16DoesNotHold) {
+    for (const MatrixShape& shape : {MatrixShape{Format::kE4M3, 128, 128, Format::kF32, 128, 128},
+                                     {.format = Format::kQ8_0, .rows = 16, .cols = 128},
+                                     {Format::kInt4Pair, 16, 128, Format::kBF16, 1, 32},
+                                     {.format = Format::kF32, .rows = 16, .cols = 128}}) {
+        const cpu::RandomMatrix matrix(shape, 7);
+        ops::Plan plan;
+        plan.slots = {{"in", 128, ops::Rows::kTokens}, {"out", shape.rows, ops::Rows::kTokens}};
+        plan.matrices = {{"w", quant::packed_form(matrix.view())}};
+        plan.steps = {ops::Linear{.in = 0, .weight = 0, .out = 1}};
+        EXPECT_EQ(expanded_bytes(plan, 4096), 0) << to_string(shape);
+    }
 }
 
 // As files hold them where nothing can be packed: odd shapes, zero points.

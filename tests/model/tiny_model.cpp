@@ -2,6 +2,7 @@
 
 #include "src/base/check.h"
 #include "src/base/file.h"
+#include "tests/source_path.h"
 
 #include <cmath>
 #include <cstring>
@@ -197,8 +198,7 @@ std::vector<int32_t> tokens(int64_t count) {
 }
 
 const Json& golden() {
-    static const Json values =
-        parse_json(read_text(std::string(THERMOCLINE_SOURCE_DIR) + "/tests/golden/dsv4-tiny.json"), "dsv4-tiny.json");
+    static const Json values = parse_json(read_text(source_path("tests/golden/dsv4-tiny.json")), "dsv4-tiny.json");
     return values;
 }
 

@@ -9,6 +9,7 @@
 #include "scheduler/gpu_executor.h"
 #include "tests/cuda/test_device.h"
 #include "tests/model/engine_fixture.h"
+#include "tests/source_path.h"
 
 #include <algorithm>
 #include <atomic>
@@ -20,7 +21,7 @@ namespace thermocline::scheduler {
 namespace {
 
 const model::Model& demo() {
-    static const auto model = model::load_model(THERMOCLINE_SOURCE_DIR "/models/demo", {});
+    static const auto model = model::load_model(source_path("models/demo"), {});
     static const memory::PackedWeights packed(std::vector<ops::Plan*>{&model->trunk}, nullptr,
                                               std::vector<memory::Slice>{{{}, {0}}});
     return *model;

@@ -11,6 +11,7 @@
 #include "tests/cuda/test_device.h"
 #include "tests/model/engine_fixture.h"
 #include "tests/model/tiny_model.h"
+#include "tests/source_path.h"
 
 #include <algorithm>
 #include <cmath>
@@ -208,7 +209,7 @@ struct Demo {
         model::LoadOptions options;
         options.kv_cache = KvCacheDtype::kF32;
         options.activations = model::Activations::kBf16;
-        model = model::load_model(THERMOCLINE_SOURCE_DIR "/models/demo", options);
+        model = model::load_model(source_path("models/demo"), options);
         packed.emplace(std::vector<ops::Plan*>{&model->trunk}, nullptr, std::vector<memory::Slice>{{{}, {0}}});
     }
     std::vector<int32_t> tokens(int32_t count) const {
@@ -266,7 +267,7 @@ TEST(GpuExecutor, KernelsOfTheSm120FamilyGiveWhatThePortableOnesGive) {
     if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there";
     model::LoadOptions options;
     options.kv_cache = KvCacheDtype::kFp8;
-    const auto demo = model::load_model(THERMOCLINE_SOURCE_DIR "/models/demo", options);
+    const auto demo = model::load_model(source_path("models/demo"), options);
     memory::PackedWeights packed(std::vector<ops::Plan*>{&demo->trunk}, nullptr, std::vector<memory::Slice>{{{}, {0}}});
     const std::vector<scheduler::ExpertName> some =
         scheduler::spread_experts(scheduler::expert_counts(demo->trunk), 40);
@@ -653,6 +654,46 @@ TEST(Gpus, UnknownChoicesAreRefused) {
     EXPECT_FALSE(scheduler::Gpus({}).any());
     EXPECT_THROW(scheduler::Gpus({.offload_experts = "none"}), Error);
     EXPECT_THROW(scheduler::Gpus({.offload_experts = "all"}), Error);
+    EXPECT_THROW(scheduler::Gpus({.library = "cublas"}), Error);
+}
+
+// Without a card, with a driver that is too old, or without CUDA in the program: the reason, not another device.
+TEST(Gpus, ACardThatIsNotThereIsSaid) {
+    const cuda::Devices devices = cuda::find_devices();
+    if (!devices.found.empty()) GTEST_SKIP() << "this machine has one";
+    try {
+        scheduler::Gpus gpus({.gpus = "1"});
+        FAIL();
+    } catch (const Error& error) {
+        EXPECT_EQ(error.what(), "GPU 0: " + devices.why_none);
+    }
+}
+
+TEST(Gpus, ExpertsStayWhereTheirMemoryCannotBePinned) {
+    const Demo demo;
+    cpu::Workers workers{std::span<const int>()};
+    const auto movable = [&](const std::string& offload, int64_t refused) {
+        const int64_t budget = scheduler::least_gpu_budget(
+            demo.model->trunk, nullptr,
+            {.context = kLimits.max_tokens, .prefill_chunk = kLimits.max_rows, .least_expert_slots = 20},
+            {.runtime_bytes = 0, .library_bytes = 0});
+        scheduler::Gpus gpus({.memory_bytes = budget, .offload_experts = offload},
+                             cuda::emulation::open({.faults = {.refuse_memory = refused}}));
+        ExecutorLimits limits = kLimits;
+        gpus.reserve(demo.model->trunk, "demo", limits, 1, true);
+        auto executor =
+            gpus.new_executor(demo.model->trunk, workers, cpu::select_kernels("auto"), limits, demo.packed->memory());
+        return executor->movable_slots();
+    };
+    constexpr int64_t kPin = 2;  // the first is the memory of the card
+    EXPECT_GT(movable("auto", 0), 0);
+    EXPECT_EQ(movable("auto", kPin), 0);
+    try {
+        movable("stream", kPin);
+        FAIL();
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("`ulimit -l`"), std::string::npos) << error.what();
+    }
 }
 
 }  // namespace

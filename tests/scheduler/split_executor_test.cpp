@@ -12,6 +12,7 @@
 #include "tests/cuda/test_device.h"
 #include "tests/model/engine_fixture.h"
 #include "tests/model/tiny_model.h"
+#include "tests/source_path.h"
 
 #include <algorithm>
 #include <chrono>
@@ -71,7 +72,7 @@ struct Demo {
         model::LoadOptions options;
         options.kv_cache = KvCacheDtype::kF32;
         options.activations = model::Activations::kBf16;
-        model = model::load_model(THERMOCLINE_SOURCE_DIR "/models/demo", options);
+        model = model::load_model(source_path("models/demo"), options);
         packed = std::make_unique<memory::PackedWeights>(std::vector<ops::Plan*>{&model->trunk}, nullptr,
                                                          std::vector<memory::Slice>{{{}, {0}}});
     }
