@@ -56,6 +56,7 @@ StripShape strip_shape(const Matrix& packed);
 Matrix packed_form(const Matrix& matrix, int64_t slices = 1);
 
 /// Writes strips [first, first + count) of `matrix` to `out` [count * packed_form(matrix).strip_bytes].
+/// `out` is aligned to 16 bytes and written past the caches.
 void pack_strips(const Matrix& matrix, int64_t first, int64_t count, std::byte* out);
 
 /// Slices of a packed matrix; 1 for layout kRows.
