@@ -134,15 +134,20 @@ int main(int argc, char** argv) {
     app.add_option("--model", flags.model, "a folder, or a config of configs/models with random weights")
         ->capture_default_str();
     app.add_option("--layers", flags.layers, "of a config; 0: all")->capture_default_str();
-    app.add_option("--context", flags.context, "after so many tokens a new sequence begins")->capture_default_str();
-    app.add_option("--rows", flags.rows, "of a pass")->capture_default_str();
-    app.add_option("--rounds", flags.rounds, "of three passes, for each number of rows")->capture_default_str();
+    app.add_option("--context", flags.context, "after so many tokens a new sequence begins")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
+    app.add_option("--rows", flags.rows, "of a pass")->check(CLI::PositiveNumber)->capture_default_str();
+    app.add_option("--rounds", flags.rounds, "of three passes, for each number of rows")
+        ->check(CLI::PositiveNumber)
+        ->capture_default_str();
     app.add_option("--cpus", flags.cpus, "that the workers are pinned to")->capture_default_str();
     app.add_option("--trace", flags.trace, "file that is written")->capture_default_str();
     CLI11_PARSE(app, argc, argv);
     try {
         log::start("error");
         if (flags.rows.size() != flags.rounds.size()) fail("--rows and --rounds must be as many");
+        if (std::ranges::max(flags.rows) > flags.context) fail("--rows must not exceed --context");
         Subject subject(flags);
         for (size_t i = 0; i < flags.rows.size(); ++i) subject.measure(flags.rows[i], flags.rounds[i]);
     } catch (const Error& error) {

@@ -16,8 +16,8 @@ namespace thermocline::cpu {
 namespace {
 
 // A core is kept for longer than what one thread does between two passes takes. After that, for as long as it may take
-// between two tokens, the core is offered to others at every look: waking a parked worker takes tens of microseconds,
-// but whom it was offered to may keep it for milliseconds.
+// between two tokens, the core is offered to others every microsecond: waking a parked worker takes tens of
+// microseconds, but whom it was offered to may keep it for milliseconds.
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds kKept(200);
 constexpr std::chrono::milliseconds kPatience(2);
@@ -30,7 +30,7 @@ void pause() {
 
 /// Waits until `value` is not `old`: spins, then yields, then parks in the kernel (atomic wait is a futex).
 uint32_t wait_for_change(const std::atomic<uint32_t>& value, uint32_t old) {
-    constexpr int kLooks = 32;  // by the clock about a microsecond
+    constexpr int kLooks = 32;  // half a microsecond to one and a half
     uint32_t now = value.load(std::memory_order_acquire);
     const auto start = Clock::now();
     for (Clock::duration waited(0); now == old && waited < kPatience; waited = Clock::now() - start) {

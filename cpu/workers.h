@@ -127,9 +127,11 @@ private:
             const int64_t first = items * part / parts, size = items * (part + 1) / parts - first;
             const int64_t whole = size / grain, pieces = whole < 1 ? 1 : whole < kPieces ? whole : kPieces;
             const int owner = group.first + static_cast<int>(part);
-            const auto end_of = [&](int64_t piece) {  // what is left shrinks with the square of the pieces left
-                const int64_t left = pieces - 1 - piece;
-                return first + size - size * left * left / (pieces * pieces);
+            // What is left after a piece shrinks with the square of the pieces left; some may be empty for the grain.
+            const auto end_of = [&](int64_t piece) {
+                const int64_t left = pieces - 1 - piece, of = pieces * pieces;
+                const int64_t rest = ((size * left * left + of - 1) / of + grain - 1) / grain * grain;
+                return first + size - (rest < size ? rest : size);
             };
             for (int64_t piece = claim(owner, pieces); piece < pieces; piece = claim(owner, pieces))
                 if (end_of(piece - 1) < end_of(piece)) body(end_of(piece - 1), end_of(piece), worker);

@@ -125,6 +125,9 @@ private:
         std::memcpy(host_.data(), tile.strips.data(), tile.strips.size());
         std::memcpy(host_.data() + kVectorsAt, tile.x.data(), tile.x.size() * sizeof(float));
         stream_->copy(memory_.data(), host_.data(), kPrepared);
+        // NaN, so that no kernel passes by what the one before has left.
+        std::memset(host_.data() + kResult, 0xff, kVectors * kRows * sizeof(float));
+        stream_->copy(memory_.data() + kResult, host_.data() + kResult, kVectors * kRows * int64_t{sizeof(float)});
     }
     struct Codes {
         const uint8_t *codes, *scales;
@@ -220,7 +223,8 @@ public:
         using Kernel = ScoreEntries<Scorer>;
         auto* there = reinterpret_cast<Few*>(memory_.data() + kFewAt);
         auto* candidates = reinterpret_cast<Candidate*>(memory_.data() + kCandidatesAt);
-        stream_->copy(memory_.data(), host_.data(), kCandidatesAt);
+        std::memset(host_.data() + kCandidatesAt, 0xff, kBytes - kCandidatesAt);  // no key, whatever was there before
+        stream_->copy(memory_.data(), host_.data(), kBytes);
         Batch batch{};
         batch.positions = &there->position;
         batch.segment_of = &there->segment;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t kNear = 4096 / sizeof(uint64_t), kFar = 12288 / sizeof(uint64_t);
 constexpr size_t kBytesPerWorker = size_t{128} << 20;
-constexpr int kPasses = 9;
+constexpr int kWays = 3, kPasses = 6;  // of reading; of all else
 
 /// What a worker writes; never 0, so that what it reads shows in a sum.
 int mark(int worker) { return worker % 255 + 1; }
@@ -42,9 +42,9 @@ BandwidthProbe::BandwidthProbe(cpu::Workers& workers) : workers_(workers), sums_
 }
 
 template <typename Body>
-double BandwidthProbe::best_of_passes(size_t bytes, Body body) {
+double BandwidthProbe::best_of(int passes, size_t bytes, Body body) {
     double best = 0.0;
-    for (int pass = 0; pass < kPasses; ++pass) {
+    for (int pass = 0; pass < passes; ++pass) {
         const auto start = std::chrono::steady_clock::now();
         workers_.each([&](int worker) { body(stretches_[static_cast<size_t>(worker)].bytes(), worker, pass); });
         const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -54,24 +54,24 @@ double BandwidthProbe::best_of_passes(size_t bytes, Body body) {
 }
 
 double BandwidthProbe::read() {
-    const double best = best_of_passes(kBytesPerWorker, [&](std::span<std::byte> stretch, int worker, int pass) {
+    const double best = best_of(3 * kWays, kBytesPerWorker, [&](std::span<std::byte> stretch, int worker, int pass) {
         const auto* words = reinterpret_cast<const uint64_t*>(stretch.data());
         const size_t count = stretch.size() / sizeof(uint64_t);
-        sums_[static_cast<size_t>(worker)] += pass % 3 == 0   ? sum<0>(words, count)
-                                              : pass % 3 == 1 ? sum<kNear>(words, count)
-                                                              : sum<kFar, 2>(words, count);
+        sums_[static_cast<size_t>(worker)] += pass % kWays == 0   ? sum<0>(words, count)
+                                              : pass % kWays == 1 ? sum<kNear>(words, count)
+                                                                  : sum<kFar, 2>(words, count);
     });
     return std::all_of(sums_.begin(), sums_.end(), [](uint64_t s) { return s != 0; }) ? best : 0.0;
 }
 
 double BandwidthProbe::write() {
-    return best_of_passes(kBytesPerWorker, [](std::span<std::byte> stretch, int worker, int) {
+    return best_of(kPasses, kBytesPerWorker, [](std::span<std::byte> stretch, int worker, int) {
         std::memset(stretch.data(), mark(worker), stretch.size());
     });
 }
 
 double BandwidthProbe::copy() {
-    return best_of_passes(kBytesPerWorker, [](std::span<std::byte> stretch, int, int) {
+    return best_of(kPasses, kBytesPerWorker, [](std::span<std::byte> stretch, int, int) {
         const size_t half = stretch.size() / 2;
         std::memcpy(stretch.data() + half, stretch.data(), half);
     });

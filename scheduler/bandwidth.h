@@ -26,7 +26,7 @@ public:
 private:
     /// Best rate at which body(stretch, worker, pass) moves `bytes` of every stretch.
     template <typename Body>
-    double best_of_passes(size_t bytes, Body body);
+    double best_of(int passes, size_t bytes, Body body);
 
     cpu::Workers& workers_;
     std::vector<Pages> stretches_;  // [workers]
@@ -36,7 +36,7 @@ private:
 /// A measured figure as files show it: three decimals.
 inline double rounded(double figure) { return std::round(figure * 1000.0) / 1000.0; }
 
-/// Read bandwidth by a probe of its own; takes about a fifth of a second.
+/// Read bandwidth by a probe of its own; takes about a third of a second.
 double measure_read_bandwidth(cpu::Workers& workers);
 
 }  // namespace thermocline::scheduler

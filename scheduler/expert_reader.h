@@ -1,7 +1,7 @@
 // Has experts that lie in mapped files, and in no memory, read while others are computed: those that a layer has chosen
 // as soon as it has, all at once instead of page after page as they are computed, and before that those foretold
-// (expert_prefetch.h). What is chosen is asked for in passes of any size: it needs no foretelling and cannot be in
-// vain. Used by the engine thread.
+// (expert_prefetch.h). What is chosen is asked for in passes of any size, but for those that share experts with a card:
+// it needs no foretelling and cannot be in vain. Used by the engine thread.
 #pragma once
 
 #include "memory/read_ahead.h"

@@ -23,7 +23,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kLooks = 4096;  // at a flag, between two looks at the clock
+constexpr int kLooks = 4096;                          // at a flag, between two looks at the clock
+static_assert(kGraphRows < cuda::kLeastLibraryRows);  // passes that are recorded do not ask the library
 
 /// Whether a step may read or write `slot`. Those that stand between experts and the sum with the shared expert are
 /// looked at closely; of all others it is taken for granted.

@@ -7,8 +7,9 @@ Scripture (models/demo/heldout.txt), code (sources of this repository) and table
 are: 64 tokens as a prompt, the others one by one, as if they had been generated. In chats the model answers itself.
 A fifth trace is drawn, not recorded: four layers of 256 experts whose choices come back as those of V4-Flash do by what
 is published (hybrid-engine.md 1.4: experts of 2 to 5 tokens together, hit rates of LRU).
-Writes OUT/CLASS.jsonl, OUT/published.jsonl for bench/residency_replay, OUT/profile.json and OUT/report.html, and prints a line a class and
-resident share: hit rates, and adaptive beside the better of LRU and static, and beside the offline optimum."""
+Writes OUT/CLASS.jsonl, OUT/published.jsonl for bench/residency_replay, OUT/profile.json and OUT/report.html, and
+prints a line a class and resident share: hit rates, and adaptive beside the better of LRU and static, and beside the
+offline optimum."""
 import argparse
 import glob
 import json
@@ -16,6 +17,7 @@ import math
 import os
 import random
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -29,8 +31,8 @@ QUESTIONS = [
     "Why were the people afraid?", "Give me a law about oxen.", "Sing a song of praise."]
 
 
-# Of the experts of a layer in the order in which they were last chosen: each of those up to the first number is chosen by
-# this share of the tokens.
+# Of the experts of a layer in the order in which they were last chosen: each of those up to the first number is chosen
+# by this share of the tokens.
 PUBLISHED = [(6, 0.39), (16, 0.15), (22, 0.06), (64, 0.0157), (128, 0.0084), (256, 0.0047)]
 
 
@@ -83,6 +85,8 @@ def with_server(binary, port, body):
                 break
             except (urllib.error.URLError, ConnectionError):
                 time.sleep(0.1)
+        if server.poll() is not None:
+            sys.exit(f"the server ended with status {server.returncode}: is port {port} taken?")
         return body()
     finally:
         server.terminate()
@@ -111,8 +115,8 @@ def main():
     for kind in fed:
         with open(f"{out}/{kind}.tokens.json", "w", encoding="utf-8") as file:
             json.dump(tokens[kind], file)
-        subprocess.run([binary, "score", f"{ROOT}/models/demo", "--tokens", f"{out}/{kind}.tokens.json", "--decode-from",
-                        str(PROMPT), "--top", "1", "--record-routing", f"{out}/{kind}.jsonl"],
+        subprocess.run([binary, "score", f"{ROOT}/models/demo", "--tokens", f"{out}/{kind}.tokens.json",
+                        "--decode-from", str(PROMPT), "--top", "1", "--record-routing", f"{out}/{kind}.jsonl"],
                        check=True, stdout=subprocess.DEVNULL)
         name_class(f"{out}/{kind}.jsonl", kind)
     with open(f"{out}/questions.jsonl", "w", encoding="utf-8") as file:

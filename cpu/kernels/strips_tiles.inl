@@ -123,7 +123,7 @@ struct TilesE4M3 {
             for (int l = 0; l < kStepLines; ++l) {
                 unrolled<kSteps>([&](int s) __attribute__((always_inline)) {
                     const int line = s * kStepLines + l;
-                    fetch_ahead(p + line * kLine);
+                    fetch_ahead(p + (l * kSteps + s) * kLine);
                     const float* columns = x + line * StripE4M3::kColumns;
                     for_vectors_of(
                         singles, singles.load(p, line, 0), [&](int j, F w) __attribute__((always_inline)) {

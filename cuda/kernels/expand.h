@@ -7,7 +7,7 @@
 namespace thermocline::cuda {
 
 /// Strips of a matrix without its multiplier: exact where a code times its scale has no more bits than bf16
-/// (library_may() says of which formats that is true). Grid: strips, ceil(blocks of 128 columns / kWarps).
+/// (cuda/library.cpp says of which formats that is true). Grid: strips, ceil(blocks of 128 columns / kWarps).
 template <typename Codes>
 struct ExpandRows {
     static constexpr const char* kName = "ExpandRows";

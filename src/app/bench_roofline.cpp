@@ -25,8 +25,10 @@ scheduler::DecodeTime roofline(const scheduler::TokenWork& work, const Bandwidth
 
 std::string roofline_table(const CardToken& token, const scheduler::DecodeTime& floor, const Bandwidths& measured) {
     const double exposed = floor.experts - floor.gpu_experts;
-    return printed("%.1f %% of the chosen experts on the card, which read %.1f %%; card %.1f GB/s, host %.1f GB/s\n",
-                   1e2 * token.hit_rate, 1e2 * token.card_share, measured.card, measured.host) +
+    return printed(
+               "%.1f %% of the chosen experts on the card, which read %.1f %% of them; card %.1f GB/s, host %.1f "
+               "GB/s\n",
+               1e2 * token.hit_rate, 1e2 * token.card_share, measured.card, measured.host) +
            "\n| of a token | roofline ms | measured ms | gap ms |\n|---|---:|---:|---:|\n" +
            term("card: dense weights, caches, its experts, launches and hand-offs", floor.dense + floor.gpu_experts,
                 token.seconds - token.exposed_seconds) +

@@ -1,7 +1,5 @@
 #include "src/engine/pack.h"
 
-#include "scheduler/bandwidth.h"
-#include "scheduler/printed.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 #include "src/base/thread.h"
@@ -40,21 +38,6 @@ std::string placement(const memory::Arena& arena, const std::vector<memory::Slic
             "(/sys/devices/system/node/node*/meminfo) and start again, or use --numa off",
             100.0 * (1.0 - *share));
     return text.str();
-}
-
-/// How fast `bytes` were packed, for the log, beside how fast the same cores copy memory if that is worth measuring (a
-/// tenth of a second).
-std::string speed(int64_t bytes, double seconds, const std::vector<memory::Slice>& slices) {
-    constexpr int64_t kWorthMeasuring = int64_t{1} << 30;
-    if (bytes < kWorthMeasuring) return "";
-    std::vector<int> cpus;
-    for (const memory::Slice& slice : slices) cpus.insert(cpus.end(), slice.cpus.begin(), slice.cpus.end());
-    cpu::Workers workers(cpus);
-    const Pinned pinned(workers.first_cpu());
-    const double copied = scheduler::BandwidthProbe(workers).copy() / 2.0;  // which counts reading and writing
-    const double gb_per_s = static_cast<double>(bytes) * 1e-9 / seconds;
-    return scheduler::printed(" (%.1f GB/s, %.0f %% of the %.1f that are copied)", gb_per_s, 100.0 * gb_per_s / copied,
-                              copied);
 }
 
 class DummySource : public memory::DeferredWeights {
@@ -98,8 +81,9 @@ std::unique_ptr<memory::PackedWeights> pack_weights(model::Model& model, const s
     auto packed = std::make_unique<memory::PackedWeights>(plans, dummy, slices, progress, card_only);
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     log::info(
-        "weights: {:.2f} GB packed in {:.2f} s{}{}, {:.2f} GB read where they lie, {:.2f} GB of the card alone",
-        static_cast<double>(packed->bytes()) * 1e-9, seconds, dummy ? "" : speed(packed->bytes(), seconds, slices),
+        "weights: {:.2f} GB packed in {:.2f} s ({:.1f} GB/s){}, {:.2f} GB read where they lie, {:.2f} GB of the card "
+        "alone",
+        static_cast<double>(packed->bytes()) * 1e-9, seconds, static_cast<double>(packed->bytes()) * 1e-9 / seconds,
         packed->arena() ? placement(*packed->arena(), slices) : "",
         static_cast<double>(packed->unpacked_bytes()) * 1e-9, static_cast<double>(packed->card_only_bytes()) * 1e-9);
     return packed;

@@ -132,7 +132,7 @@ constexpr float e2m1_to_float(uint8_t code) { return kE2M1Values[code & 15]; }
 constexpr uint8_t float_to_e2m1(float x) {
     const uint32_t bits = std::bit_cast<uint32_t>(x);
     const uint32_t sign = (bits >> 28) & 8;
-    const uint32_t magnitude = std::min(bits & 0x7fffffff, kFloatInfinityBits);
+    const uint32_t magnitude = std::min(bits & 0x7fffffff, uint32_t{kFloatInfinityBits});
     return static_cast<uint8_t>(sign | std::min<uint32_t>(round_small_float<1, 1>(magnitude), 7));
 }
 

@@ -1,4 +1,4 @@
-// Packing at the speed of memory: the words of 16 rows, as they lie in a line, are put together in the file's order,
+// Packing: the words of 16 rows, as they lie in a line, are put together in the file's order,
 // four rows by four words in registers, and the next strip is read ahead as one stream.
 #include "src/base/check.h"
 #include "src/quant/format.h"
@@ -43,7 +43,7 @@ void put_lines(const std::byte* words, int64_t stride, int lines, std::byte* out
     }
 }
 
-/// Words of four bits: those that `word_of_row` writes for a row, to lines.
+/// Words of four bits: those that `words_of_row` writes for a row, to lines.
 template <typename WordsOfRow>
 void put_nibbles(const std::byte* row, int64_t row_bytes, std::byte* out, WordsOfRow words_of_row) {
     constexpr int kLines = 16;
@@ -53,9 +53,8 @@ void put_nibbles(const std::byte* row, int64_t row_bytes, std::byte* out, WordsO
 }
 
 /// Nibbles 0..7 of a word in the order 0 4 1 5 2 6 3 7.
-template <typename Word>
-Word interleave_nibbles(Word x) {
-    Word moved = (x ^ x >> 8) & 0x0000ff00;
+Four interleave_nibbles(Four x) {
+    Four moved = (x ^ x >> 8) & 0x0000ff00;
     x ^= moved ^ moved << 8;
     moved = (x ^ x >> 4) & 0x00f000f0;
     return x ^ moved ^ moved << 4;

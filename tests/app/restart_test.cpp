@@ -204,7 +204,7 @@ TEST_F(Restart, EndsWhenAWorkerHangs) {
     }
     worker.wait();
     EXPECT_EQ(server.end(0), 1) << server.said();
-    Process next(folder / "log", flags);
+    Process next(folder / "log", {"--threads", "2", "--gpus", "emulated"});
     EXPECT_EQ(answer(next.ask("In the beginning")), expected);
 }
 

@@ -161,7 +161,8 @@ TEST_F(Trace, ThatIsDamagedIsRefusedByLine) {
     expect("[1]\n", "line 1: expected \"thermocline_routing\": 1");
     expect(R"({"thermocline_routing": 2})", "expected \"thermocline_routing\": 1");
     expect(R"({"thermocline_routing": 1})", "line 1: layers is no list");
-    expect(R"({"thermocline_routing": 1, "layers": 3, "model": 4})", "line 1: layers is no list");
+    expect(R"({"thermocline_routing": 1, "layers": 3, "model": "m"})", "line 1: layers is no list");
+    expect(R"({"thermocline_routing": 1, "layers": 3, "model": 4})", "line 1: model is number, expected a text");
     expect(head + "{", "line 2: not valid JSON");
     expect(head + "[]", "line 2: is array");
     expect(head + R"({"phase": "sleep"})", "phase");

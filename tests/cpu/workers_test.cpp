@@ -67,12 +67,13 @@ TEST(Workers, ParallelSum) {
 
 TEST(Workers, SplitCoversEveryItemOnceAndRespectsTheGrain) {
     Workers workers(cpus(4));
-    for (const int64_t items : {0, 1, 3, 4, 5, 63, 64, 65, 1000}) {
-        for (const int64_t grain : {1, 16, 2000}) {
+    for (const int64_t items : {0, 1, 3, 4, 5, 32, 63, 64, 65, 1000}) {
+        for (const int64_t grain : {1, 7, 16, 2000}) {
             std::vector<int> seen(static_cast<size_t>(items));
             std::atomic<int> pieces = 0;
             workers.split(items, grain, [&](int64_t begin, int64_t end, int) {
                 ++pieces;
+                EXPECT_GE(end - begin, std::min(items, grain));
                 for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
             });
             EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), items);
@@ -84,16 +85,22 @@ TEST(Workers, SplitCoversEveryItemOnceAndRespectsTheGrain) {
 TEST(Workers, ThePartOfASlowWorkerIsDoneByItsNeighbours) {
     Workers workers(cpus(2));
     std::atomic<int64_t> done = 0;
+    std::atomic<bool> begun = false;
     workers.split(800, 1, [&](int64_t begin, int64_t end, int worker) {
-        // Worker 1 stays in its first piece until the other has done all the rest: its own part and 351 of 400 of this
-        // one.
         const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-        while (worker == 1 && done < 751 && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
-        if (worker == 1) {
-            EXPECT_EQ(done, 751);
+        const auto wait_until = [&](auto true_at_last) {
+            while (!true_at_last() && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+        };
+        if (worker == 1) {  // stays in its first piece until the other has done all the rest
+            begun = true;
+            wait_until([&] { return done == 800 - (end - begin); });
+            EXPECT_EQ(done, 800 - (end - begin));
+        } else {
+            wait_until([&] { return begun.load(); });
         }
         done += end - begin;
     });
+    EXPECT_TRUE(begun);
     EXPECT_EQ(done, 800);
 }
 
