@@ -71,9 +71,10 @@ TEST(Workers, SplitCoversEveryItemOnceAndRespectsTheGrain) {
         for (const int64_t grain : {1, 7, 16, 2000}) {
             std::vector<int> seen(static_cast<size_t>(items));
             std::atomic<int> pieces = 0;
+            const int64_t parts = std::clamp<int64_t>((items + grain - 1) / grain, 1, workers.count());
             workers.split(items, grain, [&](int64_t begin, int64_t end, int) {
                 ++pieces;
-                EXPECT_GE(end - begin, std::min(items, grain));
+                EXPECT_GE(end - begin, std::min(items / parts, grain));
                 for (int64_t i = begin; i < end; ++i) ++seen[static_cast<size_t>(i)];
             });
             EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), items);
