@@ -2,7 +2,6 @@
 
 #include "src/base/error.h"
 #include "src/base/log.h"
-#include "src/base/thread.h"
 #include "src/model/dummy.h"
 
 #include <chrono>

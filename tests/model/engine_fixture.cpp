@@ -26,15 +26,17 @@ Engine::Engine(const model::Model& model, const char* isa, int worker_count, std
     if (model.mtp) mtp.emplace(*model.mtp, workers, cpu::select_kernels(isa), kLimits);
 }
 
-Logits Engine::feed(memory::SequenceCache& sequence, std::span<const int32_t> tokens, int64_t chunk) {
+Logits feed(scheduler::Executor& executor, memory::SequenceCache& sequence, std::span<const int32_t> tokens,
+            int64_t chunk) {
     Logits logits;
-    CHECK(sequence.reserve(sequence.position() + static_cast<int64_t>(tokens.size())));
+    CHECK(sequence.reserve(sequence.position() + std::ssize(tokens)));
     for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
         const auto part = tokens.subspan(first, std::min(static_cast<size_t>(chunk), tokens.size() - first));
         const auto rows = static_cast<int32_t>(part.size());
         const scheduler::Part parts[] = {{&sequence, part, rows}};
-        trunk.forward(parts);
-        for (int32_t i = 0; i < rows; ++i) logits.emplace_back(trunk.logits(i), trunk.logits(i) + trunk.plan().vocab);
+        executor.forward(parts);
+        for (int32_t i = 0; i < rows; ++i)
+            logits.emplace_back(executor.logits(i), executor.logits(i) + executor.plan().vocab);
     }
     return logits;
 }
@@ -55,6 +57,17 @@ Engine& tiny_engine(model::KvCacheDtype kv_cache) {
     auto& engine = engines[kv_cache];
     if (!engine) engine = std::make_unique<Engine>(tiny_model(kv_cache));
     return *engine;
+}
+
+double largest_difference(const Logits& a, const Logits& b) {
+    CHECK(a.size() == b.size());
+    double largest = 0;
+    for (size_t i = 0; i < a.size(); ++i)
+        for (size_t j = 0; j < a[i].size(); ++j) {
+            const double apart = std::abs(double{a[i][j]} - b[i][j]);
+            largest = apart <= largest ? largest : apart;  // NaN stays
+        }
+    return largest;
 }
 
 std::vector<std::string> available_tiers() {

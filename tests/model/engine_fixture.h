@@ -19,6 +19,10 @@ namespace thermocline {
 
 using Logits = std::vector<std::vector<float>>;  // [tokens][vocab]
 
+/// Feeds tokens in chunks; the logits after every one of them.
+Logits feed(scheduler::Executor& executor, memory::SequenceCache& sequence, std::span<const int32_t> tokens,
+            int64_t chunk);
+
 /// Executors of a model. `mtp` only if the model has an MTP layer.
 class Engine {
 public:
@@ -26,8 +30,9 @@ public:
     explicit Engine(const model::Model& model, const char* isa = "auto", int workers = 1,
                     std::span<const int> nodes = {});
 
-    /// Runs tokens through the trunk in chunks and returns the logits after every one of them.
-    Logits feed(memory::SequenceCache& sequence, std::span<const int32_t> tokens, int64_t chunk);
+    Logits feed(memory::SequenceCache& sequence, std::span<const int32_t> tokens, int64_t chunk) {
+        return thermocline::feed(trunk, sequence, tokens, chunk);
+    }
     /// One token by one; the logits after the last.
     std::vector<float> decode(memory::SequenceCache& sequence, std::span<const int32_t> tokens);
 
@@ -46,6 +51,8 @@ Engine& tiny_engine(model::KvCacheDtype kv_cache);
 /// Names of the ISA tiers that run here.
 std::vector<std::string> available_tiers();
 
+/// Largest |a - b|; NaN if any is.
+double largest_difference(const Logits& a, const Logits& b);
 /// Largest |a - b|.
 double difference(std::span<const float> a, std::span<const double> b);
 int64_t argmax(std::span<const float> values);

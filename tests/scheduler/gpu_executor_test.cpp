@@ -45,19 +45,8 @@ public:
         executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));  // sanitizers and loaded machines
     }
 
-    /// Logits after every one of the tokens, fed in chunks.
     Logits feed(memory::SequenceCache& sequence, std::span<const int32_t> tokens, int64_t chunk) {
-        Logits logits;
-        EXPECT_TRUE(sequence.reserve(sequence.position() + std::ssize(tokens)));
-        for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
-            const auto part = tokens.subspan(first, std::min(static_cast<size_t>(chunk), tokens.size() - first));
-            const auto rows = static_cast<int32_t>(part.size());
-            const scheduler::Part parts[] = {{&sequence, part, rows}};
-            executor.forward(parts);
-            for (int32_t i = 0; i < rows; ++i)
-                logits.emplace_back(executor.logits(i), executor.logits(i) + model.vocab);
-        }
-        return logits;
+        return thermocline::feed(executor, sequence, tokens, chunk);
     }
 
     const model::Model& model;
@@ -65,17 +54,6 @@ public:
     std::unique_ptr<cuda::Device> device;
     scheduler::GpuExecutor executor;
 };
-
-double largest_difference(const Logits& a, const Logits& b) {
-    EXPECT_EQ(a.size(), b.size());
-    double largest = 0;
-    for (size_t i = 0; i < std::min(a.size(), b.size()); ++i)
-        for (size_t j = 0; j < a[i].size(); ++j) {
-            const double apart = std::abs(double{a[i][j]} - b[i][j]);
-            largest = apart <= largest ? largest : apart;  // NaN stays
-        }
-    return largest;
-}
 
 /// The middle one of the largest differences of each row.
 double median_difference(const Logits& a, const Logits& b) {

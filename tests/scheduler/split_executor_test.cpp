@@ -37,33 +37,6 @@ using Configs = std::vector<cuda::emulation::Config>;
 constexpr ExecutorLimits kLimits = {.max_rows = 48, .max_outputs = 48, .max_tokens = 128, .max_parts = 2};
 constexpr std::chrono::minutes kPatience(2);  // sanitizers and loaded machines
 
-/// Logits after every one of the tokens, fed in chunks.
-Logits feed(scheduler::Executor& executor, memory::SequenceCache& sequence, std::span<const int32_t> tokens,
-            int64_t chunk) {
-    Logits logits;
-    EXPECT_TRUE(sequence.reserve(sequence.position() + std::ssize(tokens)));
-    for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(chunk)) {
-        const auto part = tokens.subspan(first, std::min(static_cast<size_t>(chunk), tokens.size() - first));
-        const auto rows = static_cast<int32_t>(part.size());
-        const scheduler::Part parts[] = {{&sequence, part, rows}};
-        executor.forward(parts);
-        const auto vocab = static_cast<size_t>(executor.plan().vocab);
-        for (int32_t i = 0; i < rows; ++i) logits.emplace_back(executor.logits(i), executor.logits(i) + vocab);
-    }
-    return logits;
-}
-
-double largest_difference(const Logits& a, const Logits& b) {
-    EXPECT_EQ(a.size(), b.size());
-    double largest = 0;
-    for (size_t i = 0; i < std::min(a.size(), b.size()); ++i)
-        for (size_t j = 0; j < a[i].size(); ++j) {
-            const double apart = std::abs(double{a[i][j]} - b[i][j]);
-            largest = apart <= largest ? largest : apart;  // NaN stays
-        }
-    return largest;
-}
-
 size_t layers_of(const ops::Plan& plan) { return ops::layer_starts(plan).size() - 1; }
 
 /// The demo model, packed, its caches and activations not rounded: what differs by an order of sums stays close.
