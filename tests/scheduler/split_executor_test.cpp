@@ -253,9 +253,15 @@ TEST(SplitExecutorFaults, AfterALostFlagTheNextPassIsWhole) {
     const size_t layers = layers_of(tiny_model(KvCacheDtype::kF32).trunk);
     const std::vector<int32_t> tokens = tiny::tokens(6);
     Configs configs(2);
+    OnCards sound(tiny_model(KvCacheDtype::kF32), {{0, 2}, {2, layers}}, {}, configs);
+    const auto start = std::chrono::steady_clock::now();
+    (void)feed(sound.executor, *sound.executor.new_sequence(), tokens, 6);
+    const auto whole_pass = std::chrono::steady_clock::now() - start;
     configs[1].faults.lose_flag = 1;
     OnCards cards(tiny_model(KvCacheDtype::kF32), {{0, 2}, {2, layers}}, {}, configs);
-    cards.executor.set_patience(std::chrono::milliseconds(1500), kPatience);
+    cards.executor.set_patience(
+        std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::milliseconds(500) + 8 * whole_pass),
+        kPatience);
     const auto sequence = cards.executor.new_sequence();
     EXPECT_NE(failure(cards.executor, *sequence, tokens).find("GPU 1: no job for the experts"), std::string::npos);
     cards.executor.set_patience(kPatience, kPatience);
