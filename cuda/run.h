@@ -115,6 +115,8 @@ struct Frame {
     Variants variants = {};
     Balance balance = {};
     const LibraryProducts* library = nullptr;  // of the host; null: all by kernels
+    bool batch_invariant = false;  // what a row gives does not depend on the rows beside it, in any bit: one kernel and
+                                   // one order of adding for any number of rows, without `library`
 
     float* slot(ops::Slot id) const { return slots[static_cast<size_t>(id)]; }
     int64_t cols(ops::Slot id) const { return plan.slots[static_cast<size_t>(id)].cols; }

@@ -12,8 +12,9 @@ namespace {
 int32_t groups_of(const ops::Attention& s) { return (s.heads + kHeadGroup - 1) / kHeadGroup; }
 
 /// Blocks that share the keys of one row and group of heads.
-int32_t parts_for(const ops::Attention& s, int64_t rows) {
-    return static_cast<int32_t>(std::max<int64_t>(1, kFillingBlocks / (rows * groups_of(s))));
+int32_t parts_for(const ops::Attention& s, const Frame& f) {
+    if (f.batch_invariant) return 1;
+    return static_cast<int32_t>(std::max<int64_t>(1, kFillingBlocks / (f.batch.rows * groups_of(s))));
 }
 
 template <int kChannels>
@@ -58,7 +59,7 @@ AttentionInput input_of(const ops::Attention& s, const Frame& f) {
             s.window,
             s.ratio,
             chosen ? static_cast<int32_t>(f.cols(s.selection)) - 1 : 0,
-            parts_for(s, f.batch.rows),
+            parts_for(s, f),
             s.scale,
             ring.format,
             entries.format};

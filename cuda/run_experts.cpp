@@ -37,23 +37,23 @@ int64_t most_chosen(const ops::Plan& plan, const ops::Experts& s, int64_t rows) 
 
 /// `Few`, `Many2`, `Many8`: the kernels, which are made of a product.
 template <typename Few, typename Many2, typename Many8, typename Product>
-void multiply(const Product& product, int64_t pairs, int64_t experts, Stream& stream) {
+void multiply(const Product& product, int64_t pairs, int64_t experts, const Frame& f) {
     const int64_t strips = product.matrices * product.w.rows / quant::kStripRows;
     const int64_t chosen = std::min(pairs, experts), mean = pairs / experts;  // experts 1: of an arrived one
     const auto many = [&]<typename Kernel>() {
         constexpr int64_t kStrips = Kernel::kWarps * Kernel::kStrips;
-        launch(stream,
+        launch(f.stream,
                {.x = (strips + kStrips - 1) / kStrips,
                 .y = chosen,
                 .threads = Kernel::kWarps * kWarp,
                 .shared_bytes = Kernel::shared_bytes()},
                Kernel{product});
     };
-    if (mean > 16) return many.template operator()<Many8>();
-    if (mean > 1) return many.template operator()<Many2>();
+    if (mean > 16 && !f.batch_invariant) return many.template operator()<Many8>();
+    if (mean > 1 && !f.batch_invariant) return many.template operator()<Many2>();
     const auto warps =
         static_cast<int>(std::min<int64_t>(product.w.cols / quant::kStripBlock, int64_t{Few::kMostWarps}));
-    launch(stream, {.x = strips, .y = chosen, .threads = warps * kWarp, .shared_bytes = Few::shared_bytes(warps)},
+    launch(f.stream, {.x = strips, .y = chosen, .threads = warps * kWarp, .shared_bytes = Few::shared_bytes(warps)},
            Few{product});
 }
 
@@ -85,15 +85,15 @@ void prepare_x(const ops::Experts& s, const VectorForm& form, const Frame& f) {
 
 /// product.x, the vectors of `vectors` rows or pairs, in that form.
 void multiply(const PairsProduct& product, bool codes, int pieces, int64_t vectors, int64_t pairs, int64_t experts,
-              Stream& stream) {
+              const Frame& f) {
     if (codes) {
         const auto* first = reinterpret_cast<const uint8_t*>(product.x);
         return multiply<FewPairsMx, ManyPairsMx<2>, ManyPairsMx<8>>(
-            PairsProductMx{product, first, first + vectors * product.w.cols}, pairs, experts, stream);
+            PairsProductMx{product, first, first + vectors * product.w.cols}, pairs, experts, f);
     }
     with_codes(product.w, pieces, [&]<typename Codes, int kPieces>() {
         multiply<FewPairs<Codes, kPieces>, ManyPairs<Codes, kPieces, 2>, ManyPairs<Codes, kPieces, 8>>(product, pairs,
-                                                                                                       experts, stream);
+                                                                                                       experts, f);
     });
 }
 
@@ -181,10 +181,10 @@ void run(const ops::Experts& s, const Frame& f) {
     prepare_x(s, form, f);
     multiply({here->w1, here->slot_bytes, 2, here->w3.data - here->w1.data, here->multipliers, f.pairs.lists, f.pairs.x,
               f.pairs.sums, s.top_k, 1},
-             form.codes, form.x_pieces, f.batch.rows, pairs, experts, f.stream);
+             form.codes, form.x_pieces, f.batch.rows, pairs, experts, f);
     swiglu_pairs(s, form, f, f.pairs.sums, pairs, nullptr);
     multiply({here->w2, here->slot_bytes, 1, 0, here->multipliers + 2, f.pairs.lists, f.pairs.h, f.pairs.sums, 1, 1},
-             form.codes, form.h_pieces, pairs, pairs, experts, f.stream);
+             form.codes, form.h_pieces, pairs, pairs, experts, f);
 }
 
 void run_arrived(const ops::Experts& s, const Frame& f, int64_t number, int32_t slot, int64_t pairs) {
@@ -195,10 +195,10 @@ void run_arrived(const ops::Experts& s, const Frame& f, int64_t number, int32_t 
     const VectorForm form = form_of(s, here, f);
     multiply({here.w1, here.slot_bytes, 2, here.w3.data - here.w1.data, here.multipliers, lists, f.pairs.x,
               f.pairs.arrived, s.top_k, s.top_k},
-             form.codes, form.x_pieces, f.batch.rows, pairs, 1, f.stream);
+             form.codes, form.x_pieces, f.batch.rows, pairs, 1, f);
     swiglu_pairs(s, form, f, f.pairs.arrived, pairs, &lists);
     multiply({here.w2, here.slot_bytes, 1, 0, here.multipliers + 2, lists, f.pairs.h, f.pairs.sums, 1, 1}, form.codes,
-             form.h_pieces, f.batch.rows * s.top_k, pairs, 1, f.stream);
+             form.h_pieces, f.batch.rows * s.top_k, pairs, 1, f);
 }
 
 void raise_flag(Stream& stream, Flag* flag) { launch(stream, {.threads = kWarp}, RaiseJob{flag, flag, nullptr}); }

@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kFew = 32;  // vectors: above, a kernel that keeps vectors in shared memory
 
 template <typename Codes, int kPieces>
-void multiply(const PackedProduct& product, Stream& stream) {
+void multiply(const PackedProduct& product, bool batch_invariant, Stream& stream) {
     const int64_t strips = product.w.rows / quant::kStripRows, blocks = product.w.cols / quant::kStripBlock;
     const auto few = [&]<int kTiles>() {
         using Kernel = FewVectors<Codes, kPieces, kTiles>;
@@ -30,7 +30,7 @@ void multiply(const PackedProduct& product, Stream& stream) {
     constexpr int64_t kStrips = Many::kWarps * Many::kStrips;
     const bool whole_groups = product.groups == 1 || strips / product.groups % kStrips == 0;
     if (product.vectors <= 8) return few.template operator()<1>();
-    if (product.vectors <= kFew || !whole_groups) return few.template operator()<4>();
+    if (product.vectors <= kFew || !whole_groups || batch_invariant) return few.template operator()<4>();
     launch(stream,
            {.x = (strips + kStrips - 1) / kStrips,
             .y = (product.vectors + Many::kVectors - 1) / Many::kVectors,
@@ -80,7 +80,7 @@ InputForm input_form(const ops::Linear& s, const Frame& f) {
     const bool packed = is_packed(w), rounded = s.rounding == ops::InputRounding::kE4M3;
     if (!packed && !rounded) return {};
     if (f.variants.mx_products && packed && rounded && w.format == Format::kE2M1Pair &&
-        w.scale_format == Format::kE8M0 && f.rows(s.in) * s.fold <= kFew)
+        w.scale_format == Format::kE8M0 && (f.rows(s.in) * s.fold <= kFew || f.batch_invariant))
         return {.rounded = true, .width = w.cols, .any = true, .codes = true};
     return {packed ? pieces_for(w, s.rounding) : 0, rounded, w.cols, true, false};
 }
@@ -111,8 +111,9 @@ void multiply(const ops::Linear& s, const Frame& f) {
     if (f.library != nullptr && f.library->takes(s.weight, f.rows(s.in))) return multiply_by_library(s, f);
     if (form.pieces > 0) {
         const PackedProduct product{w, reinterpret_cast<const uint16_t*>(f.scratch), f.slot(s.out), vectors, s.groups};
-        return with_codes(w, form.pieces,
-                          [&]<typename Codes, int kPieces>() { multiply<Codes, kPieces>(product, f.stream); });
+        return with_codes(w, form.pieces, [&]<typename Codes, int kPieces>() {
+            multiply<Codes, kPieces>(product, f.batch_invariant, f.stream);
+        });
     }
     constexpr int kWarps = 4;
     launch(f.stream,

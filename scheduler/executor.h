@@ -33,6 +33,8 @@ struct ExecutorLimits {
     int64_t max_outputs = 16;   ///< rows of logits in one forward pass
     int64_t max_tokens = 4096;  ///< of one sequence
     int64_t max_parts = 16;     ///< sequences in one forward pass
+    /// Of cards: what a row gives does not depend on the rows beside it, in any bit. On the CPU it never does.
+    bool batch_invariant = false;
 };
 
 /// What somebody wants of the experts on cards, between two passes. Names are of this plan, of each card as many as

@@ -225,7 +225,8 @@ cuda::Frame GpuExecutor::frame(const ops::Batch& batch) const {
             workspace_.tickets,
             variants_,
             divided.value_or(cuda::Balance()),
-            &library_};
+            &library_,
+            limits_.batch_invariant};
 }
 
 /// How a pass of so many rows is divided; nothing: its experts are all of the CPU.

@@ -111,7 +111,9 @@ GpuExperts::GpuExperts(const ops::Plan& plan, cuda::Device& device, std::span<co
     copies.push_back({tables_.data(), at + slot_count_ * slot_bytes_, host.bytes});
     upload(copies, device, {}, packed);
     counters_.core = core_;
-    if (resident_count_ == core_ || resident_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0})) return;
+    if (rules.fixed || resident_count_ == core_ ||
+        resident_count_ == std::accumulate(sizes.begin(), sizes.end(), int64_t{0}))
+        return;
     residency_.emplace(sizes, experts, rules);
     fill_ = device.new_stream();
     measure_link(experts);

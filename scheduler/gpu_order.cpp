@@ -13,8 +13,8 @@ constexpr int64_t kScratchUnit = 256;
 int64_t whole_units(int64_t bytes) { return (bytes + kScratchUnit - 1) / kScratchUnit * kScratchUnit; }
 
 cuda::Frame frame_with(const cuda::Frame& f, std::byte* scratch, cuda::Stream& stream) {
-    return {f.plan, f.weights,      f.batch, f.slots,   f.rotations, f.embeddings, scratch,
-            stream, f.expert_slots, f.pairs, f.tickets, f.variants,  f.balance,    f.library};
+    return {f.plan,         f.weights, f.batch,   f.slots,    f.rotations, f.embeddings, scratch,          stream,
+            f.expert_slots, f.pairs,   f.tickets, f.variants, f.balance,   f.library,    f.batch_invariant};
 }
 
 }  // namespace
@@ -148,7 +148,7 @@ void GpuOrder::play(const Group& group) {
         return;
     }
     const auto* site = std::get_if<cuda::SiteSteps>(&group.fused);
-    if (site != nullptr && frame_.batch.rows <= cuda::kMostSiteRows) {
+    if (site != nullptr && frame_.batch.rows <= cuda::kMostSiteRows && !frame_.batch_invariant) {
         std::byte* scratch = take_scratch(cuda::site_scratch_bytes(frame_.plan, *site, frame_.batch.rows));
         play_as(uses_of(*site), [&](const cuda::Frame&) { cuda::run(*site, with_scratch(scratch)); });
         return;

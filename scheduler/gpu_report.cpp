@@ -68,7 +68,7 @@ std::string experts_name(const ops::Plan& plan, const ops::Experts& step) {
 std::vector<OperatorReport> card_operators(const cuda::Frame& f, std::span<const Group> groups, int64_t scratch_bytes) {
     NamingStream names;
     GpuOrder order({f.plan, f.weights, f.batch, f.slots, f.rotations, f.embeddings, f.scratch, names, f.expert_slots,
-                    f.pairs, f.tickets, f.variants, f.balance},
+                    f.pairs, f.tickets, f.variants, f.balance, nullptr, f.batch_invariant},
                    scratch_bytes);
     std::vector<OperatorReport> reports;
     for (const Group& group : groups) {

@@ -96,6 +96,11 @@ Gpus::Gpus(GpuWishes wishes, std::vector<std::unique_ptr<cuda::Device>> devices)
     const std::string& offload = wishes_.offload_experts;
     if (offload != "auto" && offload != "cpu" && offload != "stream" && offload != "none")
         fail("--offload-experts is ", printable(offload), ", expected auto, cpu, stream or none");
+    if (wishes_.deterministic && offload == "stream")
+        fail(
+            "--deterministic leaves experts where they are, but --offload-experts stream sends them through a card; "
+            "use "
+            "cpu, none or auto");
     (void)residency_policy(wishes_.residency);
     if (wishes_.prefetch != "auto" && wishes_.prefetch != "off")
         fail("--prefetch is ", printable(wishes_.prefetch), ", expected auto or off");
@@ -226,7 +231,7 @@ void Gpus::divide_experts_among(const SplitQuestion& question, const ExecutorLim
     for (const Card& card : cards_)
         rooms.push_back({.experts = card.memory.experts,
                          .slots = card.memory.expert_slots,
-                         .may_stream = offload == "stream" || offload == "auto"});
+                         .may_stream = offload == "stream" || (offload == "auto" && !wishes_.deterministic)});
     const std::vector<ExpertTiers> tiers = divide_experts(rooms, room);
     for (size_t i = 0; i < cards_.size(); ++i) cards_[i].tiers = tiers[i];
     tiers_ = any() ? sum_of(tiers) : divide_experts({.experts = host_plan_.experts, .host = room});
@@ -321,6 +326,7 @@ void Gpus::reserve(const ops::Plan& plan, const std::string& model, ExecutorLimi
         check_speed(cards_[i]);
         choose_first(asked, i);
     }
+    limits.batch_invariant = wishes_.deterministic;
     limits.max_parts = sequences;
     limits.max_rows = std::max(cards_.front().memory.prefill_chunk, sequences);
     limits.max_outputs = std::min(limits.max_outputs, limits.max_rows);
@@ -351,7 +357,8 @@ std::vector<const quant::Matrix*> Gpus::card_only(const ops::Plan& plan) const {
 
 /// Experts move only if their memory can be pinned: else every transfer would keep the engine waiting.
 void Gpus::pin(std::span<std::byte> weights) {
-    if (std::ranges::all_of(cards_, [](const Card& card) { return card.none_moves(); })) return;
+    if (wishes_.deterministic || std::ranges::all_of(cards_, [](const Card& card) { return card.none_moves(); }))
+        return;
     try {
         if (weights.empty()) fail("the weights lie in mapped files, which cannot be pinned");
         pin_.emplace(*cards_.front().device, weights.data(), std::ssize(weights));  // for all of them
@@ -364,6 +371,7 @@ void Gpus::pin(std::span<std::byte> weights) {
 
 ResidencyRules Gpus::rules_for(const Card& card) const {
     using Policy = ResidencyRules::Policy;
+    if (wishes_.deterministic) return {.policy = Policy::kStatic, .fixed = true, .core = card.tiers.core};
     using Streaming = ResidencyRules::Streaming;
     const bool streams = wishes_.offload_experts == "stream", may_move = pin_.has_value();
     ResidencyRules rules{.policy = residency_policy(wishes_.residency),
@@ -394,7 +402,7 @@ std::unique_ptr<GpuExecutor> Gpus::executor_of(Card& card, const ops::Plan& part
     if (!card.shares.empty() && executor->movable_slots() > 0) executor->order({.shares = card.shares});
     if (is_emulated(*card.device))
         executor->set_patience(std::chrono::minutes(2), std::chrono::minutes(10));  // far slower
-    if (wishes_.library == "auto")
+    if (wishes_.library == "auto" && !wishes_.deterministic)
         for (const std::string& line : executor->use_library())
             log::info("GPU {}: products of prompts: {}", card.device->info().index, line);
     log::info("GPU {}: {}", card.device->info().index,

@@ -42,6 +42,9 @@ struct GpuWishes {
     /// auto: as many experts on the card as fit, in prompts others pass through it where that is faster; stream: there
     /// all others do; cpu: none on the card; none: all.
     std::string offload_experts = "auto";
+    /// What a request gets depends on nothing that is measured and on no other request: experts stay where they are at
+    /// the start, and results are batch-invariant.
+    bool deterministic = false;
     std::string residency = "adaptive";     ///< adaptive, static, lru: which of them, where not all fit
     std::string placement = {};             ///< --placement: file with those that are there first; empty: any
     std::string profile = {};               ///< --profile: file with what is chosen how often; empty: not known

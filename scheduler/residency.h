@@ -25,6 +25,7 @@ struct ResidencyRules {
     int64_t least_per_set = 4;    ///< slots that the experts of a layer keep; fewer where there are few
     bool tries = false;           ///< whether they pay is tried, and they are left out if not (residency_trial.h)
     bool balances = false;        ///< some of them are left to the CPU where a layer ends earlier so (R2)
+    bool fixed = false;           ///< none ever takes the place of another, not even by order
     int64_t core = 0;             ///< the first of them lie nowhere else (expert_tiers.h): they stay
     int64_t ring = 0;             ///< slots besides theirs, through which others pass in prompts (expert_stream.h)
     enum class Streaming : uint8_t { kNone, kShared, kAll };

@@ -92,6 +92,13 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->check(CLI::IsMember({"model", "bf16", "int8"}))
         ->group(group)
         ->capture_default_str();
+    command
+        .add_flag("--deterministic", deterministic,
+                  "what a request gets depends on the model, these flags and the request alone, bit for bit, whatever "
+                  "else is served. On the CPU that is always so; a card then multiplies rows alike however many "
+                  "there are, which makes prompts slower, and experts stay where they are at the start: give "
+                  "--gpu-memory or --placement to have as many there every time")
+        ->group(group);
     command.add_option("--seed", seed, "key of the random numbers, dummy weights among them")
         ->group(group)
         ->capture_default_str();
@@ -146,13 +153,15 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->check(CLI::IsMember({"auto", "cpu", "stream", "none"}))
         ->group(group)
         ->capture_default_str();
-    command
-        .add_option("--residency", residency,
-                    "which experts lie on the card where not all fit. adaptive: those that are chosen often, lately; "
-                    "lru: those chosen last; static: those of --placement, else the first of every layer")
-        ->check(CLI::IsMember({"adaptive", "lru", "static"}))
-        ->group(group)
-        ->capture_default_str();
+    residency_option =
+        command
+            .add_option(
+                "--residency", residency,
+                "which experts lie on the card where not all fit. adaptive: those that are chosen often, lately; "
+                "lru: those chosen last; static: those of --placement, else the first of every layer")
+            ->check(CLI::IsMember({"adaptive", "lru", "static"}))
+            ->group(group)
+            ->capture_default_str();
     command
         .add_option("--prefetch", prefetch,
                     "auto: in decode, experts that a layer will probably choose are brought into the caches of the CPU "
@@ -326,8 +335,13 @@ std::filesystem::path machine_of_host() {
 }
 
 scheduler::GpuWishes ModelFlags::gpu_wishes() const {
+    if (deterministic && residency != "static" && residency_option != nullptr && residency_option->count() > 0)
+        fail("--residency ", residency,
+             " moves experts by what was asked lately, which --deterministic rules out: leave "
+             "one of them out");
     scheduler::GpuWishes wishes{.gpus = gpus,
                                 .offload_experts = offload_experts,
+                                .deterministic = deterministic,
                                 .residency = residency,
                                 .placement = placement,
                                 .profile = profile,

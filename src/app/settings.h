@@ -26,8 +26,9 @@ struct ModelFlags {
     std::string gpus = "none";
     std::string offload_experts = "auto";
     std::string residency = "adaptive";
-    std::string placement, profile;  // empty: none
-    std::string gpu_memory;          // empty: all that is free; or a size for each card
+    const CLI::Option* residency_option = nullptr;  // once it is declared
+    std::string placement, profile;                 // empty: none
+    std::string gpu_memory;                         // empty: all that is free; or a size for each card
     std::string layer_split = "auto";
     std::string host_memory;  // empty: all that is free, but a margin
     bool allow_file_experts = false, allow_slow_fallback = false;
@@ -36,6 +37,7 @@ struct ModelFlags {
     double worker_timeout = 60.0;
     std::string numa = "auto";
     bool weights_in_place = false;
+    bool deterministic = false;
     uint64_t seed = 0;
     std::string log_level = "info";
 

@@ -30,5 +30,20 @@ TEST(Settings, WrongSizesAreRefusedByFlag) {
     }
 }
 
+TEST(Settings, DeterministicAndMovingExpertsExcludeEachOther) {
+    const auto wishes = [](const std::string& line) {
+        CLI::App command;
+        ModelFlags flags;
+        flags.declare(command, ModelFlags::Positional::kOptional);
+        command.parse(line);
+        return flags.gpu_wishes();
+    };
+    EXPECT_TRUE(wishes("--deterministic").deterministic);
+    EXPECT_TRUE(wishes("--deterministic --residency static").deterministic);
+    EXPECT_FALSE(wishes("--residency lru").deterministic);
+    EXPECT_THROW(wishes("--deterministic --residency lru"), Error);
+    EXPECT_THROW(wishes("--deterministic --residency adaptive"), Error);
+}
+
 }  // namespace
 }  // namespace thermocline::app

@@ -72,7 +72,8 @@ public:
                          nullptr,
                          variants_,
                          {},
-                         &library_});
+                         &library_,
+                         batch_invariant});
         std::vector<float> y(static_cast<size_t>(m * plan_.slots[1].cols));
         stream_->copy(y.data(), out.data(), out_bytes);
         stream_->wait(std::chrono::minutes(1));
@@ -80,6 +81,8 @@ public:
     }
 
     std::vector<float> numbers() const { return quant::decode_matrix(matrix_.view()); }
+
+    bool batch_invariant = false;
 
 private:
     Variants variants_;
@@ -163,6 +166,32 @@ TEST(CudaLinear, VariantsOfTheSm120Family) {
     // Inputs that are not rounded, and other scales, go to the portable kernels.
     expect_matches({Format::kE2M1Pair, 48, 256, Format::kE8M0, 1, 32}, 1, ops::InputRounding::kExact, 3, kAll);
     expect_matches({Format::kE2M1Pair, 48, 256, Format::kE4M3, 1, 16}, 1, ops::InputRounding::kE4M3, 3, kAll);
+}
+
+/// Whether 40 vectors at once give what each gives alone, in every bit.
+bool is_alike_in_any_batch(const MatrixShape& shape, ops::InputRounding rounding, Variants variants,
+                           bool batch_invariant) {
+    Product product(shape, 1, rounding, variants, false);
+    product.batch_invariant = batch_invariant;
+    const std::vector<float> x = cpu::random_floats(40 * shape.cols, 3), all = product(x, 40);
+    for (int64_t v = 0; v < 40; ++v) {
+        const std::vector<float> alone = product({x.begin() + v * shape.cols, x.begin() + (v + 1) * shape.cols}, 1);
+        if (!std::equal(alone.begin(), alone.end(), all.begin() + v * shape.rows)) return false;
+    }
+    return true;
+}
+
+TEST(CudaLinear, BatchInvariant) {
+    constexpr int64_t kRows = 256, kCols = 1408;  // more blocks than warps: a kernel for many adds up otherwise
+    const MatrixShape fp8{Format::kE4M3, kRows, kCols, Format::kE8M0, 128, 128};
+    EXPECT_FALSE(is_alike_in_any_batch(fp8, ops::InputRounding::kExact, {}, false)) << "this test shows nothing";
+    EXPECT_TRUE(is_alike_in_any_batch(fp8, ops::InputRounding::kExact, {}, true));
+    EXPECT_TRUE(is_alike_in_any_batch(fp8, ops::InputRounding::kE4M3, {}, true));
+    EXPECT_TRUE(is_alike_in_any_batch({.format = Format::kF32, .rows = kRows, .cols = kCols},
+                                      ops::InputRounding::kExact, {}, true));
+    const MatrixShape mxfp4{Format::kE2M1Pair, kRows, kCols, Format::kE8M0, 1, 32};
+    EXPECT_TRUE(is_alike_in_any_batch(mxfp4, ops::InputRounding::kE4M3, {}, true));
+    EXPECT_TRUE(is_alike_in_any_batch(mxfp4, ops::InputRounding::kE4M3, {.mx_products = true}, true));
 }
 
 TEST(CudaLinear, ALibraryGivesWhatIsExactInBf16) {
