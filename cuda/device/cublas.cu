@@ -85,7 +85,8 @@ struct Cublas::Question {
     cublasLtMatmulDesc_t product = nullptr;
     cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
 
-    Question(const Functions& given, const DenseProduct& p, int device) : functions(given) {
+    explicit Question(const Functions& given) : functions(given) {}
+    Question(const Functions& given, const DenseProduct& p, int device) : Question(given) {
         const cublasOperation_t transposed = CUBLAS_OP_T;
         const auto make = [&](cublasLtMatrixLayout_t& layout, cudaDataType_t type, int64_t rows, int64_t cols,
                               int64_t stride) {
@@ -100,8 +101,9 @@ struct Cublas::Question {
             functions.check(status, device, "describing a product");
     }
     ~Question() {
-        for (const cublasLtMatrixLayout_t layout : {w, x, out}) functions.destroy_layout(layout);
-        functions.destroy_product(product);
+        for (const cublasLtMatrixLayout_t layout : {w, x, out})
+            if (layout != nullptr) functions.destroy_layout(layout);
+        if (product != nullptr) functions.destroy_product(product);
     }
     Question(const Question&) = delete;
     Question& operator=(const Question&) = delete;

@@ -57,7 +57,8 @@ struct PooledStack {
     void deallocate(boost::context::stack_context& stack) noexcept { pool->deallocate(stack); }
 };
 
-/// The fibers of a block as ThreadSanitizer sees them.
+/// The fibers of a block as ThreadSanitizer sees them. A function that switches is inlined always: it would be entered
+/// on the stack of calls of one fiber and left on that of the other, which would then begin below its bottom.
 class Watched {
 public:
     Watched() : runner_(__tsan_create_fiber ? __tsan_get_current_fiber() : nullptr) {}
@@ -70,10 +71,10 @@ public:
     Watched(const Watched&) = delete;
     Watched& operator=(const Watched&) = delete;
 
-    void enter(size_t i) const {
+    [[gnu::always_inline]] void enter(size_t i) const {
         if (runner_) __tsan_switch_to_fiber(fibers_[i], 0);
     }
-    void enter_runner() const {
+    [[gnu::always_inline]] void enter_runner() const {
         if (runner_) __tsan_switch_to_fiber(runner_, 0);
     }
 
