@@ -531,7 +531,7 @@ void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, con
     const auto began = Clock::now(), deadline = began + patience;
     wait_for_earlier();
     lower_flags();
-    bool all_logits = batch.outputs() > kGraphRows;
+    bool all_logits = !knows_top_logits(batch.outputs());
     factors_.clear();
     for (const Part& part : plan_.logits == ops::kNone ? parts.first(0) : parts) {
         factors_.insert(factors_.end(), static_cast<size_t>(part.outputs), part.factor);
@@ -652,9 +652,12 @@ const float* GpuExecutor::logits(int64_t output) const {
     return host_logits_ + output * plan_.vocab;
 }
 
+/// Sums of all weights are formed in another order than on the host, so either all passes know them or none.
+bool GpuExecutor::knows_top_logits(int64_t outputs) const { return outputs <= kGraphRows && !limits_.batch_invariant; }
+
 std::optional<ops::TopLogits> GpuExecutor::top_logits(int64_t output) const {
     CHECK(output >= 0 && output < outputs_played_);
-    if (outputs_played_ > kGraphRows || host_top_[output].faults > 0) return std::nullopt;
+    if (!knows_top_logits(outputs_played_) || host_top_[output].faults > 0) return std::nullopt;
     const int64_t count = std::min<int64_t>(plan_.vocab, ops::kTopLogits);
     return ops::TopLogits{
         {host_top_[output].best, static_cast<size_t>(count)}, count == plan_.vocab, host_top_[output].weights};

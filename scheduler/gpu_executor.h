@@ -120,6 +120,7 @@ private:
     void foretell(const Group& group, GpuOrder& order);
     /// What most draws need of the logits, or the streams of a plan without.
     void fetch_results(const cuda::Frame& frame);
+    bool knows_top_logits(int64_t outputs) const;
     void fetch_logits() const;
     void play(const cuda::Frame& frame);
     void play_timed(const cuda::Frame& frame, const ops::Batch& batch);

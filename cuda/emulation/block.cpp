@@ -108,6 +108,7 @@ public:
         while (next < grid.threads) {
             playing.push_back(next);
             watched.add();
+            watched.enter(fibers.size());  // its first function is entered as it is made, and never left
             fibers.emplace_back(std::allocator_arg, PooledStack{&stacks_}, [&, i = fibers.size()](fiber&& from) {
                 runner = std::move(from);
                 while (next < grid.threads) {
@@ -118,6 +119,7 @@ public:
                 }
                 return std::move(runner);
             });
+            watched.enter_runner();
             resume(fibers.size() - 1);
         }
         while (block_.left() > 0) {
