@@ -1,6 +1,8 @@
 // Compressed context (deepseek-v4.md 2.6, 2.7): pooling windows of tokens into entries, and choosing among them.
 #include "cpu/rotate.h"
 #include "cpu/scratch.h"
+#include "src/ops/uses.h"
+#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <cmath>
@@ -75,14 +77,25 @@ int64_t panel_size(const ops::SelectEntries& s) {
     return (s.heads + kMostHeadBlock - 1) / kMostHeadBlock * kMostHeadBlock * s.width;
 }
 
-/// Scores of entries [begin, end) for one row whose queries are in `panel`.
-void score(const ops::SelectEntries& s, const Frame& f, const ops::Segment& segment, int64_t row, const float* panel,
-           int64_t begin, int64_t end, float* keys, float* scores) {
+/// Whether keys and queries are multiplied as the integers that FP4 holds.
+bool in_integers(const ops::SelectEntries& s, const ops::Plan& plan) {
+    const quant::KvFormat format = plan.caches[static_cast<size_t>(s.keys)].format;
+    return format == quant::KvFormat::kFp4 && s.width % quant::kInt8Columns == 0 && ops::queries_are_fp4(plan, s);
+}
+
+/// Scores of entries [begin, end) for one row whose queries are in `panel`. `keys` is scratch [kTile, width].
+void score(const ops::SelectEntries& s, const Frame& f, const ops::Segment& segment, int64_t row, bool integers,
+           const float* panel, int64_t begin, int64_t end, float* keys, float* scores) {
     const ops::CacheSpec& spec = f.plan.caches[static_cast<size_t>(s.keys)];
     for (int64_t first = begin; first < end; first += kTile) {
         const int64_t n = std::min(kTile, end - first);
         const std::byte* rows[kTile];
         for (int64_t i = 0; i < n; ++i) rows[i] = segment.caches[s.keys].row(first + i);
+        if (integers) {
+            f.kernels.index_scores_fp4(panel, f.row(s.gates, row), s.heads, rows, n, s.width,
+                                       reinterpret_cast<quant::Int8Group*>(keys), scores + first);
+            continue;
+        }
         f.kernels.decode_kv(spec.format, rows, n, s.width, spec.rope, keys, s.width);
         f.kernels.index_scores(panel, f.row(s.gates, row), s.heads, keys, n, s.width, scores + first);
     }
@@ -121,6 +134,8 @@ void run(const ops::Compress& s, const Frame& f) noexcept {
 }
 
 void run(const ops::SelectEntries& s, const Frame& f) noexcept {
+    const bool integers = in_integers(s, f.plan);
+    const auto make_panel = integers ? f.kernels.fp4_panel : f.kernels.head_panel;
     for (const ops::Segment& segment : f.batch.segments) {
         const bool by_entry = segment.rows < f.workers.count();  // decode: split the entries, not the rows
         const auto select_row = [&](int64_t row, int worker, std::span<float> scratch) {
@@ -135,13 +150,13 @@ void run(const ops::SelectEntries& s, const Frame& f) noexcept {
             const size_t used = static_cast<size_t>(panel_size(s)), most = (scratch.size() - used) / 2;
             float* scores = panel + used;
             auto* work = reinterpret_cast<int32_t*>(scores + most);
-            f.kernels.head_panel(f.row(s.q, row), s.heads, s.width, panel);
+            make_panel(f.row(s.q, row), s.heads, s.width, panel);
             if (by_entry)
                 f.workers.split(visible, 4 * kTile, [&](int64_t begin, int64_t end, int part) {
-                    score(s, f, segment, row, panel, begin, end, f.worker_scratch(part).data(), scores);
+                    score(s, f, segment, row, integers, panel, begin, end, f.worker_scratch(part).data(), scores);
                 });
             else
-                score(s, f, segment, row, panel, 0, visible, f.worker_scratch(worker).data(), scores);
+                score(s, f, segment, row, integers, panel, 0, visible, f.worker_scratch(worker).data(), scores);
             choose(f.kernels, scores, visible, s.top_k, work, selection);
         };
         if (by_entry) {

@@ -116,6 +116,11 @@ struct KernelTable {
     /// scores[j] = sum_h gates[h] * max(0, <q[h], keys[j]>), NaN as -infinity; keys [count, width].
     void (*index_scores)(const float* panel, const float* gates, int64_t heads, const float* keys, int64_t count,
                          int64_t width, float* scores) noexcept;
+    /// The same for keys in rows of KvFormat::kFp4 and queries whose numbers it holds, width % 32 == 0: products of 32
+    /// columns are exact. fp4_panel() makes their panel, no larger than head_panel()'s; work [count, width / 32].
+    void (*fp4_panel)(const float* q, int64_t heads, int64_t width, float* panel) noexcept;
+    void (*index_scores_fp4)(const float* panel, const float* gates, int64_t heads, const std::byte* const* rows,
+                             int64_t count, int64_t width, quant::Int8Group* work, float* scores) noexcept;
     /// Channel-wise softmax-weighted sum over `count` slots: out[c] = sum_i softmax_i(scores[i][c]) * values[i][c].
     /// A null score row does not exist (score -inf).
     void (*pool)(const float* const* values, const float* const* scores, int64_t count, int64_t width,

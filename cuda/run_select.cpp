@@ -2,6 +2,7 @@
 #include "cuda/kernels/list.h"
 #include "cuda/run.h"
 #include "cuda/scratch.h"
+#include "src/ops/uses.h"
 
 #include <algorithm>
 
@@ -24,18 +25,6 @@ void launch_scores(const Frame& f, const IndexInput& in) {
             .threads = kIndexThreads,
             .shared_bytes = Kernel::Layout::of(in.heads, in.width, in.top_k).bytes},
            Kernel{in});
-}
-
-/// Whether the plan puts the queries into FP4 too, which then holds them exactly.
-bool queries_are_fp4(const ops::Plan& plan, const ops::SelectEntries& s) {
-    bool any = false;
-    for (const ops::Step& step : plan.steps) {
-        const auto* round = std::get_if<ops::RoundKv>(&step);
-        if (round == nullptr || round->x != s.q) continue;
-        if (round->format != KvFormat::kFp4 || round->width != s.width) return false;
-        any = true;
-    }
-    return any;
 }
 
 }  // namespace
@@ -62,7 +51,8 @@ void run(const ops::SelectEntries& s, const Frame& f) {
                         s.ratio,     s.top_k,         parts,      spec.format};
     if (spec.format == KvFormat::kF32 || spec.format == KvFormat::kFp8F32)
         launch_scores<PlainScores>(f, in);
-    else if (f.variants.fp4_keys && spec.format == KvFormat::kFp4 && s.width % 64 == 0 && queries_are_fp4(f.plan, s))
+    else if (f.variants.fp4_keys && spec.format == KvFormat::kFp4 && s.width % 64 == 0 &&
+             ops::queries_are_fp4(f.plan, s))
         launch_scores<Fp4Scores>(f, in);
     else
         launch_scores<TileScores>(f, in);

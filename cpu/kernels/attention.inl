@@ -35,20 +35,20 @@ struct Count {
     static constexpr int value = n;
 };
 
-/// Covers [0, count) by calls of body(begin, n, Count<most>), n <= most: nearly equal groups, since few sums together
-/// do not hide the latency of their multiply-adds.
-template <typename Body>
+/// Covers [0, count) by calls of body(begin, n, Count<most>), n <= most <= kMost: nearly equal groups, since few sums
+/// together do not hide the latency of their multiply-adds.
+template <int kMost = kAtOnce, typename Body>
 [[gnu::always_inline]] inline void in_groups(int64_t count, Body body) {
     if (count < 1) return;
-    const PanelGroups groups(count, kAtOnce);
+    const PanelGroups groups(count, kMost);
     for (int64_t g = 0; g < groups.count; ++g) {
         const int64_t begin = groups.first(g), n = groups.first(g + 1) - begin;
-        if (n <= kAtOnce * 2 / 3)
-            body(begin, n, Count<kAtOnce * 2 / 3>{});
-        else if (n <= kAtOnce * 5 / 6)
-            body(begin, n, Count<kAtOnce * 5 / 6>{});
+        if (n <= kMost * 2 / 3)
+            body(begin, n, Count<kMost * 2 / 3>{});
+        else if (n <= kMost * 5 / 6)
+            body(begin, n, Count<kMost * 5 / 6>{});
         else
-            body(begin, n, Count<kAtOnce>{});
+            body(begin, n, Count<kMost>{});
     }
 }
 
@@ -95,10 +95,13 @@ void attention_scores(const float* panel, int64_t heads, const float* keys, int6
     }
 }
 
-void index_scores(const float* panel, const float* gates, int64_t heads, const float* keys, int64_t count,
-                  int64_t width, float* scores) noexcept {
+/// scores[j] = sum_h gates[h] * max(0, products of head h with key j); products(first key, n, first head, Count<most>,
+/// sums) gives those of a block of heads.
+template <int kMost, typename Products>
+[[gnu::always_inline]] inline void gated_scores(const float* gates, int64_t heads, int64_t count, float* scores,
+                                                Products products) {
     constexpr int64_t kKeys = 64;  // whose totals are kept
-    for (int64_t first = 0; first < count; first += kKeys, keys += kKeys * width, scores += kKeys) {
+    for (int64_t first = 0; first < count; first += kKeys, scores += kKeys) {
         const int64_t here = smaller(kKeys, count - first);
         F totals[kKeys + 3] = {};
         for (int64_t h = 0; h < heads; h += kHeadBlock) {
@@ -107,10 +110,10 @@ void index_scores(const float* panel, const float* gates, int64_t heads, const f
                 const int64_t at = h + v * kLanes, left = heads - at;
                 gate[v] = left >= kLanes ? load(gates + at) : left > 0 ? load_first(gates + at, left) : F{};
             }
-            in_groups(
+            in_groups<kMost>(
                 here, [&](int64_t j, int64_t n, auto most) __attribute__((always_inline)) {
                     F sums[most.value][kHeadVectors];
-                    block_products<most.value>(panel + h * width, keys + j * width, width, n, width, sums);
+                    products(first + j, n, h, most, sums);
                     for (int64_t i = 0; i < n; ++i) {
                         for (int v = 0; v < kHeadVectors; ++v)
                             totals[j + i] = fma(gate[v], max(sums[i][v], F{}), totals[j + i]);
@@ -124,6 +127,15 @@ void index_scores(const float* panel, const float* gates, int64_t heads, const f
                 scores[j + i] = sums[i] == sums[i] ? sums[i] : -__builtin_inff();
         }
     }
+}
+
+void index_scores(const float* panel, const float* gates, int64_t heads, const float* keys, int64_t count,
+                  int64_t width, float* scores) noexcept {
+    gated_scores<kAtOnce>(
+        gates, heads, count,
+        scores, [&](int64_t j, int64_t n, int64_t h, auto most, auto& sums) __attribute__((always_inline)) {
+            block_products<most.value>(panel + h * width, keys + j * width, width, n, width, sums);
+        });
 }
 
 void softmax_keys(float* logits, int64_t stride, int64_t count, int64_t heads, float* maximum, float* sum,

@@ -15,6 +15,7 @@
 #include "cpu/kernels/selection.inl"
 #include "cpu/kernels/cache_rows.inl"
 #include "cpu/kernels/attention.inl"
+#include "cpu/kernels/index_fp4.inl"
 #include "cpu/kernels/peak.inl"
 // clang-format on
 
@@ -50,6 +51,8 @@ constexpr KernelTable make_kernels(const char* name) {
         .softmax_keys = softmax_keys,
         .attention_values = attention_values,
         .index_scores = index_scores,
+        .fp4_panel = fp4_panel,
+        .index_scores_fp4 = index_scores_fp4,
         .pool = pool,
         .largest = largest,
         .kth_largest = kth_largest,

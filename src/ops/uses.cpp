@@ -57,4 +57,15 @@ struct Lister {
 
 Uses uses_of(const Step& step) { return std::visit(Lister(), step); }
 
+bool queries_are_fp4(const Plan& plan, const SelectEntries& s) {
+    bool any = false;
+    for (const Step& step : plan.steps) {
+        const auto* round = std::get_if<RoundKv>(&step);
+        if (round == nullptr || round->x != s.q) continue;
+        if (round->format != quant::KvFormat::kFp4 || round->width != s.width) return false;
+        any = true;
+    }
+    return any;
+}
+
 }  // namespace thermocline::ops

@@ -1,7 +1,8 @@
-// What a step reads and what it writes, so that a player may start steps side by side or in another order.
+// What a step reads and what it writes, so that a player may start steps side by side or in another order; and what is
+// known of what it reads.
 #pragma once
 
-#include "src/ops/steps.h"
+#include "src/ops/plan.h"
 
 #include <array>
 #include <cstdint>
@@ -17,5 +18,8 @@ struct Uses {
 };
 
 Uses uses_of(const Step& step);
+
+/// Whether the plan puts the queries into FP4 too, which then holds them exactly.
+bool queries_are_fp4(const Plan& plan, const SelectEntries& s);
 
 }  // namespace thermocline::ops

@@ -586,6 +586,56 @@ TEST_P(Kernels, IndexScores) {
     EXPECT_EQ(score, 0.0f) << "the larger of 0 and NaN";
 }
 
+TEST_P(Kernels, IndexScoresOfFp4AreExactByGroups) {
+    constexpr quant::KvFormat kFormat = quant::KvFormat::kFp4;
+    for (const auto& [heads, count, width] : {Attention{64, 130, 128}, {1, 1, 32}, {5, 7, 96}, {70, 9, 512}}) {
+        std::vector<float> q = random_floats(heads * width, 31), keys = random_floats(count * width, 32);
+        const std::vector<float> gates = random_floats(heads, 33);
+        for (size_t i = 0; i < keys.size(); ++i) keys[i] *= std::exp2(static_cast<float>(i / 32 % 40) - 20.0f);
+        std::fill_n(keys.begin(), 32, 0.0f);
+        const int64_t row_bytes = quant::kv_row_bytes(kFormat, width, 0);
+        std::vector<std::byte> codes(static_cast<size_t>(std::max(heads, count) * row_bytes));
+        const auto round = [&](std::vector<float>& numbers) {
+            for (int64_t i = 0; i < std::ssize(numbers) / width; ++i) {
+                quant::encode_kv_row(kFormat, numbers.data() + i * width, width, 0, codes.data() + i * row_bytes);
+                quant::decode_kv_row(kFormat, codes.data() + i * row_bytes, width, 0, numbers.data() + i * width);
+            }
+        };
+        round(q);
+        round(keys);
+        std::vector<const std::byte*> rows;
+        for (int64_t j = 0; j < count; ++j) rows.push_back(codes.data() + j * row_bytes);
+        const int64_t padded = (heads + kMostHeadBlock - 1) / kMostHeadBlock * kMostHeadBlock;
+        std::vector<float> panel(static_cast<size_t>(padded * width), std::nanf(""));
+        kernels.fp4_panel(q.data(), heads, width, panel.data());
+        std::vector<float> scores(static_cast<size_t>(count));
+        std::vector<quant::Int8Group> work(static_cast<size_t>(count * width / 32));
+        const auto score = [&](int64_t first, int64_t n) {
+            kernels.index_scores_fp4(panel.data(), gates.data(), heads, rows.data() + first, n, width, work.data(),
+                                     scores.data() + first);
+        };
+        score(0, count);
+        for (int64_t j = 0; j < count; ++j) {
+            double expected = 0.0, magnitude = 0.0;
+            for (int64_t h = 0; h < heads; ++h) {
+                double dot = 0.0, groups = 0.0;
+                for (int64_t g = 0; g < width; g += 32) {
+                    double sum = 0.0;
+                    for (int64_t c = g; c < g + 32; ++c)
+                        sum += double{q[static_cast<size_t>(h * width + c)]} * keys[static_cast<size_t>(j * width + c)];
+                    dot += sum, groups += std::abs(sum);
+                }
+                expected += gates[static_cast<size_t>(h)] * std::max(0.0, dot);
+                magnitude += std::abs(gates[static_cast<size_t>(h)]) * groups;
+            }
+            ASSERT_NEAR(scores[static_cast<size_t>(j)], expected, 5e-7 * magnitude) << "key " << j;
+        }
+        const std::vector<float> together = scores;
+        for (int64_t j = 0; j < count; j += 5) score(j, std::min<int64_t>(5, count - j));
+        EXPECT_TRUE(same_bits(scores, together)) << "depends on how many keys are scored at once";
+    }
+}
+
 /// exp(x - maximum) by softmax_keys, a number a key, one head; the other heads of the block see zeros.
 struct Softmax {
     std::vector<float> exponentials;
