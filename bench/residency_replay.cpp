@@ -1,7 +1,10 @@
 // How often a recorded trace of routing (score, profile or serve --record-routing) finds its experts on a card: every
-// policy at every resident fraction, or one rule with other numbers. The first half of the trace warms up.
+// policy at every resident fraction, or one rule with other numbers. The first half of the trace warms up. Beside them
+// two optima of foresight: of rules that bring what was just chosen, however much (the link of no machine), and of
+// these with as many changes as the adaptive rule made (hits_bound.h).
 #include "scheduler/residency_replay.h"
 
+#include "scheduler/hits_bound.h"
 #include "src/base/error.h"
 
 #include <CLI/CLI.hpp>
@@ -34,8 +37,8 @@ void replay_all(const Flags& flags) {
     std::printf("%s: %s, %zu passes, %lld rows; hit rates of the second half, changes a pass\n",
                 printable(trace.model).c_str(), shape_text(trace.layers).c_str(), trace.passes.size(),
                 static_cast<long long>(trace.rows()));
-    std::printf("%8s %7s  %14s %14s %7s %8s  %s\n", "fraction", "slots", "adaptive", "lru", "static", "optimum",
-                "adaptive / better of lru, static; / optimum");
+    std::printf("%8s %7s  %14s %14s %7s %8s %8s  %s\n", "fraction", "slots", "adaptive", "lru", "static", "optimum",
+                "at equal", "adaptive / better of lru, static; / optimum; / that with as many changes");
     for (const double fraction : flags.fractions) {
         const auto slots = static_cast<int64_t>(std::lround(fraction * experts));
         const std::vector<ExpertName> start = spread_experts(sizes, slots);
@@ -49,11 +52,14 @@ void replay_all(const Flags& flags) {
         const double fixed = play(Policy::kStatic, most_chosen(trace, half, slots)).hit_rate();
         const double optimum = replay_optimum(trace, start, half).hit_rate();
         const auto passes = static_cast<double>(trace.passes.size() - half);
-        std::printf("%8.3f %7lld  %7.4f %6.2f %7.4f %6.2f %7.4f %8.4f  %.3f; %.3f\n", fraction,
+        const double equal = most_hits(trace, slots, half, adaptive.changes) /
+                             static_cast<double>(std::max<int64_t>(adaptive.choices, 1));
+        std::printf("%8.3f %7lld  %7.4f %6.2f %7.4f %6.2f %7.4f %8.4f %8.4f  %.3f; %.3f; %.3f\n", fraction,
                     static_cast<long long>(slots), adaptive.hit_rate(), static_cast<double>(adaptive.changes) / passes,
-                    lru.hit_rate(), static_cast<double>(lru.changes) / passes, fixed, optimum,
+                    lru.hit_rate(), static_cast<double>(lru.changes) / passes, fixed, optimum, equal,
                     adaptive.hit_rate() / std::max({lru.hit_rate(), fixed, 1e-9}),
-                    adaptive.hit_rate() / std::max(optimum, 1e-9));
+                    adaptive.hit_rate() / std::max(optimum, 1e-9), adaptive.hit_rate() / std::max(equal, 1e-9));
+        std::fflush(stdout);
     }
 }
 

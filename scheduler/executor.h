@@ -11,6 +11,7 @@
 #include "src/ops/plan.h"
 #include "src/ops/top_logits.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -36,6 +37,22 @@ struct ExecutorLimits {
     /// Of cards: what a row gives does not depend on the rows beside it, in any bit. On the CPU it never does.
     bool batch_invariant = false;
 };
+
+/// Tokens in one pass, if nobody says otherwise. With a card experts that stream take the link as long for 4096 tokens
+/// as for 512 (hybrid-engine.md 1.6, R6); the CPU alone computes 512 as fast as 2048 (bench/results). What `plan`
+/// reckons with and what an engine takes; a card without room shortens it (GpuMemoryPlan::prefill_chunk).
+constexpr int64_t default_prefill_chunk(bool on_card) { return on_card ? 4096 : 512; }
+
+/// Of an engine that serves `sequences` of up to `context` tokens at once, with so many tokens in a pass.
+constexpr ExecutorLimits serving_limits(int64_t context, int64_t sequences, int64_t prefill_chunk) {
+    constexpr int64_t kOutputs = 32;  // what scoring a prompt takes at a time
+    ExecutorLimits limits;
+    limits.max_rows = std::max(std::min(prefill_chunk, context), sequences);
+    limits.max_outputs = std::max(std::min(limits.max_rows, kOutputs), sequences);
+    limits.max_tokens = context;
+    limits.max_parts = sequences;
+    return limits;
+}
 
 /// What somebody wants of the experts on cards, between two passes. Names are of this plan, of each card as many as
 /// there is room for (slot_ranges(), check_pins()).

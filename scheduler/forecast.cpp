@@ -1,5 +1,6 @@
 #include "scheduler/forecast.h"
 
+#include "scheduler/executor.h"
 #include "scheduler/gpu_report.h"
 #include "scheduler/printed.h"
 #include "src/base/error.h"
@@ -15,10 +16,9 @@ double gb(int64_t bytes) { return static_cast<double>(bytes) * 1e-9; }
 GpuMemoryWishes card_wishes(const ForecastQuestion& question, const cuda::DeviceInfo& card) {
     if (question.gpu_memory > card.memory_bytes)
         fail("--gpu-memory is ", question.gpu_memory, " bytes, but ", printable(card.name), " has ", card.memory_bytes);
-    return {.budget_bytes = question.gpu_memory > 0 ? question.gpu_memory : card.memory_bytes,
-            .context = question.context,
-            .sequences = question.sequences,
-            .prefill_chunk = question.prefill_chunk};
+    GpuMemoryWishes wishes = wishes_of(question);
+    wishes.budget_bytes = question.gpu_memory > 0 ? question.gpu_memory : card.memory_bytes;
+    return wishes;
 }
 
 /// A budget of the card with which all experts would lie somewhere; 0: it has not so much.
@@ -27,7 +27,7 @@ int64_t sufficient_card(const ForecastQuestion& question, const GpuMemoryPlan& p
     GpuMemoryWishes wishes = card_wishes(question, gpu.speed.device);
     wishes.prefill_chunk = plan.prefill_chunk;
     wishes.least_expert_slots = plan.experts - host_room;
-    const int64_t least = least_gpu_budget(question.trunk, plan.draft_heads ? question.draft : nullptr, wishes);
+    const int64_t least = least_gpu_budget(question.trunk, nullptr, wishes);
     return least <= gpu.speed.device.memory_bytes ? least : 0;
 }
 
@@ -45,7 +45,15 @@ const char* outlook_name(Outlook outlook) {
     return kNames[static_cast<size_t>(outlook)];
 }
 
-HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card) {
+GpuMemoryWishes wishes_of(const ForecastQuestion& question) {
+    const ExecutorLimits limits = serving_limits(question.context, question.sequences, question.prefill_chunk);
+    return {.context = question.context,
+            .sequences = question.sequences,
+            .prefill_chunk = limits.max_rows,
+            .outputs = limits.max_outputs};
+}
+
+HostMemoryPlan host_plan(const ForecastQuestion& question) {
     const int64_t all = question.machine.memory_bytes();
     if (question.host_memory > all)
         fail("--host-memory is ", question.host_memory, " bytes, but the machine has ", all);
@@ -53,22 +61,16 @@ HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card) {
                             {.budget_bytes = question.host_memory > 0 ? question.host_memory : all,
                              .is_asked = question.host_memory > 0,
                              .on_card = !question.machine.gpus.empty(),
-                             .draft_on_card = draft_on_card,
                              .context = question.context,
                              .sequences = question.sequences,
-                             .rows = question.prefill_chunk});
+                             .rows = wishes_of(question).prefill_chunk});
 }
 
 Json card_json(const GpuMemoryPlan& plan) {
-    return {{"budget_bytes", plan.budget_bytes},
-            {"lines", lines_json(plan.lines)},
-            {"expert_bytes", plan.slot_bytes},
-            {"experts", plan.experts},
-            {"expert_slots", plan.expert_slots},
-            {"unused_bytes", plan.unused_bytes},
-            {"prefill_chunk", plan.prefill_chunk},
-            {"draft_head", plan.draft_heads},
-            {"given_up", plan.given_up}};
+    return {{"budget_bytes", plan.budget_bytes},   {"lines", lines_json(plan.lines)},
+            {"expert_bytes", plan.slot_bytes},     {"experts", plan.experts},
+            {"expert_slots", plan.expert_slots},   {"unused_bytes", plan.unused_bytes},
+            {"prefill_chunk", plan.prefill_chunk}, {"given_up", plan.given_up}};
 }
 
 Json host_json(const HostMemoryPlan& host, const ExpertTiers& tiers) {
@@ -157,10 +159,10 @@ Forecast forecast(const ForecastQuestion& question) {
     answer.card = question.card;
     answer.host_is_asked = question.host_memory > 0;
     if (gpu != nullptr) {
-        answer.gpu = plan_gpu_memory(question.trunk, question.draft, card_wishes(question, gpu->speed.device));
+        answer.gpu = plan_gpu_memory(question.trunk, nullptr, card_wishes(question, gpu->speed.device));
         answer.refusal = answer.gpu->refusal;
     }
-    const HostMemoryPlan host = host_plan(question, answer.gpu && answer.gpu->draft_heads);
+    const HostMemoryPlan host = host_plan(question);
     const int64_t slots = gpu != nullptr ? answer.gpu->expert_slots : 0, room = unified ? 0 : host.room();
     answer.tiers = divide_experts({.experts = host.experts, .slots = slots, .host = room});
     answer.expert_bytes = host.expert_bytes;

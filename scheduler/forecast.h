@@ -19,7 +19,7 @@ namespace thermocline::scheduler {
 
 struct ForecastQuestion {
     const ops::Plan& trunk;
-    const ops::Plan* draft;  // null: the model has no draft head
+    const ops::Plan* draft;  // null: the model has no draft head. Host memory holds it whole, as engines do
     const MachineDescription& machine;
     int64_t context = 0, sequences = 1, prefill_chunk = 0;
     int64_t gpu_memory = 0;     // budget; 0: all of the card
@@ -73,8 +73,10 @@ Json tiers_json(const ExpertTiers& tiers, int64_t expert_bytes);
 /// slow_fallback() of a card with so many of its experts resident, as far as a machine file knows; and what it means.
 std::string slow_link_of(const DescribedGpu& gpu, const ExpertTiers& tiers);
 std::string slow_text(const std::string& slow);
+/// As an engine would have them, but for the budget.
+GpuMemoryWishes wishes_of(const ForecastQuestion& question);
 /// Of host memory beside cards, as a question asks. Throws Error if the budget is more than the machine has.
-HostMemoryPlan host_plan(const ForecastQuestion& question, bool draft_on_card);
+HostMemoryPlan host_plan(const ForecastQuestion& question);
 inline constexpr Outlook kOutlooks[] = {Outlook::kConservative, Outlook::kTarget, Outlook::kUpperBound};
 using AllExpected = std::array<Forecast::Expected, 3>;
 std::string expected_text(const AllExpected& expected, bool on_card);

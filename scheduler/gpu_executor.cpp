@@ -528,8 +528,8 @@ void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, con
     const Pinned pinned(workers_.first_cpu());  // worker 0 is this thread
     rows_played_ = batch.rows(), outputs_played_ = batch.outputs();
     const auto patience = batch.rows() <= kGraphRows ? patience_few_ : patience_many_;
-    const auto began = Clock::now(), deadline = began + patience;
     wait_for_earlier();
+    const auto began = Clock::now(), deadline = began + patience;
     lower_flags();
     bool all_logits = !knows_top_logits(batch.outputs());
     factors_.clear();

@@ -63,10 +63,14 @@ void check_concave(const std::vector<double>& seconds) {
 }  // namespace
 
 void check_pins(std::span<const ExpertName> pins, const std::vector<RoutedLayer>& layers, int64_t slots) {
-    for (const ExpertName& pin : pins)
+    std::set<ExpertName> seen;
+    for (const ExpertName& pin : pins) {
         if (pin.set < 0 || pin.set >= std::ssize(layers) || pin.expert < 0 ||
             pin.expert >= layers[static_cast<size_t>(pin.set)].experts)
             fail("expert ", pin.set, ":", pin.expert, " cannot be pinned: the model has ", shape_text(layers));
+        if (!seen.insert(pin).second)
+            fail("expert ", pin.set, ":", pin.expert, " is named twice among those to pin: name it once");
+    }
     if (std::ssize(pins) > slots)
         fail(pins.size(), " experts are pinned, but there is room for ", slots, ": pin fewer, or raise --gpu-memory");
 }

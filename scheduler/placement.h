@@ -66,7 +66,7 @@ struct Placement {
     double seconds = 0;                            // of a token in all layers
 };
 
-/// Throws Error if a pin names no expert of such layers, or they are more than `slots`.
+/// Throws Error if a pin names no expert of such layers or one twice, or they are more than `slots`.
 void check_pins(std::span<const ExpertName> pins, const std::vector<RoutedLayer>& layers, int64_t slots);
 
 /// The set with the least expected time of a token where a layer's hits are binomial with the mean of its experts'

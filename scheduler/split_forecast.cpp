@@ -17,11 +17,7 @@ SplitQuestion split_question(const ForecastQuestion& question, std::vector<std::
     if (!question.card_memory.empty() && question.card_memory.size() != question.cards)
         fail("--gpu-memory has ", question.card_memory.size(), " sizes, expected one, or one for each of ",
              question.cards, " cards");
-    SplitQuestion split{
-        question.trunk,
-        {},
-        {.context = question.context, .sequences = question.sequences, .prefill_chunk = question.prefill_chunk},
-        std::move(shares)};
+    SplitQuestion split{question.trunk, {}, wishes_of(question), std::move(shares)};
     for (size_t i = 0; i < question.cards; ++i) {
         const DescribedGpu& gpu = machine.gpus[i];
         const cuda::DeviceInfo& card = gpu.speed.device;
@@ -75,7 +71,7 @@ SplitForecast forecast_split(const ForecastQuestion& question, std::vector<std::
     const SplitQuestion split = split_question(question, std::move(shares));
     SplitForecast answer;
     answer.cards = parts_of(split, ranges_for(question, split));
-    answer.host = host_plan(question, false);
+    answer.host = host_plan(question);
     answer.host_is_asked = question.host_memory > 0;
     std::vector<ExpertRoom> rooms;
     for (size_t i = 0; i < answer.cards.size(); ++i) {

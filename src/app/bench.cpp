@@ -143,7 +143,9 @@ public:
     }
 
     /// What the tests ask of an executor.
-    scheduler::ExecutorLimits limits() const { return BenchRun::limits_for(max_tokens_, max_batch_); }
+    scheduler::ExecutorLimits limits(bool on_card) const {
+        return BenchRun::limits_for(max_tokens_, max_batch_, on_card);
+    }
     int64_t sequences() const { return max_batch_; }
 
     /// With a card, whose memory is read with so many GB/s (0: not known), only once. `packed`: null: the weights are
@@ -301,7 +303,7 @@ void bench(BenchFlags flags) {
     Progress progress("bench:", std::ssize(tests_of(flags)) * std::ssize(all_places) * flags.repetitions,
                       "repetitions");
     Bench bench(flags, *model, routed, table, progress);
-    scheduler::ExecutorLimits limits = bench.limits();
+    scheduler::ExecutorLimits limits = bench.limits(gpus.any());
     const double card_gb_per_s = gpus.any() ? gpus.memory_read_gb_per_s() : 0.0;  // while there is room to measure
     gpus.reserve(model->trunk, engine::model_name(model->checkpoint), limits, bench.sequences(),
                  !flags.model.weights_in_place,

@@ -11,8 +11,6 @@ namespace thermocline::app {
 
 namespace {
 
-constexpr int64_t kRows = 512;  // of one pass over prompts, as in serving
-
 /// Tokens after which every ring of the caches is full and every list of entries begun: from there on a cache can be
 /// filled with copies.
 int64_t real_tokens(const ops::Plan& plan) {
@@ -23,11 +21,10 @@ int64_t real_tokens(const ops::Plan& plan) {
 
 }  // namespace
 
-scheduler::ExecutorLimits BenchRun::limits_for(int64_t max_tokens, int64_t max_batch) {
-    return {.max_rows = std::max(kRows, max_batch),
-            .max_outputs = max_batch,
-            .max_tokens = max_tokens,
-            .max_parts = std::max(kRows, max_batch)};
+scheduler::ExecutorLimits BenchRun::limits_for(int64_t max_tokens, int64_t max_batch, bool on_card) {
+    const int64_t rows =
+        scheduler::serving_limits(max_tokens, max_batch, scheduler::default_prefill_chunk(on_card)).max_rows;
+    return {.max_rows = rows, .max_outputs = max_batch, .max_tokens = max_tokens, .max_parts = rows};
 }
 
 BenchRun::BenchRun(const model::Model& model, const RoutedTokens& routed, scheduler::Executor& executor,

@@ -33,7 +33,7 @@ struct BenchSample {
 class BenchRun {
 public:
     /// What tests with so many tokens of a sequence and sequences at most ask of an executor.
-    static scheduler::ExecutorLimits limits_for(int64_t max_tokens, int64_t max_batch);
+    static scheduler::ExecutorLimits limits_for(int64_t max_tokens, int64_t max_batch, bool on_card);
 
     /// Everything must outlive this. `executor`: of limits_for() the tests to come; `host_caches`: its caches lie in
     /// the memory of the host.

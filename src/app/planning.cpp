@@ -2,6 +2,7 @@
 
 #include "src/base/error.h"
 #include "src/base/log.h"
+#include "src/engine/assemble.h"
 #include "src/engine/vocabulary.h"
 #include "src/model/registry.h"
 
@@ -13,8 +14,6 @@ namespace thermocline::app {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr int64_t kPrefillChunk = 4096;
 
 std::string machine_names(const fs::path& folder) {
     std::vector<std::string> names;
@@ -56,6 +55,7 @@ std::unique_ptr<model::Model> model_of(ModelFlags flags) {
     if (config) flags.load_format = "dummy";
     model::LoadOptions options = flags.load_options();
     options.format = config ? model::LoadFormat::kOutline : model::LoadFormat::kAuto;
+    options.spare_rows = engine::kSpareRows;  // as an engine keeps them
     return model::load_model(flags.path(), options);
 }
 
@@ -113,9 +113,10 @@ Planned plan_ahead(const PlanningFlags& flags, const std::function<Shares(const 
     planned.model_name = engine::model_name(model.checkpoint);
     if (flags.context > model.max_context)
         fail("--context is ", flags.context, ", expected at most ", model.max_context, " (max_position_embeddings)");
+    const int64_t chunk = scheduler::default_prefill_chunk(!planned.machine.gpus.empty());
     const scheduler::ForecastQuestion question{model.trunk,         model.mtp ? &*model.mtp : nullptr,
                                                planned.machine,     flags.context,
-                                               flags.concurrency,   kPrefillChunk,
+                                               flags.concurrency,   chunk,
                                                wishes.memory_bytes, wishes.host_bytes,
                                                wishes.file_experts, flags.card,
                                                flags.cards,         wishes.card_memory,

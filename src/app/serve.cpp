@@ -26,7 +26,7 @@ struct ServeFlags {
     std::string reasoning_field = "reasoning_content", logprobs_mode = "raw", metrics_style = "vllm";
     int32_t max_logprobs = 20;
     bool default_thinking = true, anthropic_thinking = false;
-    int64_t max_queue = 256, max_num_seqs = 16, max_num_batched_tokens = 512;
+    int64_t max_queue = 256, max_num_seqs = 16, max_num_batched_tokens = 0;
     std::string kv_memory = "auto", cache_ram = "auto", kv_disk, replay_cache = "64MiB", routing, admin;
     double kv_disk_gb = 32.0;
 };
@@ -166,8 +166,9 @@ void add_batching_flags(CLI::App& command, ServeFlags& flags) {
     command
         .add_option("--max-num-batched-tokens", flags.max_num_batched_tokens,
                     "tokens in one forward pass: one of every request that generates, the rest of prompts in equal "
-                    "shares. More: faster prompts, longer pauses for those who generate")
-        ->check(CLI::PositiveNumber)
+                    "shares. More: faster prompts, longer pauses for those who generate. 0: 512, with a card 4096, "
+                    "or as many as its memory has room for")
+        ->check(CLI::NonNegativeNumber)
         ->group(group)
         ->capture_default_str();
     command

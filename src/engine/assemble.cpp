@@ -18,13 +18,6 @@
 namespace thermocline::engine {
 namespace {
 
-/// Rows of logits in one pass: what scoring a prompt takes at a time.
-constexpr int64_t kMaxOutputs = 32;
-
-/// States of a sequence some tokens ago, for the prefix cache: the last multiple of a block, and the end of the prompt
-/// but one token. Costs rows in every ring of a running sequence: some tens of MB for the largest published model.
-constexpr int32_t kSpareRows = 256;
-
 constexpr int64_t kMostPrefixBytesAuto = int64_t{8} << 30;
 
 class ExecutorForward : public Forward {
@@ -67,17 +60,13 @@ int64_t context_of(const EngineOptions& options, const model::Model& model) {
     return options.max_model_len;
 }
 
-scheduler::ExecutorLimits executor_limits(const EngineOptions& options, int64_t context) {
-    if (options.prefill_chunk < 1) fail("--max-num-batched-tokens is ", options.prefill_chunk, ", expected at least 1");
-    if (options.max_num_seqs < 1 || options.max_num_seqs > options.prefill_chunk)
-        fail("--max-num-seqs is ", options.max_num_seqs, ", expected 1 to ", options.prefill_chunk,
+scheduler::ExecutorLimits executor_limits(const EngineOptions& options, int64_t context, bool on_card) {
+    if (options.prefill_chunk < 0) fail("--max-num-batched-tokens is ", options.prefill_chunk, ", expected at least 0");
+    const int64_t chunk = options.prefill_chunk > 0 ? options.prefill_chunk : scheduler::default_prefill_chunk(on_card);
+    if (options.max_num_seqs < 1 || options.max_num_seqs > chunk)
+        fail("--max-num-seqs is ", options.max_num_seqs, ", expected 1 to ", chunk,
              ", the tokens of one forward pass (--max-num-batched-tokens)");
-    scheduler::ExecutorLimits limits;
-    limits.max_rows = std::max(std::min(options.prefill_chunk, context), options.max_num_seqs);
-    limits.max_outputs = std::max(std::min(limits.max_rows, kMaxOutputs), options.max_num_seqs);
-    limits.max_tokens = context;
-    limits.max_parts = options.max_num_seqs;
-    return limits;
+    return scheduler::serving_limits(context, options.max_num_seqs, chunk);
 }
 
 /// Of the caches of all that runs: all they may need, but without being asked no more than half of the free memory.
@@ -165,8 +154,8 @@ Assembly assemble(const EngineOptions& options) {
     out.name = model_name(model.checkpoint);
 
     const int64_t context = context_of(options, model);
-    scheduler::ExecutorLimits limits = executor_limits(options, context);
     out.gpus = std::make_unique<scheduler::Gpus>(options.gpus);
+    scheduler::ExecutorLimits limits = executor_limits(options, context, out.gpus->any());
     out.gpus->reserve(model.trunk, out.name, limits, options.max_num_seqs, !options.weights_in_place,
                       host_use(options, model));
     if (!options.weights_in_place) out.packed = pack_weights(*out.model, slices, out.gpus->card_only(model.trunk));

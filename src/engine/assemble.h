@@ -29,11 +29,11 @@ struct EngineOptions {
     std::string model;      ///< directory or .gguf file
     std::string tokenizer;  ///< directory with tokenizer.json, for dummy weights; empty: the model's own
     model::LoadOptions load;
-    int64_t max_model_len = 0;    ///< 0: the model's own, at most kDefaultMaxModelLen
-    int64_t prefill_chunk = 512;  ///< tokens in one forward pass, of all requests together
-    int64_t max_num_seqs = 1;     ///< requests that run at once
-    int64_t kv_bytes = 0;     ///< of the caches of all running requests; 0: what they may need, within half of memory
-    std::string prefix_disk;  ///< folder for the prefix cache on disk; empty: none
+    int64_t max_model_len = 0;  ///< 0: the model's own, at most kDefaultMaxModelLen
+    int64_t prefill_chunk = 0;  ///< tokens in one forward pass, of all requests together; 0: default_prefill_chunk()
+    int64_t max_num_seqs = 1;   ///< requests that run at once
+    int64_t kv_bytes = 0;       ///< of the caches of all running requests; 0: what they may need, within half of memory
+    std::string prefix_disk;    ///< folder for the prefix cache on disk; empty: none
     int64_t prefix_disk_bytes = 0;            ///< that it may hold
     int64_t prefix_bytes = kPrefixBytesAuto;  ///< of the prefix cache in memory; 0: there is none
     int64_t max_queue = 256;
@@ -50,6 +50,10 @@ struct EngineOptions {
 };
 
 inline constexpr int64_t kDefaultMaxModelLen = 32768;
+
+/// States of a sequence some tokens ago, for the prefix cache: the last multiple of a block, and the end of the prompt
+/// but one token. Costs rows in every ring of a running sequence: some tens of MB for the largest published model.
+inline constexpr int32_t kSpareRows = 256;
 
 /// Members are destroyed from the last to the first: the engine thread ends before what it uses.
 struct Assembly {

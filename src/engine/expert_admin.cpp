@@ -67,12 +67,16 @@ void ExpertAdmin::check_card() const {
 ExpertAdmin::Names ExpertAdmin::pin(const Names& pinned, const Names& released) {
     check_card();
     const std::lock_guard lock(mutex_);
+    scheduler::check_pins(pinned, routing_.layers(), std::ssize(pinned));
     std::set<scheduler::ExpertName> pins = pins_;
-    for (const scheduler::ExpertName& name : released)
-        if (pins.erase(name) == 0) fail("expert ", name.set, ":", name.expert, " is not pinned");
+    for (const scheduler::ExpertName& name : released) {
+        if (std::ranges::count(pinned, name) > 0)
+            fail("expert ", name.set, ":", name.expert, " is to be pinned and released: say one of them");
+        if (pins.erase(name) == 0)
+            fail("expert ", name.set, ":", name.expert, " is not pinned, or named twice among those to release");
+    }
     pins.insert(pinned.begin(), pinned.end());
     const Names names(pins.begin(), pins.end());
-    scheduler::check_pins(names, routing_.layers(), std::ssize(names));
     for (const scheduler::SlotRange& card : slots_)
         scheduler::check_pins(on(card, names), routing_.layers(), card.slots + core_of(card));
     pins_ = std::move(pins);

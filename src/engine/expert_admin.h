@@ -30,7 +30,8 @@ public:
     /// Returns how many tokens the file holds; 0 if nothing was recorded.
     int64_t stop_recording();
 
-    /// Layer and expert of each. Returns all that are pinned now.
+    /// Layer and expert of each, each once; what is pinned already may be asked for again. Returns all that are pinned
+    /// now.
     using Names = std::vector<scheduler::ExpertName>;
     Names pin(const Names& pinned, const Names& released);
 

@@ -5,6 +5,8 @@
 
 #include <filesystem>
 #include <gtest/gtest.h>
+#include <map>
+#include <sstream>
 #include <string>
 
 namespace thermocline::app {
@@ -56,7 +58,7 @@ TEST(Placement, FromPromptsToResidentExperts) {
     EXPECT_EQ(parse_json(twice.out, "stdout")["classes"][1]["decode"]["rows"], 22);
 
     const Ran placed = run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch",
-                                    "--gpu-memory", "1038MB", "--pin", "2:7", "-o", file("placement.json")});
+                                    "--gpu-memory", "1039MB", "--pin", "2:7", "-o", file("placement.json")});
     ASSERT_EQ(placed.status, 0) << placed.err;
     const Json placement = parse_json(read_text(file("placement.json")), "placement");
     EXPECT_GT(placement["slots"], 7);
@@ -88,6 +90,9 @@ TEST(Placement, FromPromptsToResidentExperts) {
     expect_error(
         run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch", "--pin", "4:0"}),
         "expert 4:0 cannot be pinned: the model has 4 layers");
+    expect_error(run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch", "--pin",
+                              "2:7", "--pin", "2:7"}),
+                 "expert 2:7 is named twice among those to pin");
     expect_error(
         run_command({"place", "--profile", file("profile.json"), "--machine", "rtx5090-am5-2ch", "--pin", "x"}),
         "expected LAYER:EXPERT");
@@ -119,7 +124,7 @@ TEST(Plan, CardAndHostMemoryAddUp) {
     EXPECT_GT(json["expected"]["target"]["decode"]["file_s"], 0.0);
 
     // What place solves for a budget of host memory, run uses.
-    const std::vector<std::string> budgets = {"--gpu-memory", "1038MB", "--host-memory", "6MB"};
+    const std::vector<std::string> budgets = {"--gpu-memory", "1039MB", "--host-memory", "6MB"};
     write_text(file("prompts.txt"), "And it came to pass");
     ASSERT_EQ(run_command({"profile", "-f", file("prompts.txt"), "--max-tokens", "8", "-o", file("some.json"),
                            "--log-level", "off"})
@@ -188,6 +193,35 @@ TEST(Profile, WhatCannotBeProfiledIsSaid) {
     write_text(file("empty.jsonl"), "");
     expect_error(run_command({"profile", "-f", file("empty.jsonl")}), "holds no prompt");
     expect_error(run_command({"profile", "--from-trace", file("bad.jsonl")}), "expected \"thermocline_routing\": 1");
+}
+
+/// Lines of tables as `plan` prints and engines log them, by their names.
+std::map<std::string, std::string> table_of(const std::string& text) {
+    std::map<std::string, std::string> table;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);)
+        for (const char* name : {"dense weights  ", "workspace: ", "KV: ", "expert slots  "})
+            if (line.starts_with(name)) table[line.substr(0, 26)] = line.substr(26);
+    return table;
+}
+
+/// Line by line the same bytes, the chunk of prompts with them, whether the card has room for it or not.
+TEST(Plan, SaysWhatAnEngineTakes) {
+    // An emulated card needs nothing for a runtime and libraries: 1 GB, and 1.5 % of that for safety.
+    constexpr int64_t kRuntime = 1'015'228'426;
+    for (const int64_t bytes : {int64_t{400'000'000}, int64_t{60'000'000}}) {
+        SCOPED_TRACE(bytes);
+        const Ran planned = run_command({"plan", "--machine", "rtx5090-am5-2ch", "--context", "4096", "--gpu-memory",
+                                         std::to_string(bytes + kRuntime)});
+        ASSERT_EQ(planned.status, 0) << planned.out << planned.err;
+        const Ran ran = run_command({"run", "-p", "And", "--max-tokens", "1", "--gpus", "emulated", "--max-model-len",
+                                     "4096", "--gpu-memory", std::to_string(bytes)});
+        ASSERT_EQ(ran.status, 0) << ran.err;
+        const auto said = table_of(planned.out), taken = table_of(ran.err);
+        EXPECT_GE(said.size(), 7u) << planned.out;
+        EXPECT_EQ(said, taken);
+        EXPECT_EQ(planned.out.find("chunks of 4096 tokens") != std::string::npos, bytes > 100'000'000) << planned.out;
+    }
 }
 
 }  // namespace

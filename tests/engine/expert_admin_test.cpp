@@ -69,7 +69,14 @@ TEST_F(ExpertAdminTest, PinsThatCannotBeAreRefusedWhole) {
               }).find("4 experts are pinned, but there is room"),
               std::string::npos);
     EXPECT_NE(refusal([&] { admin_.pin({}, {{0, 2}}); }).find("expert 0:2 is not pinned"), std::string::npos);
+    EXPECT_NE(refusal([&] { admin_.pin({{1, 0}, {1, 0}}, {}); }).find("expert 1:0 is named twice"), std::string::npos);
+    EXPECT_NE(refusal([&] {
+                  admin_.pin({}, {{0, 1}, {0, 1}});
+              }).find("expert 0:1 is not pinned, or named twice"),
+              std::string::npos);
+    EXPECT_NE(refusal([&] { admin_.pin({{0, 1}}, {{0, 1}}); }).find("to be pinned and released"), std::string::npos);
     EXPECT_EQ(admin_.pin({}, {}), (Names{{0, 1}}));
+    EXPECT_EQ(admin_.pin({{0, 1}}, {}), (Names{{0, 1}})) << "what is pinned already may be asked for again";
     ExpertAdmin without(folder_, "m", routing_, 0);
     EXPECT_NE(refusal([&] { without.pin({{0, 0}}, {}); }).find("there is no card"), std::string::npos);
 }

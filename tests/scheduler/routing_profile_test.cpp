@@ -1,6 +1,7 @@
 // Statistics of routing on traces whose answers are known: counts, pairs, foretelling, working sets, merging, the file.
 #include "scheduler/routing_profile.h"
 
+#include "scheduler/hits_bound.h"
 #include "scheduler/residency_replay.h"
 #include "scheduler/routing_watch.h"
 #include "src/base/error.h"
@@ -152,6 +153,47 @@ TEST(ResidencyReplay, OptimumIsTheBestThatCanBe) {
         }
         const ExpertName start[] = {{0, 0}, {0, 1}};
         EXPECT_EQ(replay_optimum(trace, start).hits, *std::max_element(best.begin(), best.end())) << seed;
+    }
+}
+
+/// Against every way to fill two slots with so many changes: the bound is the concave hull of what can be reached.
+TEST(HitsBound, IsWhatForesightReachesWithSoManyChanges) {
+    constexpr size_t kMostChanges = 12;
+    for (uint32_t seed = 0; seed < 20; ++seed) {
+        std::mt19937 random(seed);
+        RoutingTrace trace{"m", {{3, 1}, {2, 1}}, {}};
+        for (int i = 0; i < 12; ++i)
+            trace.passes.push_back({.decode = true,
+                                    .kind = "",
+                                    .ids = {{static_cast<int32_t>(random() % 3)}, {static_cast<int32_t>(random() % 2)}},
+                                    .rows = 1});
+        constexpr size_t kFrom = 2;
+        std::vector<std::vector<int64_t>> best(32, std::vector<int64_t>(kMostChanges + 1, -1));  // [set][changes]
+        for (uint32_t set = 0; set < 32; ++set)
+            if (std::popcount(set) <= 2) best[set][0] = 0;
+        for (size_t p = kFrom; p < trace.passes.size(); ++p) {
+            const uint32_t chosen = 1u << trace.passes[p].ids[0][0] | 8u << trace.passes[p].ids[1][0];
+            auto next = best;
+            for (auto& of_set : next) std::fill(of_set.begin(), of_set.end(), -1);
+            for (uint32_t set = 0; set < 32; ++set)
+                for (size_t changes = 0; changes <= kMostChanges; ++changes)
+                    for (uint32_t then = 0; then < 32 && best[set][changes] >= 0; ++then) {
+                        const size_t sum = changes + static_cast<size_t>(std::popcount(then & ~set));
+                        if (std::popcount(then) > 2 || sum > kMostChanges || (then & ~(set | chosen)) != 0) continue;
+                        next[then][sum] = std::max(next[then][sum], best[set][changes] + std::popcount(set & chosen));
+                    }
+            best = next;
+        }
+        std::vector<double> most(kMostChanges + 1, 0.0);
+        for (size_t changes = 0; changes <= kMostChanges; ++changes)
+            for (const auto& of_set : best) most[changes] = std::max(most[changes], double(of_set[changes]));
+        for (size_t c = 0; c <= kMostChanges; ++c) {
+            double hull = *std::max_element(most.begin(), most.begin() + static_cast<std::ptrdiff_t>(c) + 1);
+            for (size_t a = 0; a < c; ++a)
+                for (size_t b = c + 1; b <= kMostChanges; ++b)
+                    hull = std::max(hull, most[a] + (most[b] - most[a]) * double(c - a) / double(b - a));
+            EXPECT_NEAR(most_hits(trace, 2, kFrom, static_cast<int64_t>(c)), hull, 1.0 / 64) << seed << ", " << c;
+        }
     }
 }
 
