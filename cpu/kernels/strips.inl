@@ -262,6 +262,13 @@ struct UnitFactors {
 template <typename Products, int unit, int tokens, bool offsets>
 void pass(int64_t count, const float* tile, const UnitFactors<kBlock / unit, offsets>& factors, const float* x,
           float* sums) {
+    F totals[tokens][kParts];
+    const auto for_totals = [&](auto body) __attribute__((always_inline)) {
+        unrolled<tokens>([&](int t) __attribute__((always_inline)) {
+            for (int v = 0; v < kParts; ++v) body(totals[t][v], sums + t * kStripRows + v * kLanes);
+        });
+    };
+    for_totals([](F & total, const float* at) __attribute__((always_inline)) { total = load(at); });
     for (int u = 0; u < kBlock / unit; ++u) {
         float x_sums[kLanes];
         if constexpr (offsets) store(x_sums, sums_of_units<unit>(x, count));
@@ -276,26 +283,23 @@ void pass(int64_t count, const float* tile, const UnitFactors<kBlock / unit, off
         }
         unrolled<tokens>([&](int t) __attribute__((always_inline)) {
             for (int v = 0; v < kParts; ++v) {
-                float* at = sums + t * kStripRows + v * kLanes;
-                F total = fma(factors.scales[u][v], sum[t][v], load(at));
-                if constexpr (offsets) total = fma(factors.offsets[u][v], broadcast(x_sums[t]), total);
-                store(at, total);
+                totals[t][v] = fma(factors.scales[u][v], sum[t][v], totals[t][v]);
+                if constexpr (offsets) totals[t][v] = fma(factors.offsets[u][v], broadcast(x_sums[t]), totals[t][v]);
             }
         });
     }
+    for_totals([](F total, float* at) __attribute__((always_inline)) { store(at, total); });
 }
 
-/// Fewer chains than kFew * kParts do not hide the latency of the multiply-adds: they would take as long.
-template <typename Products, int unit, bool offsets>
+/// With as few chains as the group has vectors, but fewer than kFew * kParts do not hide the latency of the
+/// multiply-adds: they would take as long.
+template <typename Products, int unit, bool offsets, int tokens = kStripTokens>
 void pass_group(int64_t count, const float* tile, const UnitFactors<kBlock / unit, offsets>& factors, const float* x,
                 float* sums) {
-    constexpr int kFew = (kStripTokens * 2 + 2) / 3, kMiddle = (kStripTokens * 5 + 5) / 6;
-    if (count <= kFew)
-        pass<Products, unit, kFew>(count, tile, factors, x, sums);
-    else if (count <= kMiddle)
-        pass<Products, unit, kMiddle>(count, tile, factors, x, sums);
-    else
-        pass<Products, unit, kStripTokens>(count, tile, factors, x, sums);
+    constexpr int kFew = (kStripTokens + 1) / 2;
+    if constexpr (tokens > kFew)
+        if (count < tokens) return pass_group<Products, unit, offsets, tokens - 1>(count, tile, factors, x, sums);
+    pass<Products, unit, tokens>(count, tile, factors, x, sums);
 }
 
 template <typename Codes, typename Scales>

@@ -85,9 +85,12 @@ struct Int8Kernel {
         return f;
     }
 
-    /// Codes of unit u for part v of the rows, by quads.
+    /// Codes of unit u for part v of the rows, by quads. Fetches ahead a line for a line if told to.
+    template <bool fetches = false>
     [[gnu::always_inline]] void decode(const uint8_t* block, int u, int v, U codes[kQuads]) const {
         unrolled<kLines>([&](int l) __attribute__((always_inline)) {
+            if constexpr (fetches)
+                if (v == 0) fetch_ahead<kColumns>(block + (u * kLines + l) * kLine);
             const auto words = digits.load(block, u * kLines + l, v);
             unrolled<Digits::kHalves>([&](int half) __attribute__((always_inline)) {
                 codes[l * Digits::kHalves + half] = digits.prepare(words, half);
@@ -126,10 +129,9 @@ struct Int8Kernel {
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
             const auto* block = reinterpret_cast<const typename Input::Group*>(x);
             for (int u = 0; u < kUnits; ++u) {
-                for (int l = 0; l < kLines; ++l) fetch_ahead<kColumns>(p + (u * kLines + l) * kLine);
                 unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                     U codes[1][kQuads];
-                    decode(p, u, v, codes[0]);
+                    decode<true>(p, u, v, codes[0]);
                     const Factors unit_factors = factors(p, u, v);
                     add_unit<Input, 1>(codes, &unit_factors, block, u, &total[v]);
                 });
@@ -139,13 +141,14 @@ struct Int8Kernel {
         for (int v = 0; v < kParts; ++v) store(y + v * kLanes, total[v]);
     }
 
-    /// A block of `strips` strips, strip_bytes apart, times m vectors; sums [strips][m][16].
+    /// A block of `strips` strips, strip_bytes apart, times m vectors; sums [strips][m][16]. What is used next comes
+    /// from `ahead` on, as many bytes, into L2; null: it is there.
     template <typename Input, int strips>
-    void add_block(const uint8_t* p, int64_t strip_bytes, int64_t block_bytes, const uint8_t* x, int64_t m,
-                   float* sums) const {
-        for (int s = 0; s < strips; ++s)
-            for (int64_t i = 0; i < block_bytes; i += kLine) fetch_ahead<kColumns>(p + s * strip_bytes + i);
+    void add_block(const uint8_t* p, int64_t strip_bytes, int64_t block_bytes, const uint8_t* ahead, const uint8_t* x,
+                   int64_t m, float* sums) const {
+        const int64_t unit_lines = (strips * block_bytes / kLine + kUnits - 1) / kUnits;
         for (int u = 0; u < kUnits; ++u) {
+            for (int64_t i = 0; i < unit_lines && ahead; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
             for (int v = 0; v < kParts; ++v) {
                 U codes[strips][kQuads];
                 Factors unit_factors[strips];
@@ -166,20 +169,24 @@ struct Int8Kernel {
         }
     }
 
-    /// `strips` <= kTogether strips that follow one another, m <= kMostVectors<Input> vectors.
+    /// `strips` <= kTogether strips that follow one another, m <= kMostVectors<Input> vectors. Fetches as many strips
+    /// behind them, in the order of memory, if told to.
     template <typename Input>
-    void many(const uint8_t* data, int64_t strips, int64_t strip_bytes, int64_t blocks, const uint8_t* x,
+    void many(const uint8_t* data, int64_t strips, int64_t strip_bytes, int64_t blocks, bool fetches, const uint8_t* x,
               int64_t x_stride, int64_t m, float* y, int64_t y_stride) const {
         alignas(64) float sums[kTogether * kMostVectors<Input> * kStripRows];
         __builtin_memset(sums, 0, static_cast<size_t>(strips * m * kStripRows) * sizeof(float));
         const int64_t block_bytes = strip_bytes / blocks;
-        for (int64_t b = 0; b < blocks; ++b, data += block_bytes, x += x_stride) {
+        const uint8_t* next = data + strips * strip_bytes;
+        for (int64_t b = 0; b < blocks; ++b, data += block_bytes, next += strips * block_bytes, x += x_stride) {
+            const auto ahead = [&](int64_t s) { return fetches ? next + s * block_bytes : nullptr; };
             int64_t s = 0;
             for (; s + kShared <= strips; s += kShared)
-                add_block<Input, kShared>(data + s * strip_bytes, strip_bytes, block_bytes, x, m,
+                add_block<Input, kShared>(data + s * strip_bytes, strip_bytes, block_bytes, ahead(s), x, m,
                                           sums + s * m * kStripRows);
             for (; s < strips; ++s)
-                add_block<Input, 1>(data + s * strip_bytes, strip_bytes, block_bytes, x, m, sums + s * m * kStripRows);
+                add_block<Input, 1>(data + s * strip_bytes, strip_bytes, block_bytes, ahead(s), x, m,
+                                    sums + s * m * kStripRows);
         }
         for (int64_t s = 0; s < strips; ++s)
             for (int64_t t = 0; t < m; ++t)
@@ -205,7 +212,7 @@ struct Int8Kernel {
             const int64_t strips = smaller(kTogether, (count - n) / kStripRows);
             for (int64_t g = 0; g < groups.count; ++g) {
                 const int64_t t = groups.first(g);
-                many<Input>(data, strips, w.strip_bytes, blocks, panel + t * Input::kStride, x_stride,
+                many<Input>(data, strips, w.strip_bytes, blocks, g == 0, panel + t * Input::kStride, x_stride,
                             groups.first(g + 1) - t, y + t * y_stride + n, y_stride);
             }
         }
