@@ -312,7 +312,7 @@ void GpuExecutor::fetch_results(const cuda::Frame& f) {
         const auto slot = static_cast<size_t>(plan_.streams);
         return stream_->copy(host_streams_, workspace_.slots[slot], f.batch.rows * plan_.slots[slot].cols * 4);
     }
-    if (f.batch.outputs == 0 || f.batch.outputs > kGraphRows) return;
+    if (f.batch.outputs == 0 || !knows_top_logits(f.batch.outputs)) return;
     const UploadLayout there(workspace_.upload, plan_, limits_, 0);
     cuda::top_logits(*stream_, f.slot(plan_.logits), there.factors, plan_.vocab, f.batch.outputs, workspace_.logits);
     stream_->copy(host_top_, workspace_.logits.rows, f.batch.outputs * int64_t{sizeof(cuda::TopRow)});

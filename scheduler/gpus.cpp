@@ -98,9 +98,8 @@ Gpus::Gpus(GpuWishes wishes, std::vector<std::unique_ptr<cuda::Device>> devices)
         fail("--offload-experts is ", printable(offload), ", expected auto, cpu, stream or none");
     if (wishes_.deterministic && offload == "stream")
         fail(
-            "--deterministic leaves experts where they are, but --offload-experts stream sends them through a card; "
-            "use "
-            "cpu, none or auto");
+            "--offload-experts stream sends experts through a card, but --deterministic leaves them where they are; "
+            "use cpu, none or auto");
     (void)residency_policy(wishes_.residency);
     if (wishes_.prefetch != "auto" && wishes_.prefetch != "off")
         fail("--prefetch is ", printable(wishes_.prefetch), ", expected auto or off");

@@ -93,11 +93,13 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
         ->group(group)
         ->capture_default_str();
     command
-        .add_flag("--deterministic", deterministic,
-                  "what a request gets depends on the model, these flags and the request alone, bit for bit, whatever "
-                  "else is served. On the CPU that is always so; a card then multiplies rows alike however many "
-                  "there are, which makes prompts slower, and experts stay where they are at the start: give "
-                  "--gpu-memory or --placement to have as many there every time")
+        .add_flag(
+            "--deterministic", deterministic,
+            "what a greedy or seeded request gets depends on the model, these flags and the request alone, bit for "
+            "bit, "
+            "whatever else is served. On the CPU that is always so. A card then multiplies rows alike however many "
+            "there are, which is slower, and experts stay where they are at the start: give --gpu-memory (of "
+            "several cards also --layer-split) to have the same ones there every time")
         ->group(group);
     command.add_option("--seed", seed, "key of the random numbers, dummy weights among them")
         ->group(group)
@@ -335,7 +337,8 @@ std::filesystem::path machine_of_host() {
 }
 
 scheduler::GpuWishes ModelFlags::gpu_wishes() const {
-    if (deterministic && residency != "static" && residency_option != nullptr && residency_option->count() > 0)
+    if (deterministic && gpus != "none" && residency != "static" && residency_option != nullptr &&
+        residency_option->count() > 0)
         fail("--residency ", residency,
              " moves experts by what was asked lately, which --deterministic rules out: leave "
              "one of them out");

@@ -84,6 +84,15 @@ scheduler::HostUse host_use(const EngineOptions& options, const model::Model& mo
             .prefix_bytes = std::max<int64_t>(0, options.prefix_bytes)};
 }
 
+/// Which side computes what: the cards' layers, and the experts that lie there.
+std::string placement_text(const scheduler::Gpus& gpus, const scheduler::Executor& executor) {
+    std::string text;
+    for (const int64_t layers : gpus.layers_of_cards()) text += std::to_string(layers) + " ";
+    for (const scheduler::ExpertName& name : executor.resident())
+        text += std::to_string(name.set) + ":" + std::to_string(name.expert) + " ";
+    return text;
+}
+
 int64_t prefix_bytes(const EngineOptions& options) {
     if (options.prefix_bytes != kPrefixBytesAuto) return options.prefix_bytes;
     const int64_t asked = options.gpus.host_bytes;
@@ -170,13 +179,14 @@ Assembly assemble(const EngineOptions& options) {
     if (!options.admin_folder.empty())
         out.admin = std::make_unique<ExpertAdmin>(options.admin_folder, out.name, *out.routing, executor->slot_ranges(),
                                                   executor->core());
+    std::string arithmetic = std::string(kernels.name) + " " + out.gpus->name();
+    if (options.gpus.deterministic) arithmetic += ", deterministic, " + placement_text(*out.gpus, *executor);
     auto forward = std::make_unique<ExecutorForward>(std::move(executor), *out.routing, out.admin.get());
     engine_limits.max_sequences = options.max_num_seqs;
     engine_limits.kv_bytes = kv_budget(options, *forward, out.gpus->any());
     engine_limits.prefix_bytes = prefix_bytes(options);
     log::info("{} requests at once, {} MB for their caches, {} MB for the prefix cache", options.max_num_seqs,
               engine_limits.kv_bytes / 1'000'000, engine_limits.prefix_bytes / 1'000'000);
-    const std::string arithmetic = std::string(kernels.name) + " " + out.gpus->name();
     out.state_hash = state_hash(options, model.checkpoint, arithmetic, forward->new_sequence()->fingerprint());
     auto disk = prefix_disk(options, out.state_hash);
     out.engine = std::make_unique<Engine>(std::move(forward), std::move(engine_limits), kernels, std::move(disk));

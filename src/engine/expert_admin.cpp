@@ -61,7 +61,9 @@ int64_t ExpertAdmin::stop_recording() {
 
 void ExpertAdmin::check_card() const {
     if (std::ranges::all_of(slots_, [](const scheduler::SlotRange& card) { return card.slots == 0; }))
-        fail("no experts can be exchanged: there is no card, or none or all of them lie on it");
+        fail(
+            "no experts can be exchanged: there is no card, none or all of them lie on it, or --deterministic keeps "
+            "them where they are");
 }
 
 ExpertAdmin::Names ExpertAdmin::pin(const Names& pinned, const Names& released) {

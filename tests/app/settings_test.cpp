@@ -35,7 +35,7 @@ TEST(Settings, DeterministicAndMovingExpertsExcludeEachOther) {
         CLI::App command;
         ModelFlags flags;
         flags.declare(command, ModelFlags::Positional::kOptional);
-        command.parse(line);
+        command.parse("--gpus emulated " + line);
         return flags.gpu_wishes();
     };
     EXPECT_TRUE(wishes("--deterministic").deterministic);
