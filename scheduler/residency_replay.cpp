@@ -29,14 +29,22 @@ private:
     size_t count_ = 0;
 };
 
+struct Use {
+    size_t pass;
+    int64_t rows;
+    /// The sooner, of equals that of more rows.
+    friend bool operator<(const Use& a, const Use& b) { return a.pass != b.pass ? a.pass < b.pass : a.rows > b.rows; }
+};
+
 /// The passes that choose each expert, in order.
-std::vector<std::vector<size_t>> uses_of(const RoutingTrace& trace, const Numbers& numbers) {
-    std::vector<std::vector<size_t>> uses(numbers.count());
+std::vector<std::vector<Use>> uses_of(const RoutingTrace& trace, const Numbers& numbers) {
+    std::vector<std::vector<Use>> uses(numbers.count());
     for (size_t p = 0; p < trace.passes.size(); ++p)
         for (size_t layer = 0; layer < trace.layers.size(); ++layer)
             for (const int32_t expert : trace.passes[p].ids[layer]) {
-                std::vector<size_t>& of = uses[numbers.of(layer, expert)];
-                if (of.empty() || of.back() != p) of.push_back(p);
+                std::vector<Use>& of = uses[numbers.of(layer, expert)];
+                if (of.empty() || of.back().pass != p) of.push_back({p, 0});
+                ++of.back().rows;
             }
     return uses;
 }
@@ -68,14 +76,14 @@ Replayed replay(const RoutingTrace& trace, std::span<const ExpertName> resident,
 }
 
 Replayed replay_optimum(const RoutingTrace& trace, std::span<const ExpertName> resident, size_t count_from) {
-    const size_t never = trace.passes.size();
+    const Use never{trace.passes.size(), 0};
     const Numbers numbers(trace.layers);
-    const std::vector<std::vector<size_t>> uses = uses_of(trace, numbers);
+    const std::vector<std::vector<Use>> uses = uses_of(trace, numbers);
     std::vector<size_t> turn(numbers.count(), 0);  // uses so far
     const auto next_use = [&](size_t number) {
         return turn[number] < uses[number].size() ? uses[number][turn[number]] : never;
     };
-    std::set<std::pair<size_t, size_t>> there;  // next use, expert
+    std::set<std::pair<Use, size_t>> there;  // next use, expert
     std::vector<char> is_there(numbers.count());
     for (const ExpertName& name : resident) {
         const size_t number = numbers.of(static_cast<size_t>(name.set), name.expert);
@@ -94,13 +102,13 @@ Replayed replay_optimum(const RoutingTrace& trace, std::span<const ExpertName> r
                 result.hits += is_there[number];
             }
         for (const size_t number : chosen)
-            if (is_there[number]) there.erase({p, number});
+            if (is_there[number]) there.erase({next_use(number), number});
         for (const size_t number : chosen) {
             ++turn[number];
             if (is_there[number]) there.insert({next_use(number), number});
         }
         for (const size_t number : chosen) {
-            if (is_there[number] || there.empty() || there.rbegin()->first <= next_use(number)) continue;
+            if (is_there[number] || there.empty() || !(next_use(number) < there.rbegin()->first)) continue;
             is_there[there.rbegin()->second] = 0;
             there.erase(std::prev(there.end()));
             there.insert({next_use(number), number});

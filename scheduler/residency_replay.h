@@ -25,7 +25,7 @@ Replayed replay(const RoutingTrace& trace, std::span<const ExpertName> resident,
                 size_t count_from = 0, int64_t most_changes = std::numeric_limits<int64_t>::max());
 
 /// The offline optimum of rules that bring only what was just chosen: kept is what is chosen again soonest (Belady's
-/// rule; exact where every pass has one row, else it does not see how many rows will choose an expert).
+/// rule), of that what more rows choose then. Exact where every pass has one row, and where every pass chooses all.
 Replayed replay_optimum(const RoutingTrace& trace, std::span<const ExpertName> resident, size_t count_from = 0);
 
 /// The `slots` experts that passes before `until` chose most often, of all layers together; of equals the first.

@@ -13,31 +13,34 @@ namespace thermocline::scheduler {
 
 namespace {
 
-void keep_most_frequent(std::vector<RoutingCounts::Pair>& pairs) {
+void keep_most_frequent(std::vector<RoutingPhase::Pair>& pairs) {
     std::stable_sort(pairs.begin(), pairs.end(), [](const auto& x, const auto& y) { return x.rows > y.rows; });
-    if (pairs.size() > RoutingCounts::kMostPairs) pairs.resize(RoutingCounts::kMostPairs);
+    if (pairs.size() > RoutingPhase::kMostPairs) pairs.resize(RoutingPhase::kMostPairs);
 }
 
-/// Counts the rows of one phase, layer by layer: only of one layer all pairs are in memory.
-RoutingCounts counts_of(const RoutingTrace& trace, bool decode) {
-    RoutingCounts counts;
-    for (const RoutedPass& pass : trace.passes) counts.rows += pass.decode == decode ? pass.rows : 0;
+/// Counts the rows of passes of one phase, layer by layer: only of one layer all pairs are in memory.
+RoutingPhase counts_of(const RoutingTrace& trace) {
+    RoutingPhase counts;
+    for (const RoutedPass& pass : trace.passes) counts.rows += pass.rows;
     std::vector<uint32_t> together;  // [experts, experts]
     for (size_t i = 0; i < trace.layers.size(); ++i) {
         const auto experts = static_cast<size_t>(trace.layers[i].experts);
         std::vector<int64_t>& chosen = counts.chosen.emplace_back(experts);
-        std::vector<RoutingCounts::Pair>& pairs = counts.pairs.emplace_back();
+        std::vector<double>& recent = counts.recent.emplace_back(experts);
+        std::vector<RoutingPhase::Pair>& pairs = counts.pairs.emplace_back();
         if (counts.rows == 0) continue;
         together.assign(experts * experts, 0);
-        for (const RoutedPass& pass : trace.passes) {
-            if (pass.decode != decode) continue;
-            for (auto row = pass.ids[i].begin(); row != pass.ids[i].end(); row += trace.layers[i].top_k)
+        int64_t rows_left = counts.rows;
+        for (const RoutedPass& pass : trace.passes)
+            for (auto row = pass.ids[i].begin(); row != pass.ids[i].end(); row += trace.layers[i].top_k) {
+                const double weight = std::exp2(-static_cast<double>(--rows_left) / kRecentHalfLife);
                 for (const int32_t a : std::span(row, row + trace.layers[i].top_k)) {
                     ++chosen[static_cast<size_t>(a)];
+                    recent[static_cast<size_t>(a)] += weight;
                     for (const int32_t b : std::span(row, row + trace.layers[i].top_k))
                         if (a < b) ++together[static_cast<size_t>(a) * experts + static_cast<size_t>(b)];
                 }
-        }
+            }
         for (size_t at = 0; at < together.size(); ++at)
             if (together[at] > 0)
                 pairs.push_back({static_cast<int32_t>(at / experts), static_cast<int32_t>(at % experts), together[at]});
@@ -97,13 +100,9 @@ std::vector<double> next_layer_precision(const RoutingTrace& trace) {
     return precision;
 }
 
-/// Of the passes that decode.
 WorkingSet working_set_of(const RoutingTrace& trace) {
-    RoutingTrace decode{trace.model, trace.layers, {}};
-    for (const RoutedPass& pass : trace.passes)
-        if (pass.decode) decode.passes.push_back(pass);
     WorkingSet set;
-    const size_t half = decode.passes.size() / 2;
+    const size_t half = trace.passes.size() / 2;
     if (half == 0) return set;
     const std::vector<int64_t> sizes = expert_counts(trace.layers);
     const auto experts = static_cast<double>(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}));
@@ -111,11 +110,11 @@ WorkingSet working_set_of(const RoutingTrace& trace) {
     for (size_t i = 0; i < kCurveFractions.size(); ++i) {
         const auto slots = static_cast<int64_t>(std::lround(kCurveFractions[i] * experts));
         const std::vector<ExpertName> start = spread_experts(sizes, slots);
-        const Replayed adaptive = replay(decode, start, {.policy = Policy::kAdaptive}, half);
+        const Replayed adaptive = replay(trace, start, {.policy = Policy::kAdaptive}, half);
         set.choices = adaptive.choices;
-        set.at[i] = {adaptive.hit_rate(), replay(decode, start, {.policy = Policy::kLru}, half).hit_rate(),
-                     replay(decode, most_chosen(decode, half, slots), {.policy = Policy::kStatic}, half).hit_rate(),
-                     replay_optimum(decode, start, half).hit_rate()};
+        set.at[i] = {adaptive.hit_rate(), replay(trace, start, {.policy = Policy::kLru}, half).hit_rate(),
+                     replay(trace, most_chosen(trace, half, slots), {.policy = Policy::kStatic}, half).hit_rate(),
+                     replay_optimum(trace, start, half).hit_rate()};
     }
     return set;
 }
@@ -137,21 +136,48 @@ void add_foretold(const RoutingTrace& trace, RoutingClass& one) {
     }
 }
 
+RoutingPhase phase_of(const RoutingTrace& trace, bool decode) {
+    RoutingTrace passes{trace.model, trace.layers, {}};
+    std::ranges::copy_if(trace.passes, std::back_inserter(passes.passes),
+                         [&](const RoutedPass& pass) { return pass.decode == decode; });
+    RoutingPhase phase = counts_of(passes);
+    phase.working_set = working_set_of(passes);
+    return phase;
+}
+
 RoutingClass class_of(const RoutingTrace& trace, std::string name) {
-    RoutingClass one{std::move(name), counts_of(trace, false), counts_of(trace, true), next_layer_precision(trace),
-                     working_set_of(trace)};
+    RoutingClass one{std::move(name), phase_of(trace, false), phase_of(trace, true), next_layer_precision(trace)};
     add_foretold(trace, one);
     return one;
 }
 
-void merge(RoutingCounts& into, const RoutingCounts& other) {
+/// Into the mean of what `of_a` and `of_b` counted.
+void average(double& a, double b, int64_t of_a, int64_t of_b) {
+    if (of_b > 0)
+        a = (a * static_cast<double>(of_a) + b * static_cast<double>(of_b)) / static_cast<double>(of_a + of_b);
+}
+
+void merge(WorkingSet& into, const WorkingSet& other) {
+    for (size_t i = 0; i < into.at.size(); ++i)
+        for (double WorkingSet::Rates::*rate : {&WorkingSet::Rates::adaptive, &WorkingSet::Rates::lru,
+                                                &WorkingSet::Rates::fixed, &WorkingSet::Rates::optimum})
+            average(into.at[i].*rate, other.at[i].*rate, into.choices, other.choices);
+    into.choices += other.choices;
+}
+
+void merge(RoutingPhase& into, const RoutingPhase& other) {
+    const double left = std::exp2(-static_cast<double>(other.rows) / kRecentHalfLife);
     into.rows += other.rows;
+    merge(into.working_set, other.working_set);
     for (size_t layer = 0; layer < into.chosen.size(); ++layer) {
-        for (size_t e = 0; e < into.chosen[layer].size(); ++e) into.chosen[layer][e] += other.chosen[layer][e];
+        for (size_t e = 0; e < into.chosen[layer].size(); ++e) {
+            into.chosen[layer][e] += other.chosen[layer][e];
+            into.recent[layer][e] = into.recent[layer][e] * left + other.recent[layer][e];
+        }
         std::map<std::pair<int32_t, int32_t>, int64_t> rows;
-        for (const RoutingCounts* counts : {&std::as_const(into), &other})
-            for (const RoutingCounts::Pair& pair : counts->pairs[layer]) rows[{pair.a, pair.b}] += pair.rows;
-        std::vector<RoutingCounts::Pair>& pairs = into.pairs[layer];
+        for (const RoutingPhase* counts : {&std::as_const(into), &other})
+            for (const RoutingPhase::Pair& pair : counts->pairs[layer]) rows[{pair.a, pair.b}] += pair.rows;
+        std::vector<RoutingPhase::Pair>& pairs = into.pairs[layer];
         pairs.clear();
         for (const auto& [names, count] : rows) pairs.push_back({names.first, names.second, count});
         keep_most_frequent(pairs);
@@ -159,10 +185,6 @@ void merge(RoutingCounts& into, const RoutingCounts& other) {
 }
 
 void merge(RoutingClass& into, const RoutingClass& other) {
-    const auto average = [](double& a, double b, int64_t of_a, int64_t of_b) {
-        if (of_b > 0)
-            a = (a * static_cast<double>(of_a) + b * static_cast<double>(of_b)) / static_cast<double>(of_a + of_b);
-    };
     const int64_t rows = into.prefill.rows + into.decode.rows, other_rows = other.prefill.rows + other.decode.rows;
     for (size_t i = 0; i < into.next_layer.size(); ++i)
         average(into.next_layer[i], other.next_layer[i], rows, other_rows);
@@ -170,13 +192,6 @@ void merge(RoutingClass& into, const RoutingClass& other) {
     for (size_t i = 0; i < other.foretold.size(); ++i)
         average(into.foretold[i], other.foretold[i], into.foretold_rows, other.foretold_rows);
     into.foretold_rows += other.foretold_rows;
-    WorkingSet& a = into.working_set;
-    const WorkingSet& b = other.working_set;
-    for (size_t i = 0; i < a.at.size(); ++i)
-        for (double WorkingSet::Rates::*rate : {&WorkingSet::Rates::adaptive, &WorkingSet::Rates::lru,
-                                                &WorkingSet::Rates::fixed, &WorkingSet::Rates::optimum})
-            average(a.at[i].*rate, b.at[i].*rate, a.choices, b.choices);
-    a.choices += b.choices;
     merge(into.prefill, other.prefill);
     merge(into.decode, other.decode);
 }
@@ -187,7 +202,7 @@ std::vector<std::vector<int64_t>> RoutingProfile::chosen() const {
     std::vector<std::vector<int64_t>> sum;
     for (const RoutedLayer& layer : layers) sum.emplace_back(static_cast<size_t>(layer.experts));
     for (const RoutingClass& one : classes)
-        for (const RoutingCounts* counts : {&one.prefill, &one.decode})
+        for (const RoutingPhase* counts : {&one.prefill, &one.decode})
             for (size_t i = 0; i < sum.size(); ++i)
                 for (size_t e = 0; e < sum[i].size(); ++e) sum[i][e] += counts->chosen[i][e];
     return sum;

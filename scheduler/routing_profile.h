@@ -1,10 +1,11 @@
 // Statistics of routing: what `profile` computes from a trace, keeps in a file and `place` places experts by. Pure but
 // for reading and writing the file.
 //
-// The file is one JSON document: {"thermocline_profile": 1, "model": NAME, "layers": as in a trace, "classes": [one for
-// each kind of text: {"name", "prefill" and "decode": {"rows", "counts": [layers][experts], "pairs": [layers][[a, b,
-// rows that chose both], ...]}, "next_layer": [layers] precision, "foretold": {"rows", "shares": [layers]}, "curves":
-// {"choices", "fractions", POLICY: hit rate at each fraction}}]}. What may be missing is what a text was too short for.
+// The file is one JSON document: {"thermocline_profile": 2, "model": NAME, "layers": as in a trace, "classes": [one for
+// each kind of text: {"name", "prefill" and "decode": {"rows", "counts": [layers][experts], "recent":
+// [layers][experts], "pairs": [layers][[a, b, rows that chose both], ...], "curves": {"choices", "fractions", POLICY:
+// hit rate at each fraction}}, "next_layer": [layers] precision, "foretold": {"rows", "shares": [layers]}}]}.
+// "foretold" may be missing.
 #pragma once
 
 #include "scheduler/routing_trace.h"
@@ -21,7 +22,8 @@ namespace thermocline::scheduler {
 /// Resident fractions of all experts at which working-set curves are taken.
 inline constexpr std::array kCurveFractions = {0.03, 0.06, 0.12, 0.25, 0.375, 0.5, 0.75};
 
-/// Hit rates of the second half of a trace, the first half warming up; `fixed` is learned from the first half.
+/// Hit rates of the second half of the passes, the first half warming up; `fixed` is learned from the first half. What
+/// a pass chooses counts by its rows, and is brought for the passes after it.
 struct WorkingSet {
     int64_t choices = 0;  // counted; 0: nothing is known
     struct Rates {
@@ -30,24 +32,29 @@ struct WorkingSet {
     std::array<Rates, kCurveFractions.size()> at{};
 };
 
-struct RoutingCounts {
+/// Rows after which a choice counts half in RoutingPhase::recent (hybrid-engine.md 4.6).
+inline constexpr double kRecentHalfLife = 512;
+
+/// What is known of the rows of prompts, or of those that decode.
+struct RoutingPhase {
     int64_t rows = 0;
     std::vector<std::vector<int64_t>> chosen;  // [layers][experts]
+    std::vector<std::vector<double>> recent;   // the same, every choice halved with each half-life since
     struct Pair {
         int32_t a, b;
         int64_t rows;
     };
     std::vector<std::vector<Pair>> pairs;  // of each layer, the most frequent first, at most kMostPairs
     static constexpr size_t kMostPairs = 64;
+    WorkingSet working_set;
 };
 
 struct RoutingClass {
     std::string name;  // of the kind of text; may be empty
-    RoutingCounts prefill, decode;
+    RoutingPhase prefill, decode;
     /// Of each layer but the first: share of a token's experts that its experts in the layer before foretell, learned
     /// as the trace goes on; the first is 0.
     std::vector<double> next_layer;
-    WorkingSet working_set;  // of decode
     /// Of each layer: share of a token's experts that were foretold before attention (RoutingRecord::foretold), over so
     /// many rows; empty: nothing is known.
     std::vector<double> foretold = {};
@@ -66,8 +73,8 @@ struct RoutingProfile {
 
 RoutingProfile profile_of(const RoutingTrace& trace);
 
-/// Adds what `other` knows: counts are added, rates averaged by what they count, pairs that are among the most frequent
-/// of only one count with its rows alone. Throws Error if it is of another model.
+/// Adds what `other` knows, as the later of the two: counts are added, rates averaged by what they count, pairs that
+/// are among the most frequent of only one count with its rows alone. Throws Error if it is of another model.
 void merge(RoutingProfile& into, const RoutingProfile& other);
 
 Json to_json(const RoutingProfile& profile);

@@ -10,15 +10,30 @@ namespace thermocline::scheduler {
 
 namespace {
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 
-Json counts_json(const RoutingCounts& counts) {
-    Json pairs = Json::array();
-    for (const auto& layer : counts.pairs) {
-        Json& list = pairs.emplace_back(Json::array());
-        for (const RoutingCounts::Pair& pair : layer) list.push_back({pair.a, pair.b, pair.rows});
+Json curves_json(const WorkingSet& set) {
+    Json curves = {{"choices", set.choices}, {"fractions", kCurveFractions}};
+    for (const WorkingSet::Rates& rates : set.at) {
+        curves["adaptive"].push_back(rates.adaptive);
+        curves["lru"].push_back(rates.lru);
+        curves["static"].push_back(rates.fixed);
+        curves["optimum"].push_back(rates.optimum);
     }
-    return {{"rows", counts.rows}, {"counts", counts.chosen}, {"pairs", std::move(pairs)}};
+    return curves;
+}
+
+Json phase_json(const RoutingPhase& phase) {
+    Json pairs = Json::array();
+    for (const auto& layer : phase.pairs) {
+        Json& list = pairs.emplace_back(Json::array());
+        for (const RoutingPhase::Pair& pair : layer) list.push_back({pair.a, pair.b, pair.rows});
+    }
+    return {{"rows", phase.rows},
+            {"counts", phase.chosen},
+            {"recent", phase.recent},
+            {"pairs", std::move(pairs)},
+            {"curves", curves_json(phase.working_set)}};
 }
 
 /// Reads the fields of a profile; every wrong one is named with the way to it.
@@ -28,25 +43,15 @@ public:
 
     RoutingClass read_class(const Json& json, const std::string& at) const {
         const Json& name = member(json, "name", at);
-        known(json, {"name", "prefill", "decode", "next_layer", "foretold", "curves"}, at);
+        known(json, {"name", "prefill", "decode", "next_layer", "foretold"}, at);
         if (!name.is_string()) wrong(at + ".name", name, "a text");
         RoutingClass one{name.get<std::string>(),
-                         read_counts(member(json, "prefill", at), at + ".prefill"),
-                         read_counts(member(json, "decode", at), at + ".decode"),
-                         {},
+                         read_phase(member(json, "prefill", at), at + ".prefill"),
+                         read_phase(member(json, "decode", at), at + ".decode"),
                          {}};
         for (const Json& value : list(member(json, "next_layer", at), at + ".next_layer", layers_.size()))
             one.next_layer.push_back(share(value, at + ".next_layer"));
         if (json.contains("foretold")) read_foretold(json.at("foretold"), at + ".foretold", one);
-        const Json& curves = member(json, "curves", at);
-        known(curves, {"choices", "fractions", "adaptive", "lru", "static", "optimum"}, at + ".curves");
-        const Json& fractions = member(curves, "fractions", at + ".curves");
-        if (fractions != Json(kCurveFractions)) wrong(at + ".curves.fractions", fractions, dump_json(kCurveFractions));
-        one.working_set.choices = count(member(curves, "choices", at + ".curves"), at + ".curves.choices");
-        read_rates(curves, "adaptive", at, one.working_set, &WorkingSet::Rates::adaptive);
-        read_rates(curves, "lru", at, one.working_set, &WorkingSet::Rates::lru);
-        read_rates(curves, "static", at, one.working_set, &WorkingSet::Rates::fixed);
-        read_rates(curves, "optimum", at, one.working_set, &WorkingSet::Rates::optimum);
         return one;
     }
 
@@ -85,20 +90,32 @@ private:
         if (one.foretold_rows == 0) wrong(at + ".rows", json.at("rows"), "at least 1");
     }
 
-    void read_rates(const Json& curves, const char* policy, const std::string& at, WorkingSet& set,
-                    double WorkingSet::Rates::*rate) const {
-        const std::string where = at + ".curves." + policy;
-        const Json& rates = member(curves, policy, at + ".curves");
-        for (size_t i = 0; i < set.at.size(); ++i) set.at[i].*rate = share(list(rates, where, set.at.size())[i], where);
+    WorkingSet read_curves(const Json& json, const std::string& at) const {
+        known(json, {"choices", "fractions", "adaptive", "lru", "static", "optimum"}, at);
+        const Json& fractions = member(json, "fractions", at);
+        if (fractions != Json(kCurveFractions)) wrong(at + ".fractions", fractions, dump_json(kCurveFractions));
+        WorkingSet set;
+        set.choices = count(member(json, "choices", at), at + ".choices");
+        for (const auto& [policy, rate] :
+             {std::pair{"adaptive", &WorkingSet::Rates::adaptive}, std::pair{"lru", &WorkingSet::Rates::lru},
+              std::pair{"static", &WorkingSet::Rates::fixed}, std::pair{"optimum", &WorkingSet::Rates::optimum}}) {
+            const std::string where = at + "." + policy;
+            const Json& rates = list(member(json, policy, at), where, set.at.size());
+            for (size_t i = 0; i < set.at.size(); ++i) set.at[i].*rate = share(rates[i], where);
+        }
+        return set;
     }
 
-    RoutingCounts read_counts(const Json& json, const std::string& at) const {
-        RoutingCounts counts;
+    RoutingPhase read_phase(const Json& json, const std::string& at) const {
+        RoutingPhase counts;
         counts.rows = count(member(json, "rows", at), at + ".rows");
-        const Json &chosen = member(json, "counts", at), &pairs = member(json, "pairs", at);
-        known(json, {"rows", "counts", "pairs"}, at);
+        const Json &chosen = member(json, "counts", at), &recent = member(json, "recent", at),
+                   &pairs = member(json, "pairs", at);
+        known(json, {"rows", "counts", "recent", "pairs", "curves"}, at);
         (void)list(chosen, at + ".counts", layers_.size());
+        (void)list(recent, at + ".recent", layers_.size());
         (void)list(pairs, at + ".pairs", layers_.size());
+        counts.working_set = read_curves(member(json, "curves", at), at + ".curves");
         for (size_t i = 0; i < layers_.size(); ++i) {
             const auto experts = static_cast<size_t>(layers_[i].experts);
             const std::string layer = "[" + std::to_string(i) + "]";
@@ -108,14 +125,21 @@ private:
             if (std::accumulate(out.begin(), out.end(), int64_t{0}) != counts.rows * layers_[i].top_k)
                 fail(path_, ": ", at, ".counts", layer, " does not add up to ", counts.rows, " rows of ",
                      layers_[i].top_k, " experts");
+            std::vector<double>& decayed = counts.recent.emplace_back();
+            for (const Json& value : list(recent[i], at + ".recent" + layer, experts)) {
+                const int64_t most = out[decayed.size()];
+                if (!value.is_number() || !(value.get<double>() >= 0.0 && value <= most))
+                    wrong(at + ".recent" + layer, value, "0 to its count, " + std::to_string(most));
+                decayed.push_back(value.get<double>());
+            }
             counts.pairs.push_back(read_pairs(pairs[i], experts, at + ".pairs" + layer));
         }
         return counts;
     }
 
-    std::vector<RoutingCounts::Pair> read_pairs(const Json& json, size_t experts, const std::string& at) const {
-        if (!json.is_array() || json.size() > RoutingCounts::kMostPairs) wrong(at, json, "a list of pairs");
-        std::vector<RoutingCounts::Pair> pairs;
+    std::vector<RoutingPhase::Pair> read_pairs(const Json& json, size_t experts, const std::string& at) const {
+        if (!json.is_array() || json.size() > RoutingPhase::kMostPairs) wrong(at, json, "a list of pairs");
+        std::vector<RoutingPhase::Pair> pairs;
         for (const Json& item : json) {
             (void)list(item, at, 3);
             const int64_t a = count(item[0], at), b = count(item[1], at);
@@ -134,18 +158,10 @@ private:
 Json to_json(const RoutingProfile& profile) {
     Json classes = Json::array();
     for (const RoutingClass& one : profile.classes) {
-        Json curves = {{"choices", one.working_set.choices}, {"fractions", kCurveFractions}};
-        for (const WorkingSet::Rates& rates : one.working_set.at) {
-            curves["adaptive"].push_back(rates.adaptive);
-            curves["lru"].push_back(rates.lru);
-            curves["static"].push_back(rates.fixed);
-            curves["optimum"].push_back(rates.optimum);
-        }
         Json& last = classes.emplace_back(Json{{"name", one.name},
-                                               {"prefill", counts_json(one.prefill)},
-                                               {"decode", counts_json(one.decode)},
-                                               {"next_layer", one.next_layer},
-                                               {"curves", std::move(curves)}});
+                                               {"prefill", phase_json(one.prefill)},
+                                               {"decode", phase_json(one.decode)},
+                                               {"next_layer", one.next_layer}});
         if (one.foretold_rows > 0) last["foretold"] = {{"rows", one.foretold_rows}, {"shares", one.foretold}};
     }
     return {{"thermocline_profile", kVersion},

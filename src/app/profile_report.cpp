@@ -8,6 +8,7 @@
 #include <cmath>
 #include <fcntl.h>
 #include <filesystem>
+#include <numeric>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -20,7 +21,7 @@ namespace {
 using scheduler::kCurveFractions;
 using scheduler::printed;
 using scheduler::RoutingClass;
-using scheduler::RoutingCounts;
+using scheduler::RoutingPhase;
 using scheduler::WorkingSet;
 
 constexpr int kWidth = 1100, kMargin = 60, kCurveHeight = 260;
@@ -56,7 +57,7 @@ double mean_next_layer(const RoutingClass& one) {
 }
 
 /// Share of all choices that the most chosen tenth of every layer's experts get.
-double top_tenth(const RoutingCounts& counts) {
+double top_tenth(const RoutingPhase& counts) {
     double top = 0.0, all = 0.0;
     for (std::vector<int64_t> layer : counts.chosen) {
         std::sort(layer.begin(), layer.end(), std::greater<>());
@@ -84,9 +85,8 @@ public:
         for (const RoutingClass& one : profile.classes) {
             text(kMargin, y_ + 16, 16, printable(title_of(one)));
             y_ += 30;
-            heat_map(one.prefill, "prefill");
-            heat_map(one.decode, "decode");
-            if (one.working_set.choices > 0) curves(one.working_set);
+            phase(one.prefill, "prefill");
+            phase(one.decode, "decode");
         }
     }
 
@@ -104,18 +104,26 @@ private:
                  escaped(words) + "</text>\n";
     }
 
-    void heat_map(const RoutingCounts& counts, const char* phase) {
-        if (counts.rows == 0) return;
-        const auto layers = static_cast<int>(counts.chosen.size());
+    void phase(const RoutingPhase& phase, const char* name) {
+        if (phase.rows == 0) return;
+        heat_map(phase.chosen,
+                 printed("%s: %lld tokens; the most chosen tenth of the experts gets %.0f %% of the choices", name,
+                         static_cast<long long>(phase.rows), 100.0 * top_tenth(phase)));
+        heat_map(phase.recent,
+                 printed("%s, lately: a choice counts half after %.0f tokens", name, scheduler::kRecentHalfLife));
+        if (phase.working_set.choices > 0) curves(phase.working_set, name);
+    }
+
+    template <typename T>
+    void heat_map(const std::vector<std::vector<T>>& chosen, const std::string& title) {
+        const auto layers = static_cast<int>(chosen.size());
         int64_t experts = 1;
         for (const scheduler::RoutedLayer& layer : profile_.layers) experts = std::max(experts, layer.experts);
         const double width = static_cast<double>(kWidth - 2 * kMargin) / static_cast<double>(experts);
         const double height = std::clamp(400.0 / layers, 4.0, 16.0);
-        text(kMargin, y_ + 12, 13,
-             printed("%s: %lld tokens; the most chosen tenth of the experts gets %.0f %% of the choices", phase,
-                     static_cast<long long>(counts.rows), 100.0 * top_tenth(counts)));
+        text(kMargin, y_ + 12, 13, title);
         y_ += 20;
-        for (int i = 0; i < layers; ++i) layer_row(counts, i, y_ + i * height, width, height);
+        for (int i = 0; i < layers; ++i) layer_row(chosen[static_cast<size_t>(i)], y_ + i * height, width, height);
         text(kMargin - 8, y_ + 10, 11, "0", "text-anchor=\"end\"");
         text(kMargin - 8, y_ + static_cast<int>(layers * height), 11, std::to_string(layers - 1),
              "text-anchor=\"end\"");
@@ -124,21 +132,20 @@ private:
         y_ += 22;
     }
 
-    void layer_row(const RoutingCounts& counts, int layer, double y, double width, double height) {
-        const auto at = static_cast<size_t>(layer);
-        const double mean = static_cast<double>(counts.rows * profile_.layers[at].top_k) /
-                            static_cast<double>(profile_.layers[at].experts);
-        for (size_t e = 0; e < counts.chosen[at].size(); ++e)
+    template <typename T>
+    void layer_row(const std::vector<T>& chosen, double y, double width, double height) {
+        const double mean = std::accumulate(chosen.begin(), chosen.end(), 0.0) / static_cast<double>(chosen.size());
+        for (size_t e = 0; e < chosen.size(); ++e)
             body_ += printed("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.2f\" height=\"%.1f\" fill=\"%s\"/>",
                              kMargin + static_cast<double>(e) * width, y, width, height,
-                             colour_of(static_cast<double>(counts.chosen[at][e]) / mean).c_str());
+                             colour_of(static_cast<double>(chosen[e]) / mean).c_str());
         body_ += "\n";
     }
 
-    void curves(const WorkingSet& set) {
+    void curves(const WorkingSet& set, const char* name) {
         const int left = kMargin, right = kWidth / 2, top = y_ + 24, bottom = top + kCurveHeight;
         text(left, y_ + 12, 13,
-             "decode: share of the chosen experts that are resident, by the resident share of all experts");
+             printed("%s: share of the chosen experts that are resident, by the resident share of all experts", name));
         const auto x_of = [&](double share) { return left + share * (right - left); };
         const auto y_of = [&](double share) { return bottom - share * (bottom - top); };
         for (int tick = 0; tick <= 4; ++tick) {
@@ -203,14 +210,17 @@ std::string profile_text(const scheduler::RoutingProfile& profile) {
             for (const double share : one.foretold) text += printed(" %.2f", share);
             text += "\n";
         }
-        if (one.working_set.choices == 0) continue;
-        text += "  resident share of all experts";
-        for (const double fraction : kCurveFractions) text += printed("%7.3f", fraction);
-        for (const Policy& policy : kPolicies) {
-            text += printed("\n  hit rate, %-19s", policy.name);
-            for (const WorkingSet::Rates& rates : one.working_set.at) text += printed("%7.3f", rates.*policy.rate);
+        for (const RoutingPhase* phase : {&one.prefill, &one.decode}) {
+            if (phase->working_set.choices == 0) continue;
+            text += "  resident share of all experts";
+            for (const double fraction : kCurveFractions) text += printed("%7.3f", fraction);
+            for (const Policy& policy : kPolicies) {
+                text += printed("\n  hit rate, %s, %-10s", phase == &one.prefill ? "prefill" : "decode ", policy.name);
+                for (const WorkingSet::Rates& rates : phase->working_set.at)
+                    text += printed("%7.3f", rates.*policy.rate);
+            }
+            text += "\n";
         }
-        text += "\n";
     }
     return text;
 }

@@ -102,7 +102,7 @@ TEST(Placement, FromPromptsToResidentExperts) {
     expect_error(run_command({"place", "--profile", file("profile.json"), "--machine", "zen3-vm-2core"}),
                  "has no card");
     expect_error(run_command({"place", "--profile", file("placement.json"), "--machine", "rtx5090-am5-2ch"}),
-                 "expected \"thermocline_profile\": 1");
+                 "expected \"thermocline_profile\": 2");
     expect_error(run_command({"run", "-p", "x", "--placement", file("placement.json")}), "--gpus is none");
 }
 

@@ -171,6 +171,19 @@ TEST(Residency, APromptCountsLess) {
 
 /// After a long prompt that chose 30 twice as often as 31: both may stay where there is less, and they differ though
 /// each was chosen more often than counts.
+/// Though it chose those on the card too: the second prompt, when what is chosen has been seen twice.
+TEST(Residency, WhatAPromptChoosesMostComes) {
+    Played played({});
+    std::vector<int32_t> ids(32);
+    std::iota(ids.begin(), ids.end(), 0);                              // all of them once,
+    for (int i = 0; i < 96; ++i) ids.push_back(i % 2 == 0 ? 20 : 21);  // two of them most of the time
+    EXPECT_TRUE(played.pass(ids, 64, true).empty());
+    (void)played.pass(ids, 64, true);
+    for (const ops::ExpertsId set : {0, 1})
+        for (const int32_t id : {20, 21}) EXPECT_TRUE(played.here.contains({set, id})) << set << ":" << id;
+    EXPECT_EQ(played.here.size(), 8u);
+}
+
 TEST(Residency, WhatComesInAPromptMayStay) {
     const auto after_prompt = [](const ResidencyRules& rules) {
         Residency residency(kSizes, first_ones(2), rules);

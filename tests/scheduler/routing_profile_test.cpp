@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <gtest/gtest.h>
@@ -45,13 +46,17 @@ TEST(RoutingProfile, CountsRowsExpertsAndPairs) {
     trace.passes.push_back({.decode = false, .kind = "", .ids = {{7, 8, 8, 9}, {0, 1, 2, 3}}, .rows = 2});
     const RoutingProfile profile = profile_of(trace);
     ASSERT_EQ(profile.classes.size(), 1u);
-    const RoutingCounts &decode = profile.classes[0].decode, &prefill = profile.classes[0].prefill;
+    const RoutingPhase &decode = profile.classes[0].decode, &prefill = profile.classes[0].prefill;
     EXPECT_EQ(decode.rows, 3);
     EXPECT_EQ(prefill.rows, 2);
     EXPECT_EQ(decode.chosen[0][0], 2);
     EXPECT_EQ(decode.chosen[0][5], 1);
     EXPECT_EQ(decode.chosen[1][6], 1);
     EXPECT_EQ(prefill.chosen[0][8], 2);
+    const double one_later = std::exp2(-1 / kRecentHalfLife), two_later = std::exp2(-2 / kRecentHalfLife);
+    EXPECT_NEAR(decode.recent[0][0], two_later + one_later, 1e-12);
+    EXPECT_EQ(decode.recent[0][5], 1.0);
+    EXPECT_NEAR(prefill.recent[0][8], one_later + 1, 1e-12);
     ASSERT_EQ(decode.pairs[0].size(), 2u);
     EXPECT_EQ(decode.pairs[0][0].a, 0);
     EXPECT_EQ(decode.pairs[0][0].b, 1);
@@ -115,17 +120,33 @@ TEST(RoutingProfile, CountsWhatWasForetold) {
 TEST(RoutingProfile, WorkingSetsKnowRecencyAndForesight) {
     std::vector<std::vector<int32_t>> rows;
     for (int32_t i = 0; i < 400; ++i) rows.push_back({i / 50 % 8 * 2, i / 50 % 8 * 2 + 1});  // fifty times the same
-    const WorkingSet slow = profile_of(trace_of(rows)).classes[0].working_set;
+    const WorkingSet slow = profile_of(trace_of(rows)).classes[0].decode.working_set;
     EXPECT_EQ(slow.choices, 200 * 2 * kTopK);
     const size_t quarter = 3;
     ASSERT_EQ(kCurveFractions[quarter], 0.25);
     EXPECT_GT(slow.at[quarter].adaptive, 0.7);  // 8 slots for 4 experts that are chosen now
     EXPECT_GT(slow.at[quarter].lru, 0.9);
     EXPECT_LT(slow.at[quarter].fixed, 0.5);  // learned on the first half, which chose others
-    const WorkingSet chance = profile_of(trace_of(random_rows(400))).classes[0].working_set;
+    const WorkingSet chance = profile_of(trace_of(random_rows(400))).classes[0].decode.working_set;
     for (const WorkingSet* set : {&slow, &chance})
         for (const WorkingSet::Rates& rates : set->at)
             for (const double rate : {rates.adaptive, rates.lru, rates.fixed}) EXPECT_LE(rate, rates.optimum);
+}
+
+/// What a pass of many rows chooses counts by its rows, and is there in the next.
+TEST(RoutingProfile, WorkingSetsOfPromptsAreTheirOwn) {
+    RoutingTrace trace = trace_of(random_rows(40));
+    for (int pass = 0; pass < 4; ++pass)  // always the same 2 of 16 experts, by three rows
+        trace.passes.push_back(
+            {.decode = false, .kind = "", .ids = {{3, 4, 4, 3, 3, 4}, {5, 6, 6, 5, 5, 6}}, .rows = 3});
+    const RoutingClass one = profile_of(trace).classes[0];
+    EXPECT_EQ(one.decode.working_set.choices, 20 * 2 * kTopK);
+    EXPECT_EQ(one.prefill.working_set.choices, 2 * 3 * 2 * kTopK);
+    const WorkingSet::Rates& quarter = one.prefill.working_set.at[3];
+    EXPECT_EQ(quarter.lru, 1.0);
+    EXPECT_EQ(quarter.fixed, 1.0);
+    EXPECT_EQ(quarter.optimum, 1.0);
+    EXPECT_LT(one.decode.working_set.at[3].lru, 0.8);
 }
 
 /// The optimum against every way to fill two slots, on short traces.
@@ -154,6 +175,30 @@ TEST(ResidencyReplay, OptimumIsTheBestThatCanBe) {
         const ExpertName start[] = {{0, 0}, {0, 1}};
         EXPECT_EQ(replay_optimum(trace, start).hits, *std::max_element(best.begin(), best.end())) << seed;
     }
+}
+
+/// Where every pass chooses all experts, the best are those that most rows of the next one choose.
+TEST(ResidencyReplay, OptimumOfPromptsIsTheBestOfEveryPass) {
+    std::mt19937 random(3);
+    RoutingTrace trace{"m", {{6, 1}}, {}};
+    int64_t hits = 0, choices = 0;
+    for (int p = 0; p < 9; ++p) {
+        std::vector<int32_t> ids;
+        std::vector<int64_t> rows(6);
+        for (int32_t e = 0; e < 6; ++e) {
+            rows[static_cast<size_t>(e)] = 1 + static_cast<int64_t>(random() % 50);
+            ids.insert(ids.end(), static_cast<size_t>(rows[static_cast<size_t>(e)]), e);
+        }
+        trace.passes.push_back(
+            {.decode = false, .kind = "", .ids = {ids}, .rows = static_cast<int32_t>(std::ssize(ids))});
+        std::sort(rows.rbegin(), rows.rend());
+        hits += p == 0 ? 0 : rows[0] + rows[1];
+        choices += p == 0 ? 0 : std::ssize(ids);
+    }
+    const ExpertName start[] = {{0, 0}, {0, 1}};
+    const Replayed best = replay_optimum(trace, start, 1);
+    EXPECT_EQ(best.hits, hits);
+    EXPECT_EQ(best.choices, choices);
 }
 
 /// Against every way to fill two slots with so many changes: the bound is the concave hull of what can be reached.
@@ -232,7 +277,7 @@ TEST_F(ProfileFile, WhatIsWrongIsNamed) {
         write(dump_json(json));
         EXPECT_NE(error().find(part), std::string::npos) << pointer << ": " << error();
     };
-    expect("/thermocline_profile", 2, "expected \"thermocline_profile\": 1");
+    expect("/thermocline_profile", 1, "expected \"thermocline_profile\": 2");
     expect("/layers/0/experts", 0, "layer 0 has 0 experts");
     expect("/layers/0/experts", 100000, "layer 0 has 100000 experts");
     expect("/layers/0/top_k", 17, "chooses 17");
@@ -240,18 +285,20 @@ TEST_F(ProfileFile, WhatIsWrongIsNamed) {
     expect("/clases", Json::array(), "clases is no key");
     expect("/classes/0/decoed", Json::object(), "classes[0]: decoed is no key");
     expect("/classes/0/decode/row", 3, "classes[0].decode: row is no key");
-    expect("/classes/0/curves/lrv", Json::array(), "classes[0].curves: lrv is no key");
-    expect("/classes/0/curves/fractions/0", 0.5, "classes[0].curves.fractions is");
+    expect("/classes/0/decode/curves/lrv", Json::array(), "classes[0].decode.curves: lrv is no key");
+    expect("/classes/0/decode/curves/fractions/0", 0.5, "classes[0].decode.curves.fractions is");
     expect("/classes/1", good["classes"][0], "classes[1] is named");
     expect("/layers/0/topk", 2, "layer 0: topk is no key");
     expect("/classes/0/decode/counts/1", Json::array(), "classes[0].decode.counts[1] is []");
     expect("/classes/0/decode/counts/1/3", -1, "expected a count");
     expect("/classes/0/decode/counts/1/3", 9999, "does not add up to 20 rows of 2 experts");
     expect("/classes/0/decode/rows", 1e300, "expected a count");
+    expect("/classes/0/decode/recent/1/3", -0.5, "classes[0].decode.recent[1] is -0.5, expected 0 to its count");
+    expect("/classes/0/decode/recent/1/3", 50.5, "expected 0 to its count");
     expect("/classes/0/decode/pairs/0", {{1, 1, 5}}, "two experts, the lower first");
     expect("/classes/0/decode/pairs/0", {{1, 99, 5}}, "two experts, the lower first");
     expect("/classes/0/next_layer", {0.5}, "a list of 2");
-    expect("/classes/0/curves/lru/0", 1.5, "expected 0 to 1");
+    expect("/classes/0/decode/curves/lru/0", 1.5, "expected 0 to 1");
     expect("/classes/0/foretold", {{"rows", 0}, {"shares", {1.0, 0.5}}}, "expected at least 1");
     expect("/classes/0/foretold", {{"rows", 5}, {"shares", {1.0}}}, "a list of 2");
     Json json = good;
@@ -314,10 +361,12 @@ TEST_F(ProfileFile, ProfilesOfOneModelAreMerged) {
     ASSERT_EQ(merged.classes.size(), 2u);
     EXPECT_EQ(merged.classes[0].decode.rows, 60);
     EXPECT_EQ(merged.classes[0].decode.chosen, whole.classes[0].decode.chosen);
+    for (size_t e = 0; e < kExperts; ++e)  // as if the second had come after the first
+        EXPECT_NEAR(merged.classes[0].decode.recent[1][e], whole.classes[0].decode.recent[1][e], 1e-9);
     EXPECT_EQ(merged.classes[1].name, "code");
-    const double a = profile_of(trace_of(first)).classes[0].working_set.at[3].lru,
-                 b = profile_of(trace_of(second)).classes[0].working_set.at[3].lru;
-    EXPECT_NEAR(merged.classes[0].working_set.at[3].lru, (a * 10 + b * 20) / 30, 1e-12);
+    const double a = profile_of(trace_of(first)).classes[0].decode.working_set.at[3].lru,
+                 b = profile_of(trace_of(second)).classes[0].decode.working_set.at[3].lru;
+    EXPECT_NEAR(merged.classes[0].decode.working_set.at[3].lru, (a * 10 + b * 20) / 30, 1e-12);
 
     RoutingProfile other = whole;
     other.model = "another";
