@@ -591,6 +591,7 @@ ResidencyCounters GpuExecutor::residency() const {
     counters.layers_played = layers_played_;
     counters.cpu_seconds = cpu_seconds_;
     counters.exposed_seconds = exposed_seconds_;
+    counters.fill_seconds = static_cast<double>(counters.changes) * experts_.link_seconds();
     if (prefetch_) counters.prefetched = prefetch_->counters();
     if (reader_) counters.asked_bytes = reader_->bytes();
     if (stream_of_experts_) {

@@ -40,8 +40,8 @@ ResidencyCounters& ResidencyCounters::operator+=(const ResidencyCounters& other)
           &Counters::streamed, &Counters::adopted, &Counters::ahead, &Counters::in_vain, &Counters::card_reads,
           &Counters::cpu_reads, &Counters::layers_played, &Counters::asked_bytes})
         this->*count += other.*count;
-    for (double Counters::*seconds :
-         {&Counters::link_seconds, &Counters::phase_seconds, &Counters::cpu_seconds, &Counters::exposed_seconds})
+    for (double Counters::*seconds : {&Counters::link_seconds, &Counters::phase_seconds, &Counters::fill_seconds,
+                                      &Counters::cpu_seconds, &Counters::exposed_seconds})
         this->*seconds += other.*seconds;
     expert_bytes = std::max(expert_bytes, other.expert_bytes);
     for (Tried Counters::*tried : {&Counters::decode, &Counters::prompts}) {

@@ -59,6 +59,7 @@ struct ResidencyCounters {
     int64_t layers_played = 0;
     double link_seconds = 0;     // that the streamed ones kept the link busy, by its measured speed,
     double phase_seconds = 0;    // of these: passes, from the first of them to the last arrival
+    double fill_seconds = 0;     // that the other experts that were brought kept the link busy
     double cpu_seconds = 0;      // that the CPU computed experts in these
     double exposed_seconds = 0;  // of this, what the card's own experts cannot have hidden, by their measured speed
     /// What trials said of passes that decode, and of longer ones.

@@ -220,8 +220,15 @@ private:
             profiles_ += heading(test) + roofline_table(token, floor, measured);
         }
         Json row = row_of(test, samples, limit);
+        const double expert_bytes = static_cast<double>(now.expert_bytes) / tokens,
+                     sent = static_cast<double>(now.changes - before.changes + now.streamed - before.streamed),
+                     link_seconds = now.link_seconds - before.link_seconds + now.fill_seconds - before.fill_seconds;
         row.update({{"hit_rate", token.hit_rate},
                     {"card_share", token.card_share},
+                    {"expert_bytes_card", std::llround(by_card * expert_bytes)},
+                    {"expert_bytes_host", std::llround(by_cpu * expert_bytes)},
+                    {"expert_bytes_link", std::llround(sent * expert_bytes)},
+                    {"link_ms_per_token", 1e3 * link_seconds / tokens},
                     {"cpu_ms_per_token", 1e3 * token.cpu_seconds},
                     {"exposed_ms_per_token", test.prompt ? Json() : Json(1e3 * token.exposed_seconds)}});
         add_prefetch(test, tokens, before.prefetched, now.prefetched, row);

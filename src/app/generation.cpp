@@ -161,16 +161,16 @@ std::string expert_line(const engine::ExpertUse& use) {
     }
     const double tokens = static_cast<double>(std::max<int64_t>(use.tokens, 1)),
                  layers = static_cast<double>(use.layers_played);
-    const auto mb = [&](int64_t experts) { return static_cast<double>(experts * use.expert_bytes) * 1e-6 / tokens; };
+    const auto mb = [&](int64_t bytes) { return static_cast<double>(bytes) * 1e-6 / tokens; };
     char line[400];
     const std::string core =
         use.core > 0 ? " (" + std::to_string(use.core) + " experts are there alone and stay)" : std::string();
     std::snprintf(line, sizeof line,
                   "experts: %.1f %% of the choices on the card%s; a token reads %.2f MB there, %.2f MB in host memory, "
-                  "%.2f MB over the link; CPU %.1f us a layer, %.1f us not hidden%s",
+                  "%.2f MB over the link, busy %.1f us; CPU %.1f us a layer, %.1f us not hidden%s",
                   100.0 * static_cast<double>(use.hits) / static_cast<double>(std::max<int64_t>(use.choices, 1)),
-                  core.c_str(), mb(use.card_reads), mb(use.cpu_reads), mb(use.moved_experts + use.streamed_experts),
-                  1e6 * use.cpu_seconds / layers, 1e6 * use.exposed_seconds / layers,
+                  core.c_str(), mb(use.card_bytes()), mb(use.host_bytes()), mb(use.link_bytes()),
+                  1e6 * use.link_seconds / tokens, 1e6 * use.cpu_seconds / layers, 1e6 * use.exposed_seconds / layers,
                   use.decode_on_card ? "" : "; the card's are left out, they do not pay");
     return line + prefetch_text(use);
 }

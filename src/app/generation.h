@@ -31,8 +31,8 @@ Generated generate(engine::Assembly& assembly, engine::Request request, std::uni
 /// "prompt 12 tokens (4 cached), 80.1 tok/s | output 40 tokens, 25.0 tok/s, 9.1 GB/s = 41 % of 22.3 GB/s"
 std::string speed_line(const engine::Statistics& statistics, double bandwidth_gb_per_s);
 
-/// "experts: 71 % of the choices on the card; a token reads 12.3 MB there, 4.5 MB in host memory, 0.8 MB over the link;
-/// CPU 31.0 us a layer, 4.2 us not hidden"; empty without a card.
+/// "experts: 71 % of the choices on the card; a token reads 12.3 MB there, 4.5 MB in host memory, 0.8 MB over the link,
+/// busy 15.2 us; CPU 31.0 us a layer, 4.2 us not hidden"; empty without a card.
 std::string expert_line(const engine::ExpertUse& use);
 
 }  // namespace thermocline::app

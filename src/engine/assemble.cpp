@@ -216,6 +216,7 @@ ExpertUse expert_use(const Assembly& assembly) {
     use.layers_played = residency.layers_played;
     use.cpu_seconds = residency.cpu_seconds;
     use.exposed_seconds = residency.exposed_seconds;
+    use.link_seconds = residency.link_seconds + residency.fill_seconds;
     use.decode_on_card = residency.decode.on;
     use.prompts_on_card = residency.prompts.on;
     use.decode_gain = residency.decode.gain;

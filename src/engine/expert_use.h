@@ -16,11 +16,15 @@ struct ExpertUse {
     // bytes.
     int64_t choices = 0, hits = 0, moved_experts = 0, moved_bytes = 0;
     // Experts that card and CPU read for the rows of a pass, the bytes of one, those that came over the link in
-    // prompts, and of these stayed on the card; layers played; seconds that the CPU computed experts, and of these not
-    // hidden behind the card's.
+    // prompts, and of these stayed on the card; layers played; seconds that the CPU computed experts, of these not
+    // hidden behind the card's, and that experts kept the link busy, by its measured speed.
     int64_t card_reads = 0, cpu_reads = 0, expert_bytes = 0, streamed_experts = 0, adopted_experts = 0,
             layers_played = 0;
-    double cpu_seconds = 0, exposed_seconds = 0;
+    double cpu_seconds = 0, exposed_seconds = 0, link_seconds = 0;
+    // Bytes of experts by path: memory of cards, host memory, the links between.
+    int64_t card_bytes() const { return card_reads * expert_bytes; }
+    int64_t host_bytes() const { return cpu_reads * expert_bytes; }
+    int64_t link_bytes() const { return moved_bytes + streamed_experts * expert_bytes; }
     // Whether the experts on the card take part in passes that decode, and in those over prompts, and by what share of
     // such a pass one without them took longer when that was last tried; 0: not tried yet.
     bool decode_on_card = true, prompts_on_card = true;

@@ -10,11 +10,11 @@
 #include <csignal>
 #include <cstdio>
 #include <fcntl.h>
+#include <functional>
 #include <optional>
 #include <poll.h>
 #include <span>
 #include <thread>
-#include <tuple>
 #include <unistd.h>
 #include <utility>
 
@@ -157,13 +157,15 @@ void Server::add_llama_metrics() {
 /// How much of what the routers chose was on the card.
 void Server::add_expert_metrics() {
     if (!backend_.experts) return;
-    const auto add = [&](const char* name, const char* help, int64_t engine::ExpertUse::*value) {
-        metrics_.add(Metrics::Kind::kCounter, name, help,
-                     [this, value] { return static_cast<double>(backend_.experts().*value); });
+    const auto metric = [&](Metrics::Kind kind, const char* name, const char* help, auto value) {
+        metrics_.add(kind, name, help,
+                     [this, value] { return static_cast<double>(std::invoke(value, backend_.experts())); });
     };
-    const auto gauge = [&](const char* name, const char* help, auto engine::ExpertUse::*value) {
-        metrics_.add(Metrics::Kind::kGauge, name, help,
-                     [this, value] { return static_cast<double>(backend_.experts().*value); });
+    const auto add = [&](const char* name, const char* help, auto value) {
+        metric(Metrics::Kind::kCounter, name, help, value);
+    };
+    const auto gauge = [&](const char* name, const char* help, auto value) {
+        metric(Metrics::Kind::kGauge, name, help, value);
     };
     gauge("engine_expert_decode_uses_card", "Whether experts on the card take part in passes that decode.",
           &engine::ExpertUse::decode_on_card);
@@ -193,12 +195,18 @@ void Server::add_expert_metrics() {
     add("engine_expert_card_reads_total", "Experts that the card read, each once a pass.",
         &engine::ExpertUse::card_reads);
     add("engine_expert_cpu_reads_total", "Experts that the CPU read, each once a pass.", &engine::ExpertUse::cpu_reads);
-    for (const auto& [name, help, value] :
-         {std::tuple{"engine_expert_cpu_seconds_total", "That the CPU computed experts, with a card.",
-                     &engine::ExpertUse::cpu_seconds},
-          std::tuple{"engine_expert_exposed_seconds_total", "Of these not hidden behind the card's own experts.",
-                     &engine::ExpertUse::exposed_seconds}})
-        metrics_.add(Metrics::Kind::kCounter, name, help, [this, value = value] { return backend_.experts().*value; });
+    add("engine_expert_card_bytes_total", "Bytes of experts read in memory of cards.", &engine::ExpertUse::card_bytes);
+    add("engine_expert_host_bytes_total", "Bytes of experts read in host memory, with a card.",
+        &engine::ExpertUse::host_bytes);
+    add("engine_expert_link_bytes_total", "Bytes of experts brought or streamed to cards.",
+        &engine::ExpertUse::link_bytes);
+    add("engine_expert_link_seconds_total", "That these kept the links busy, by their measured speed.",
+        &engine::ExpertUse::link_seconds);
+    add("engine_expert_layers_total", "Layers with routed experts that were played, with a card.",
+        &engine::ExpertUse::layers_played);
+    add("engine_expert_cpu_seconds_total", "That the CPU computed experts in these.", &engine::ExpertUse::cpu_seconds);
+    add("engine_expert_exposed_seconds_total", "Of these not hidden behind the card's own experts.",
+        &engine::ExpertUse::exposed_seconds);
 }
 
 Json Server::stats() const {

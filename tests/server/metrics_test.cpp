@@ -94,6 +94,13 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
                                  .hits = 3,
                                  .moved_experts = 1,
                                  .moved_bytes = 100,
+                                 .card_reads = 3,
+                                 .cpu_reads = 5,
+                                 .expert_bytes = 100,
+                                 .streamed_experts = 2,
+                                 .layers_played = 4,
+                                 .exposed_seconds = 0.5,
+                                 .link_seconds = 0.25,
                                  .prefetch_on = true,
                                  .foretold = 6,
                                  .foretold_right = 4,
@@ -111,6 +118,13 @@ TEST_F(ServerTest, ExpertsAreShownAsTheEngineKnowsThem) {
     const std::string text = httplib::Client("127.0.0.1", port).Get("/metrics")->body;
     EXPECT_EQ(sample(text, "engine_expert_choices_total"), 8);
     EXPECT_EQ(sample(text, "engine_expert_transfer_bytes_total"), 100);
+    EXPECT_EQ(sample(text, "engine_expert_card_bytes_total"), 300);
+    EXPECT_EQ(sample(text, "engine_expert_host_bytes_total"), 500);
+    EXPECT_EQ(sample(text, "engine_expert_link_bytes_total"), 300);
+    EXPECT_EQ(sample(text, "engine_expert_link_seconds_total"), 0.25);
+    EXPECT_EQ(sample(text, "engine_expert_layers_total"), 4);
+    EXPECT_EQ(sample(text, "engine_expert_exposed_seconds_total"), 0.5);
+    EXPECT_EQ(atlas["read_bytes"], parse_json(R"({"card": 300, "host": 500, "link": 300})", "expected"));
     EXPECT_EQ(sample(text, "engine_expert_decode_uses_card"), 1);
     EXPECT_EQ(sample(text, "engine_expert_prompt_gain"), 0);
     EXPECT_EQ(sample(text, "engine_expert_prefetch_on"), 1);

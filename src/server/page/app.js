@@ -302,8 +302,15 @@ function showExperts(experts) {
     `; ${experts.moved_experts.toLocaleString('en')} brought there, ${(experts.moved_bytes / 1e9).toFixed(2)} GB`;
   const adopted = experts.adopted_experts === 0 ? '' :
     `; ${experts.adopted_experts.toLocaleString('en')} of ${experts.streamed_experts.toLocaleString('en')} that came for prompts stayed`;
-  at('atlas-text').textContent =
-    `${experts.tokens.toLocaleString('en')} tokens; ${onCard} of ${all} experts on the card${hits}${moved}${adopted}`;
+  const each = (seconds, count) => `${(1e6 * seconds / count).toFixed(1)} us`;
+  const gb = (bytes) => `${(bytes / 1e9).toFixed(2)} GB`;
+  const read = experts.layers_played === 0 ? '' :
+    `; experts read: ${gb(experts.read_bytes.card)} on the card, ${gb(experts.read_bytes.host)} in host memory, ` +
+    `${gb(experts.read_bytes.link)} over the link, busy ${experts.link_seconds.toFixed(1)} s; ` +
+    `CPU ${each(experts.cpu_seconds, experts.layers_played)} a layer, ` +
+    `${each(experts.exposed_seconds, experts.layers_played)} of it not hidden`;
+  at('atlas-text').textContent = `${experts.tokens.toLocaleString('en')} tokens; ` +
+    `${onCard} of ${all} experts on the card${hits}${moved}${adopted}${read}`;
   at('atlas-section').hidden = false;
 }
 
