@@ -1,5 +1,6 @@
 // The face of cuda.h in a build without CUDA.
 #include "cuda/device.h"
+#include "cuda/remedies.h"
 #include "src/base/error.h"
 
 namespace thermocline::cuda {
@@ -8,7 +9,7 @@ namespace {
 
 constexpr const char* kWhy = "built without CUDA, for want of nvcc 12.9 or newer (or by -DTHERMOCLINE_CUDA=OFF)";
 
-[[noreturn]] void refuse(int device) { fail("GPU ", device, ": ", kWhy); }
+[[noreturn]] void refuse(int device) { fail("GPU ", device, ": ", kWhy, "; ", kNoCardRemedy); }
 
 }  // namespace
 

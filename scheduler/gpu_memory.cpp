@@ -21,8 +21,10 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 31, kMaxSequences = 1 << 16, kMaxRows = 1 << 24;
 constexpr int64_t kMaxBudget = int64_t{1} << 50;
 
-std::string gb(int64_t bytes) { return printed("%.2f GB", static_cast<double>(bytes) * 1e-9); }
 std::string mb(int64_t bytes) { return printed("%.3f MB", static_cast<double>(bytes) * 1e-6); }
+std::string gb(int64_t bytes) {
+    return bytes < 100'000'000 ? mb(bytes) : printed("%.2f GB", static_cast<double>(bytes) * 1e-9);
+}
 
 /// Of the matrices that `draft` and the trunk share, such as the head.
 int64_t shared_bytes(const ops::Plan& trunk, const ops::Plan& draft) {

@@ -8,6 +8,8 @@
 #include "scheduler/gpu_report.h"
 #include "scheduler/gpu_weights.h"
 #include "scheduler/placement_file.h"
+#include "scheduler/printed.h"
+#include "scheduler/printed.h"
 #include "scheduler/routing_profile.h"
 #include "scheduler/split_executor.h"
 #include "src/base/check.h"
@@ -111,6 +113,9 @@ Gpus::Gpus(GpuWishes wishes, std::vector<std::unique_ptr<cuda::Device>> devices)
         fail("--offload-experts none keeps all experts on a card, but --gpus is none; use --gpus 1");
     for (const auto& [flag, value] : {std::pair{"--placement", &wishes_.placement}, {"--profile", &wishes_.profile}})
         if (!any() && !value->empty()) fail(flag, " places experts on a card, but --gpus is none; use --gpus 1");
+    if (!any() && wishes_.memory_bytes > 0) fail("--gpu-memory is of a card, but --gpus is none; use --gpus 1");
+    if (!any() && wishes_.residency != GpuWishes{}.residency)
+        fail("--residency ", wishes_.residency, " moves experts on a card, but --gpus is none; use --gpus 1");
     for (const auto& [flag, count] :
          {std::pair{"--gpu-memory", wishes_.card_memory.size()}, {"--layer-split", wishes_.layer_split.size()}})
         if (count != 0 && count != cards_.size())
@@ -137,6 +142,9 @@ std::string Gpus::name() const {
 int64_t Gpus::budget_of(size_t card) const {
     const int64_t asked = wishes_.card_memory.empty() ? wishes_.memory_bytes : wishes_.card_memory[card];
     cuda::Device& device = *cards_[card].device;
+    if (asked > device.info().memory_bytes)
+        fail(printed("--gpu-memory is %.2f GB, but GPU %d has %.2f GB", static_cast<double>(asked) * 1e-9,
+                     device.info().index, static_cast<double>(device.info().memory_bytes) * 1e-9));
     return asked > 0 ? asked
                      : std::min(device.info().memory_bytes, device.free_bytes() + reserve_of(device).runtime_bytes);
 }

@@ -176,7 +176,7 @@ public:
         use(info_.index);
         void* memory = nullptr;
         check(cudaHostAlloc(&memory, static_cast<size_t>(bytes), cudaHostAllocMapped | cudaHostAllocPortable), "GPU ",
-              info_.index, ": pinning ", bytes, " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+              info_.index, ": pinning ", bytes, " bytes of host memory was refused; ", kPinRemedy);
         std::memset(memory, 0, static_cast<size_t>(bytes));
         return static_cast<std::byte*>(memory);
     }
@@ -193,8 +193,7 @@ public:
                 continue;
             }
             unpin(memory);
-            check(status, "GPU ", info_.index, ": pinning ", bytes,
-                  " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+            check(status, "GPU ", info_.index, ": pinning ", bytes, " bytes of host memory was refused; ", kPinRemedy);
         }
     }
     void unpin(std::byte* memory) noexcept override {
@@ -268,7 +267,8 @@ std::unique_ptr<Device> open_device(int index) {
         }
         fail("GPU ", index, ": a recorded graph cannot wait for a flag in any of the three ways; update the driver");
     }
-    fail("GPU ", index, ": ", devices.found.empty() ? devices.why_none : "no such device");
+    if (devices.found.empty()) fail("GPU ", index, ": ", devices.why_none, "; ", kNoCardRemedy);
+    fail("GPU ", index, ": this machine has ", devices.found.size(), "; use --gpus ", devices.found.size());
 }
 
 }  // namespace thermocline::cuda

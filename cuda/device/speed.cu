@@ -34,7 +34,7 @@ template <typename T>
 PinnedMemory<T> new_pinned(int device, size_t bytes) {
     void* p = nullptr;
     check(cudaHostAlloc(&p, bytes, cudaHostAllocMapped), "GPU ", device, ": pinning ", bytes,
-          " bytes of host memory (the limit is that of `ulimit -l`)");
+          " bytes of host memory was refused; ", kPinRemedy);
     return PinnedMemory<T>(static_cast<T*>(p));
 }
 

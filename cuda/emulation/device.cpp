@@ -3,6 +3,7 @@
 #include "cuda/emulation/block.h"
 #include "cuda/emulation/thread.h"
 #include "cuda/kernels/list.h"
+#include "cuda/remedies.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
 #include "src/quant/scalar.h"
@@ -46,7 +47,7 @@ struct State {
 
     bool happens(std::atomic<int64_t>& counter, int64_t at) { return ++counter == at; }
     void check() const {
-        if (lost) fail("GPU ", config.index, " (emulated): the device was lost; restart the server");
+        if (lost) fail("GPU ", config.index, " (emulated): ", kLostRemedy);
     }
 };
 
@@ -241,8 +242,8 @@ public:
     }
     std::byte* allocate_pinned(int64_t bytes) override {
         if (state_.happens(state_.allocations, state_.config.faults.refuse_memory))
-            fail("GPU ", info_.index, " (emulated): pinning ", bytes,
-                 " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+            fail("GPU ", info_.index, " (emulated): pinning ", bytes, " bytes of host memory was refused; ",
+                 kPinRemedy);
         std::byte* memory = take(bytes);
         std::memset(memory, 0, static_cast<size_t>(bytes));
         return memory;
@@ -251,8 +252,8 @@ public:
     void pin(std::byte*, int64_t bytes) override {
         state_.check();
         if (state_.happens(state_.allocations, state_.config.faults.refuse_memory))
-            fail("GPU ", info_.index, " (emulated): pinning ", bytes,
-                 " bytes of host memory was refused (the limit is that of `ulimit -l`)");
+            fail("GPU ", info_.index, " (emulated): pinning ", bytes, " bytes of host memory was refused; ",
+                 kPinRemedy);
     }
     void unpin(std::byte*) noexcept override {}
     std::unique_ptr<Stream> new_stream() override { return std::make_unique<EmulatedStream>(state_); }

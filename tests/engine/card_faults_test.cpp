@@ -50,7 +50,7 @@ TEST(CardFaults, ALostCardEndsWhatWasInFlightAndANewStartServes) {
         for (const auto& recorder : {first, second}) {
             ASSERT_NE(recorder, nullptr);
             EXPECT_EQ(recorder->wait().reason, FinishReason::kError);
-            EXPECT_NE(recorder->result.error.find("GPU 0 (emulated): the device was lost; restart the server"),
+            EXPECT_NE(recorder->result.error.find("GPU 0 (emulated): the device was lost: restart the server"),
                       std::string::npos)
                 << recorder->result.error;
             EXPECT_LT(std::ssize(recorder->tokens), kTokens);
