@@ -3,9 +3,11 @@
 #include "memory/sequence_cache.h"
 #include "scheduler/gpu_weights.h"
 #include "scheduler/printed.h"
+#include "src/base/error.h"
 #include "src/quant/strips.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <set>
 
@@ -16,6 +18,7 @@ namespace {
 // Of a machine's memory, for the system and other programs, but no more than a sixteenth of it [A]. Of a budget that
 // was asked for, likewise, for buffers and the prefix cache.
 constexpr int64_t kSystemBytes = 4'000'000'000, kBufferBytes = 1'000'000'000;
+constexpr int64_t kVectors = 1 << 20;  // which lines count and PackedWeights does not
 
 int64_t routed_bytes(const ops::Plan& plan) {
     int64_t total = 0;
@@ -93,18 +96,30 @@ HostMemoryPlan plan_host_memory(const ops::Plan& trunk, const ops::Plan* draft, 
     else
         lines.push_back({"system", std::min(kSystemBytes, wishes.budget_bytes / 16), "and other programs"});
     if (wishes.prefix_bytes > 0) lines.push_back({"prefix cache", wishes.prefix_bytes, ""});
-    lines.push_back({"embedding", embedding_bytes(trunk), ""});
+    const auto add_weights = [&](const char* name, int64_t bytes) {
+        lines.push_back({name, bytes, ""});
+        plan.other_weight_bytes += bytes;
+    };
+    add_weights("embedding", embedding_bytes(trunk));
     if (!wishes.on_card) {
-        lines.push_back({"dense weights", GpuWeights::bytes_of(trunk), ""});
+        add_weights("dense weights", GpuWeights::bytes_of(trunk));
         const int64_t each = memory::sequence_bytes(trunk.caches, wishes.context);
         lines.push_back({"KV", wishes.kv_bytes > 0 ? wishes.kv_bytes : wishes.sequences * each, ""});
         lines.push_back({"activations", slot_bytes(trunk, wishes.rows), ""});
     }
     if (draft != nullptr) {
-        if (!wishes.draft_on_card) lines.push_back({"dense weights, draft", draft_dense_bytes(trunk, *draft), ""});
-        lines.push_back({"routed experts, draft", routed_bytes(*draft), ""});
+        if (!wishes.draft_on_card) add_weights("dense weights, draft", draft_dense_bytes(trunk, *draft));
+        add_weights("routed experts, draft", routed_bytes(*draft));
     }
     return plan;
+}
+
+void check_weights(const HostMemoryPlan& plan, int64_t experts, int64_t loaded_bytes) {
+    const int64_t planned = plan.other_weight_bytes + plan.bytes_of(experts);
+    if (std::abs(loaded_bytes - planned) <= std::max(planned / 50, kVectors)) return;
+    fail(printed("the weights take %.3f GB of host memory, but were planned with %.3f GB", gb(loaded_bytes),
+                 gb(planned)),
+         "; `thermocline plan` is wrong about this model: please report it with the output of `thermocline inspect`");
 }
 
 }  // namespace thermocline::scheduler

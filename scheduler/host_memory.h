@@ -27,6 +27,7 @@ struct HostMemoryPlan {
     int64_t budget_bytes = 0;
     std::vector<GpuMemoryLine> lines;  // all but the routed experts of the trunk; first what depends on the budget
     int64_t experts = 0, expert_bytes = 0, all_expert_bytes = 0;
+    int64_t other_weight_bytes = 0;  // of these lines, those of weights
 
     int64_t fixed_bytes() const;
     /// Experts that there is room for.
@@ -41,6 +42,10 @@ struct HostMemoryPlan {
 
 /// `draft`: the plan of the draft head, or null: it is held whole.
 HostMemoryPlan plan_host_memory(const ops::Plan& trunk, const ops::Plan* draft, const HostMemoryWishes& wishes);
+
+/// Throws Error if the weights in host memory, of so many of the trunk's experts and all else, take more or less than
+/// the plan says by over 2 %: a defect of this program, whose tables nobody could trust.
+void check_weights(const HostMemoryPlan& plan, int64_t experts, int64_t loaded_bytes);
 
 /// Of a budget that was asked for: what of it is for buffers, and for the prefix cache if its size was not said.
 int64_t buffer_bytes(int64_t budget_bytes);

@@ -11,6 +11,7 @@
 #include "src/base/pages.h"
 #include "src/engine/pack.h"
 #include "src/engine/vocabulary.h"
+#include "src/quant/strips.h"
 
 #include <algorithm>
 #include <utility>
@@ -138,6 +139,22 @@ std::unique_ptr<memory::PrefixDisk> prefix_disk(const EngineOptions& options, ui
     return disk;
 }
 
+/// Packed, and as many bytes as `plan` says.
+std::unique_ptr<memory::PackedWeights> load_weights(model::Model& model, const std::vector<memory::Slice>& slices,
+                                                    const scheduler::Gpus& gpus) {
+    const auto planned =
+        scheduler::plan_host_memory(model.trunk, model.mtp ? &*model.mtp : nullptr, {.on_card = gpus.any()});
+    const std::vector<const quant::Matrix*> card_only = gpus.card_only(model.trunk);
+    int64_t kept_for_card = 0;  // where they lie, until the card has them
+    for (const quant::Matrix* matrix : card_only)
+        if (quant::packed_form(*matrix).layout == quant::Layout::kRows) kept_for_card += matrix->bytes();
+    auto packed = pack_weights(model, slices, card_only);
+    if (packed)
+        scheduler::check_weights(planned, planned.experts - gpus.tiers().core,
+                                 packed->bytes() + packed->unpacked_bytes() - kept_for_card);
+    return packed;
+}
+
 }  // namespace
 
 Assembly assemble(const EngineOptions& options) {
@@ -167,7 +184,7 @@ Assembly assemble(const EngineOptions& options) {
     scheduler::ExecutorLimits limits = executor_limits(options, context, out.gpus->any());
     out.gpus->reserve(model.trunk, out.name, limits, options.max_num_seqs, !options.weights_in_place,
                       host_use(options, model));
-    if (!options.weights_in_place) out.packed = pack_weights(*out.model, slices, out.gpus->card_only(model.trunk));
+    if (!options.weights_in_place) out.packed = load_weights(*out.model, slices, *out.gpus);
     out.workers = std::make_unique<cpu::Workers>(places.cpus, places.slices);
     EngineLimits engine_limits;
     engine_limits.max_queue = options.max_queue;

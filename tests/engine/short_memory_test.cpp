@@ -144,6 +144,18 @@ TEST(ShortMemory, WhatIsOnTheCardAloneIsNotInHostMemoryAndTheTextStays) {
     }
 }
 
+TEST(ShortMemory, WeightsOfAnotherSizeThanPlannedAreRefused) {
+    scheduler::HostMemoryPlan plan;
+    plan.experts = 10;
+    plan.expert_bytes = 100'000'000;
+    plan.all_expert_bytes = 1'000'000'000;
+    plan.other_weight_bytes = 500'000'000;
+    scheduler::check_weights(plan, 10, 1'500'000'000 + 29'000'000);
+    scheduler::check_weights(plan, 5, 1'000'000'000 - 19'000'000);
+    EXPECT_THROW(scheduler::check_weights(plan, 10, 1'500'000'000 + 31'000'000), Error);
+    EXPECT_THROW(scheduler::check_weights(plan, 5, 1'500'000'000), Error);
+}
+
 TEST(ShortMemory, TheCoreIsTheLikeliestOfThePlacement) {
     const auto model = model::load_model(kDemo, options_for(kDemo).load);
     const ops::Plan& plan = model->trunk;
