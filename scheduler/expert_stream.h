@@ -43,6 +43,8 @@ public:
     /// What they have really taken; later ones are expected to differ likewise.
     void cpu_took(double seconds);
     bool all_taken() const { return queue_.left().empty(); }
+    /// Grows with every expert that comes or is done with, as far as send() and for_cpu() have seen.
+    int64_t progress() const { return come_ + done_; }
     /// The card counts those that came.
     void end();
     /// Whether all that was sent has come; to be called now and then.
