@@ -39,6 +39,14 @@ struct Touches {
     }
 };
 
+/// So that the stream does its work again.
+void stop_recording(cuda::Stream& stream) noexcept {
+    try {
+        (void)stream.end_recording();
+    } catch (...) {  // nothing usable was recorded, and why is known already
+    }
+}
+
 /// False if the work of the stream takes longer. Throws Error if the card is lost.
 bool ends_within(cuda::Stream& stream, std::chrono::milliseconds limit) {
     try {
@@ -341,7 +349,12 @@ void GpuExecutor::play(const cuda::Frame& f) {
     auto& graph = graphs_[{f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}];
     if (!graph) {
         stream_->begin_recording();
-        enqueue(f);
+        try {
+            enqueue(f);
+        } catch (...) {
+            stop_recording(*stream_);
+            throw;
+        }
         graph = stream_->end_recording();
     }
     stream_->play(*graph);
@@ -514,7 +527,7 @@ void GpuExecutor::abandon() noexcept {
     for (const Handoff& handoff : handoffs_) raise(handoff.to.done);
     try {
         stream_->wait(patience_few_);
-    } catch (const Error&) {  // the card is slow or lost; the next pass will say so
+    } catch (...) {  // the card is slow or lost; the next pass will say so
         unfinished_ = true;
     }
 }
@@ -547,7 +560,7 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         std::copy_n(streams_in, batch.rows() * plan_.slots[static_cast<size_t>(plan_.streams)].cols, host_streams_);
     try {
         pass(parts, batch, streams_in != nullptr ? host_streams_ : nullptr);
-    } catch (const Error&) {
+    } catch (...) {
         for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
         throw;
     }
@@ -597,7 +610,7 @@ void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, con
             if (all_logits) fetch_logits();
             await_card("its part of the pass", patience_);
         }
-    } catch (const Error&) {
+    } catch (...) {  // out of host memory too: the card would wait for ever
         abandon();
         throw;
     }

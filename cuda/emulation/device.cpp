@@ -15,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -41,7 +42,7 @@ constexpr int kRaises = Kernels::index_of<RaiseJob>();
 struct State {
     Config config;
     Pace pace;
-    std::atomic<int64_t> launches{0}, flags{0}, copies{0}, allocations{0}, products{0};
+    std::atomic<int64_t> asked{0}, launches{0}, flags{0}, copies{0}, allocations{0}, products{0};
     std::atomic<bool> lost{false};
 
     bool happens(std::atomic<int64_t>& counter, int64_t at) { return ++counter == at; }
@@ -73,6 +74,7 @@ public:
         if (grid.x == 0 || grid.y == 0) return;
         CHECK(kernel >= 0 && kernel < Kernels::kCount && grid.x > 0 && grid.y > 0);
         CHECK(grid.threads <= kRows[static_cast<size_t>(kernel)].most_threads);
+        if (state_.happens(state_.asked, state_.config.faults.exhaust_host)) throw std::bad_alloc();
         std::vector<std::byte> own(static_cast<const std::byte*>(members),
                                    static_cast<const std::byte*>(members) + bytes);
         add([this, kernel, grid, own = std::move(own)] {

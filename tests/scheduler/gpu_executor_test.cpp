@@ -584,6 +584,22 @@ TEST(GpuExecutorFaults, ALostFlagEndsThePassInTime) {
     EXPECT_LT(largest_difference(found.logits, cpu.feed(*here, tokens, 8)), 1e-4);
 }
 
+/// Whatever ends a pass in the middle, the card does not wait for the rest of it, nor goes on recording.
+TEST(GpuExecutorFaults, AfterAPassThatFindsNoMemoryTheNextOneIsWhole) {
+    Engine& cpu = tiny_engine(KvCacheDtype::kF32);
+    for (const int32_t rows : {33, 8}) {  // recorded, launched step by step
+        SCOPED_TRACE(rows);
+        const std::vector<int32_t> tokens = tiny::tokens(rows);
+        OnCard card(KvCacheDtype::kF32, {.faults = {.exhaust_host = 60}});
+        const auto first = card.executor.new_sequence(), second = card.executor.new_sequence();
+        EXPECT_THROW(card.feed(*first, tokens, rows), std::bad_alloc);
+        EXPECT_EQ(first->position(), 0);
+        const auto here = cpu.new_sequence();
+        card.executor.set_patience(std::chrono::seconds(30), std::chrono::seconds(30));
+        EXPECT_LT(largest_difference(card.feed(*second, tokens, rows), cpu.feed(*here, tokens, rows)), 1e-4);
+    }
+}
+
 TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
     const std::vector<int32_t> tokens = tiny::tokens(40);
     OnCard card(KvCacheDtype::kF32);
