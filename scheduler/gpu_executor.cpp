@@ -39,14 +39,6 @@ struct Touches {
     }
 };
 
-/// So that the stream does its work again.
-void stop_recording(cuda::Stream& stream) noexcept {
-    try {
-        (void)stream.end_recording();
-    } catch (...) {  // nothing usable was recorded, and why is known already
-    }
-}
-
 /// False if the work of the stream takes longer. Throws Error if the card is lost.
 bool ends_within(cuda::Stream& stream, std::chrono::milliseconds limit) {
     try {
@@ -108,6 +100,7 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       pages_(device, *stream_, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
       experts_(plan, device, resident, memory_.data() + bytes_.all() - bytes_.experts, rules, packed),
       table_(embedding_table(plan)),
+      graphs_(*stream_),
       balances_(rules.balances && rules.core < std::ssize(resident)),
       streams_all_(rules.streaming == ResidencyRules::Streaming::kAll) {
     if (prefetch.any()) {
@@ -346,18 +339,7 @@ void GpuExecutor::fetch_logits() const {
 
 void GpuExecutor::play(const cuda::Frame& f) {
     if (f.batch.rows > kGraphRows) return enqueue(f);
-    auto& graph = graphs_[{f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}];
-    if (!graph) {
-        stream_->begin_recording();
-        try {
-            enqueue(f);
-        } catch (...) {
-            stop_recording(*stream_);
-            throw;
-        }
-        graph = stream_->end_recording();
-    }
-    stream_->play(*graph);
+    graphs_.play({f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}, [&] { enqueue(f); });
 }
 
 void GpuExecutor::compute(const Handoff& handoff, const ops::Batch& batch) {

@@ -26,16 +26,15 @@
 #include "scheduler/gpu_weights.h"
 #include "scheduler/handoff.h"
 #include "scheduler/placement.h"
+#include "scheduler/recorded_passes.h"
 #include "src/base/pages.h"
 
 #include <chrono>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <tuple>
 #include <vector>
 
 namespace thermocline::scheduler {
@@ -188,8 +187,7 @@ private:
     std::vector<int32_t> absent_;
     std::optional<ExpertReader> reader_;  // nothing: all experts are in memory
 
-    /// By rows, outputs, whether experts on the card take part, and whether choices are foretold.
-    std::map<std::tuple<int64_t, int64_t, bool, bool>, std::unique_ptr<cuda::Graph>> graphs_;
+    RecordedPasses graphs_;
     ExpertSpeed speed_;
     const bool balances_, streams_all_;
     std::unique_ptr<ExpertStream> stream_of_experts_;  // null: nothing is streamed

@@ -42,7 +42,7 @@ constexpr int kRaises = Kernels::index_of<RaiseJob>();
 struct State {
     Config config;
     Pace pace;
-    std::atomic<int64_t> asked{0}, launches{0}, flags{0}, copies{0}, allocations{0}, products{0};
+    std::atomic<int64_t> asked{0}, launches{0}, flags{0}, copies{0}, graphs{0}, allocations{0}, products{0};
     std::atomic<bool> lost{false};
 
     bool happens(std::atomic<int64_t>& counter, int64_t at) { return ++counter == at; }
@@ -130,7 +130,10 @@ public:
     }
     std::unique_ptr<Graph> end_recording() override {
         CHECK(recording_ != nullptr);
-        return std::exchange(recording_, nullptr);
+        auto graph = std::exchange(recording_, nullptr);
+        if (state_.happens(state_.graphs, state_.config.faults.refuse_graph))
+            fail("GPU ", state_.config.index, " (emulated): making a graph: out of memory");
+        return graph;
     }
     void play(const Graph& graph) override {
         for (const Work& one : static_cast<const RecordedGraph&>(graph).work) add(one);

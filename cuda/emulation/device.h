@@ -26,6 +26,7 @@ struct Faults {
     int64_t refuse_memory = 0;  // the n-th allocation fails, pinned ones too
     int64_t lose_device = 0;    // at the n-th launch
     int64_t spoil_product = 0;  // the n-th product of the library is wrong
+    int64_t refuse_graph = 0;   // the n-th graph is not made
     int64_t exhaust_host = 0;   // whoever asks for the n-th launch, recorded or not, gets std::bad_alloc
     bool operator==(const Faults&) const = default;
 };

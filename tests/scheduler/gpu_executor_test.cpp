@@ -600,6 +600,13 @@ TEST(GpuExecutorFaults, AfterAPassThatFindsNoMemoryTheNextOneIsWhole) {
     }
 }
 
+TEST(GpuExecutorFaults, APassWithoutAGraphIsPlayedAllTheSame) {
+    const std::vector<int32_t> tokens = tiny::tokens(10);
+    OnCard card(KvCacheDtype::kF32, {.faults = {.refuse_graph = 1}}), plain(KvCacheDtype::kF32);
+    const auto a = card.executor.new_sequence(), b = plain.executor.new_sequence();
+    EXPECT_EQ(card.feed(*a, tokens, 5), plain.feed(*b, tokens, 5));
+}
+
 TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
     const std::vector<int32_t> tokens = tiny::tokens(40);
     OnCard card(KvCacheDtype::kF32);
