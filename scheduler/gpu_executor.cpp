@@ -1,6 +1,7 @@
 #include "scheduler/gpu_executor.h"
 
 #include "cpu/warm.h"
+#include "cuda/hung.h"
 #include "cuda/kernels/list.h"
 #include "memory/sequence_cache.h"
 #include "scheduler/gpu_memory.h"
@@ -38,16 +39,6 @@ struct Touches {
         return true;
     }
 };
-
-/// False if the work of the stream takes longer. Throws Error if the card is lost.
-bool ends_within(cuda::Stream& stream, std::chrono::milliseconds limit) {
-    try {
-        stream.wait(limit);
-        return true;
-    } catch (const Error&) {
-        return stream.finished();
-    }
-}
 
 double seconds_since(Clock::time_point began) { return std::chrono::duration<double>(Clock::now() - began).count(); }
 
@@ -443,7 +434,7 @@ void GpuExecutor::await_job(const Handoff& handoff) {
 
 void GpuExecutor::await_card(const char* what, std::chrono::milliseconds patience) const {
     const auto since = Clock::now();
-    if (!ends_within(*stream_, patience)) give_up(std::string("no end of ") + what, since);
+    if (!cuda::ends_within(*stream_, patience)) give_up(std::string("no end of ") + what, since);
 }
 
 void GpuExecutor::give_up(const std::string& what, Clock::time_point since) const {
@@ -497,8 +488,9 @@ void GpuExecutor::lower_flags() {
 /// A pass that was given up.
 void GpuExecutor::wait_for_earlier() {
     if (!unfinished_) return;
-    stream_->wait(patience_many_);
-    if (stream_of_experts_) stream_of_experts_->wait(patience_many_);
+    if (!cuda::ends_within(*stream_, last_patience_) ||
+        (stream_of_experts_ && !stream_of_experts_->ends_within(last_patience_)))
+        cuda::end_hung(device_.info().index, last_patience_);
     unfinished_ = false;
 }
 

@@ -9,6 +9,7 @@
 #include "cpu/run.h"
 #include "cpu/workers.h"
 #include "cuda/device.h"
+#include "cuda/hung.h"
 #include "cuda/library.h"
 #include "cuda/run.h"
 #include "memory/packed_weights.h"
@@ -93,10 +94,13 @@ public:
     std::vector<OperatorReport> operators(bool measured);
 
     /// How long the card may keep this executor waiting, each time, before a pass is given up: one of up to kGraphRows
-    /// rows, and one of more. What the CPU itself takes does not count (cpu/worker_watch.h).
-    void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many) {
+    /// rows, and one of more. What the CPU itself takes does not count (cpu/worker_watch.h). `last`: how long the
+    /// next pass waits for one that was given up before the process ends (cuda/hung.h); by itself a minute.
+    void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many,
+                      std::chrono::milliseconds last = std::chrono::minutes(10)) {
         patience_few_ = few;
         patience_many_ = many;
+        last_patience_ = last;
     }
 
 private:
@@ -156,6 +160,7 @@ private:
     ExecutorLimits limits_;
     BatchRows rows_;
     std::chrono::milliseconds patience_few_{2000}, patience_many_{60000}, patience_{};  // patience_: of this pass
+    std::chrono::milliseconds last_patience_ = cuda::kEndPatience;
 
     const cuda::Variants variants_;
     cuda::LibraryProducts library_;

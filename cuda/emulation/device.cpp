@@ -2,6 +2,7 @@
 
 #include "cuda/emulation/block.h"
 #include "cuda/emulation/thread.h"
+#include "cuda/hung.h"
 #include "cuda/kernels/list.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
@@ -43,7 +44,7 @@ struct State {
     Config config;
     Pace pace;
     std::atomic<int64_t> asked{0}, launches{0}, flags{0}, copies{0}, graphs{0}, allocations{0}, products{0};
-    std::atomic<bool> lost{false};
+    std::atomic<bool> lost{false}, hangs{false};
 
     bool happens(std::atomic<int64_t>& counter, int64_t at) { return ++counter == at; }
     void check() const {
@@ -63,10 +64,12 @@ public:
     explicit EmulatedStream(State& state) : state_(state), thread_([this] { work_off(); }) {}
     ~EmulatedStream() override {
         {
-            const std::lock_guard lock(mutex_);
+            std::unique_lock lock(mutex_);
             ending_ = true;
+            changed_.notify_all();
+            if (!changed_.wait_for(lock, state_.config.end_patience, [&] { return queue_.empty() && !busy_; }))
+                end_hung(state_.config.index, state_.config.end_patience);
         }
-        changed_.notify_all();
         thread_.join();
     }
 
@@ -79,6 +82,8 @@ public:
                                    static_cast<const std::byte*>(members) + bytes);
         add([this, kernel, grid, own = std::move(own)] {
             if (state_.happens(state_.launches, state_.config.faults.lose_device)) state_.lost = true;
+            if (state_.launches == state_.config.faults.hang) state_.hangs = true;
+            while (state_.hangs) std::this_thread::sleep_for(std::chrono::milliseconds(10));
             if (kernel == kRaises && state_.happens(state_.flags, state_.config.faults.lose_flag)) return;
             if (state_.pace.kernel)
                 if (const auto seconds = state_.pace.kernel(kernel, grid, own.data())) return spend(*seconds);

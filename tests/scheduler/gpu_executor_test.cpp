@@ -8,6 +8,7 @@
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/json.h"
+#include "src/base/log.h"
 #include "tests/cuda/test_device.h"
 #include "tests/model/engine_fixture.h"
 #include "tests/model/tiny_model.h"
@@ -674,6 +675,35 @@ TEST(GpuExecutorFaults, ALostCardSaysSoEveryTime) {
     const auto sequence = card.executor.new_sequence();
     for (int i = 0; i < 3; ++i)
         EXPECT_NE(failure(card, *sequence, tokens).find("the device was lost"), std::string::npos);
+}
+
+/// Nothing can be computed on it any more, nor freed: whoever supervises the server shall start it again.
+TEST(GpuExecutorFaultsDeathTest, ACardThatHangsEndsTheProcess) {
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    log::start("error");  // to stderr
+    using std::chrono::milliseconds;
+    const std::vector<int32_t> tokens = tiny::tokens(8);
+    const auto give_up_a_pass = [&](OnCard& card) {
+        card.executor.set_patience(milliseconds(300), milliseconds(300), milliseconds(300));
+        const auto sequence = card.executor.new_sequence();
+        EXPECT_NE(failure(card, *sequence, tokens), "");
+    };
+    const std::string why = "GPU 0 hangs: .*nvidia-smi --gpu-reset";
+    EXPECT_EXIT(
+        {
+            OnCard card(KvCacheDtype::kF32, {.faults = {.hang = 60}});
+            give_up_a_pass(card);
+            give_up_a_pass(card);
+        },
+        testing::ExitedWithCode(1), why)
+        << "with the next pass";
+    EXPECT_EXIT(
+        {
+            OnCard card(KvCacheDtype::kF32, {.faults = {.hang = 60}, .end_patience = milliseconds(300)});
+            give_up_a_pass(card);
+        },
+        testing::ExitedWithCode(1), why)
+        << "with the server";
 }
 
 TEST(GpuExecutorFaults, ALateCopyChangesNothing) {
