@@ -1,11 +1,7 @@
 #include "cpu/worker_watch.h"
 
-#include "src/base/log.h"
-
 #include <algorithm>
 #include <condition_variable>
-#include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <stop_token>
 #include <utility>
@@ -26,12 +22,6 @@ std::string stuck_text(const Workers& workers, const std::vector<int>& late, Clo
 }
 
 }  // namespace
-
-void end_process(const std::string& why) {
-    log::error("{}; the process ends", why);
-    std::fflush(nullptr);
-    std::_Exit(1);
-}
 
 WorkerWatch::WorkerWatch(const Workers& workers, std::chrono::milliseconds patience,
                          std::function<void(const std::string&)> on_stuck) {

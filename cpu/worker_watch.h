@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/workers.h"
+#include "src/base/end_process.h"
 
 #include <chrono>
 #include <functional>
@@ -11,9 +12,6 @@
 #include <thread>
 
 namespace thermocline::cpu {
-
-/// Logs why and ends the process with status 1, destroying nothing.
-[[noreturn]] void end_process(const std::string& why);
 
 class WorkerWatch {
 public:

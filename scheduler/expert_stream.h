@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/hung.h"
 #include "cuda/run.h"
 #include "scheduler/expert_speed.h"
 #include "scheduler/gpu_experts.h"
@@ -43,6 +44,8 @@ public:
     /// What they have really taken; later ones are expected to differ likewise.
     void cpu_took(double seconds);
     bool all_taken() const { return queue_.left().empty(); }
+    /// Grows with every expert that comes or is done with, as far as send() and for_cpu() have seen.
+    int64_t progress() const { return come_ + done_; }
     /// The card counts those that came.
     void end();
     /// Whether all that was sent has come; to be called now and then.
@@ -52,8 +55,8 @@ public:
 
     /// After a failure: nothing waits for anything any more. Returns whether the link is idle.
     bool release() noexcept;
-    /// Until the link is. Throws Error if that takes longer.
-    void wait(std::chrono::milliseconds patience) { link_->wait(patience); }
+    /// Whether it is in so long. Throws Error if the card is lost.
+    bool ends_within(std::chrono::milliseconds limit) { return cuda::ends_within(*link_, limit); }
     int64_t sent() const { return sent_all_; }
     /// Of these before their layer's job was known, and those of them that nobody had chosen then.
     int64_t sent_ahead() const { return ahead_all_; }

@@ -1,9 +1,11 @@
 #include "scheduler/gpu_executor.h"
 
 #include "cpu/warm.h"
+#include "cuda/hung.h"
 #include "cuda/kernels/list.h"
 #include "memory/sequence_cache.h"
 #include "scheduler/gpu_memory.h"
+#include "scheduler/printed.h"
 #include "scheduler/stretch.h"
 #include "src/base/check.h"
 #include "src/base/error.h"
@@ -89,6 +91,7 @@ GpuExecutor::GpuExecutor(const ops::Plan& plan, cuda::Device& device, cpu::Worke
       pages_(device, *stream_, memory_.data() + bytes_.weights + bytes_.workspace, bytes_.pages),
       experts_(plan, device, resident, memory_.data() + bytes_.all() - bytes_.experts, rules, packed),
       table_(embedding_table(plan)),
+      graphs_(*stream_),
       balances_(rules.balances && rules.core < std::ssize(resident)),
       streams_all_(rules.streaming == ResidencyRules::Streaming::kAll) {
     if (prefetch.any()) {
@@ -327,13 +330,7 @@ void GpuExecutor::fetch_logits() const {
 
 void GpuExecutor::play(const cuda::Frame& f) {
     if (f.batch.rows > kGraphRows) return enqueue(f);
-    auto& graph = graphs_[{f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}];
-    if (!graph) {
-        stream_->begin_recording();
-        enqueue(f);
-        graph = stream_->end_recording();
-    }
-    stream_->play(*graph);
+    graphs_.play({f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}, [&] { enqueue(f); });
 }
 
 void GpuExecutor::compute(const Handoff& handoff, const ops::Batch& batch) {
@@ -388,7 +385,7 @@ void GpuExecutor::compute_some(const Handoff& handoff, std::span<const StreamQue
 }
 
 void GpuExecutor::share_experts(const Handoff& handoff) {
-    await_job(handoff, streaming_->deadline);
+    await_job(handoff);
     const ops::Experts& step = *handoff.step;
     experts_.note(step.experts, chosen(handoff));  // for those that may stay
     stream_of_experts_->begin(handoff);
@@ -398,34 +395,53 @@ void GpuExecutor::share_experts(const Handoff& handoff) {
     is_now_.resize(plan_.experts[static_cast<size_t>(step.experts)].w1.size());
     const ops::SlotSpec& out = plan_.slots[static_cast<size_t>(step.out)];
     std::fill_n(host_slots_[static_cast<size_t>(step.out)], rows * out.cols, 0.0f);
-    while (!stream_of_experts_->all_taken()) {
+    auto since = Clock::now();
+    for (int64_t seen = 0; !stream_of_experts_->all_taken();) {
         stream_of_experts_->send();
         const auto items = stream_of_experts_->for_cpu();
-        if (!items.empty()) {
-            compute_some(handoff, items);
+        if (!items.empty()) compute_some(handoff, items);
+        if (!items.empty() || stream_of_experts_->progress() != seen) {
+            seen = stream_of_experts_->progress();
+            since = Clock::now();
             continue;
         }
-        if (Clock::now() > streaming_->deadline)
-            fail("GPU ", device_.info().index, ": the experts of ",
-                 plan_.experts[static_cast<size_t>(step.experts)].name, " do not come; the pass was given up");
+        if (Clock::now() - since > patience_)
+            give_up("none of the experts that are sent of " + plan_.experts[static_cast<size_t>(step.experts)].name,
+                    since);
         std::this_thread::yield();
     }
     stream_of_experts_->end();
     raise(handoff.to.done);
 }
 
-void GpuExecutor::await_job(const Handoff& handoff, Clock::time_point deadline) {
+void GpuExecutor::await_job(const Handoff& handoff) {
+    auto since = Clock::now();
     for (int looks = 0; flag_of(handoff.to.job) == 0; ++looks) {
-        if (to_prefetch_ != nullptr && prefetch(awaited_)) to_prefetch_ = nullptr;
+        if (to_prefetch_ != nullptr && prefetch(awaited_)) {
+            to_prefetch_ = nullptr;
+            since = Clock::now();
+        }
         if (looks < kLooks) continue;
         looks = 0;
         if (streaming_) stream_of_experts_->run_ahead(*handoff.step);
         (void)stream_->finished();  // throws if the card is lost
-        if (Clock::now() > deadline)
-            fail("GPU ", device_.info().index, ": no job for the experts ",
-                 plan_.experts[static_cast<size_t>(handoff.step->experts)].name, " in time; the pass was given up");
+        if (Clock::now() - since > patience_)
+            give_up("no job for the experts of " + plan_.experts[static_cast<size_t>(handoff.step->experts)].name,
+                    since);
         std::this_thread::yield();
     }
+}
+
+void GpuExecutor::await_card(const char* what, std::chrono::milliseconds patience) const {
+    const auto since = Clock::now();
+    if (!cuda::ends_within(*stream_, patience)) give_up(std::string("no end of ") + what, since);
+}
+
+void GpuExecutor::give_up(const std::string& what, Clock::time_point since) const {
+    fail("GPU ", device_.info().index, ": ", what, " came while the CPU waited for ",
+         printed("%.1f", seconds_since(since)),
+         " s; the pass was given up. End other programs that keep the card busy (nvidia-smi); if there are none, look "
+         "for its errors (dmesg) and whether it is too hot or slow (`thermocline doctor`)");
 }
 
 std::span<const int32_t> GpuExecutor::expected_absent(size_t layer) {
@@ -448,14 +464,14 @@ bool GpuExecutor::prefetch(size_t layer) {
     return true;
 }
 
-void GpuExecutor::serve_experts(const ops::Batch& batch, Clock::time_point deadline) {
+void GpuExecutor::serve_experts(const ops::Batch& batch) {
     // What goes by token is known at once, and a file is slow.
     for (size_t i = 0; i < handoffs_.size() && prefetches_ && reader_; ++i)
         if (prefetch_->known(i, nullptr)) reader_->ask(i, expected_absent(i));
     for (awaited_ = 0; awaited_ < handoffs_.size(); ++awaited_) {
         to_prefetch_ = prefetches_ ? &batch : nullptr;
         const Handoff& handoff = handoffs_[awaited_];
-        await_job(handoff, deadline);
+        await_job(handoff);
         to_prefetch_ = nullptr;
         if (reader_ && flag_of(handoff.to.job) == cuda::kJob)
             reader_->ask(awaited_, {handoff.to.ids, static_cast<size_t>(batch.rows() * handoff.step->top_k)});
@@ -472,8 +488,9 @@ void GpuExecutor::lower_flags() {
 /// A pass that was given up.
 void GpuExecutor::wait_for_earlier() {
     if (!unfinished_) return;
-    stream_->wait(patience_many_);
-    if (stream_of_experts_) stream_of_experts_->wait(patience_many_);
+    if (!cuda::ends_within(*stream_, last_patience_) ||
+        (stream_of_experts_ && !stream_of_experts_->ends_within(last_patience_)))
+        cuda::end_hung(device_.info().index, last_patience_);
     unfinished_ = false;
 }
 
@@ -484,7 +501,7 @@ void GpuExecutor::abandon() noexcept {
     for (const Handoff& handoff : handoffs_) raise(handoff.to.done);
     try {
         stream_->wait(patience_few_);
-    } catch (const Error&) {  // the card is slow or lost; the next pass will say so
+    } catch (...) {  // the card is slow or lost; the next pass will say so
         unfinished_ = true;
     }
 }
@@ -502,12 +519,12 @@ void GpuExecutor::play_timed(const cuda::Frame& f, const ops::Batch& batch) {
         const size_t before = progress.asked;
         enqueue_group({static_cast<int32_t>(i), 1, {}}, order, progress);
         order.flush();
-        stream_->wait(patience_many_);
+        await_card("a step that is timed", patience_many_);
         if (progress.asked > before) compute(handoffs_[before], batch);
         profile_->add(first_step_ + i, seconds(begin), ops::step_cost(plan_, plan_.steps[i], batch));
     }
     fetch_results(f);
-    stream_->wait(patience_many_);
+    await_card("the copy of the results", patience_many_);
     profile_->add_pass(seconds(start));
 }
 
@@ -517,7 +534,7 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
         std::copy_n(streams_in, batch.rows() * plan_.slots[static_cast<size_t>(plan_.streams)].cols, host_streams_);
     try {
         pass(parts, batch, streams_in != nullptr ? host_streams_ : nullptr);
-    } catch (const Error&) {
+    } catch (...) {
         for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
         throw;
     }
@@ -527,9 +544,9 @@ void GpuExecutor::forward(std::span<const Part> parts, const float* streams_in) 
 void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, const float* streams_in) {
     const Pinned pinned(workers_.first_cpu());  // worker 0 is this thread
     rows_played_ = batch.rows(), outputs_played_ = batch.outputs();
-    const auto patience = batch.rows() <= kGraphRows ? patience_few_ : patience_many_;
+    patience_ = batch.rows() <= kGraphRows ? patience_few_ : patience_many_;
     wait_for_earlier();
-    const auto began = Clock::now(), deadline = began + patience;
+    const auto began = Clock::now();
     lower_flags();
     bool all_logits = !knows_top_logits(batch.outputs());
     factors_.clear();
@@ -553,19 +570,21 @@ void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, con
         } else {
             if (stream_of_experts_ && batch.rows() > kGraphRows && f.expert_slots != nullptr) {
                 stream_of_experts_->begin_pass(f, batch);
-                streaming_ = Pass{&batch, &f, deadline};
+                streaming_ = Pass{&batch, &f};
                 noted = true;
             }
             play(f);
-            if (!streaming_) serve_experts(batch, deadline);
-            while (streaming_ && !stream_of_experts_->all_come() && !stream_->finished() && Clock::now() < deadline)
+            if (!streaming_) serve_experts(batch);
+            const auto since = Clock::now();
+            while (streaming_ && !stream_of_experts_->all_come() && !stream_->finished() &&
+                   Clock::now() - since < patience_)
                 std::this_thread::yield();
             if (streaming_) stream_of_experts_->end_pass();
             streaming_.reset();
             if (all_logits) fetch_logits();
-            stream_->wait(patience);
+            await_card("its part of the pass", patience_);
         }
-    } catch (const Error&) {
+    } catch (...) {  // out of host memory too: the card would wait for ever
         abandon();
         throw;
     }
@@ -648,7 +667,7 @@ const float* GpuExecutor::logits(int64_t output) const {
     CHECK(output >= 0 && output < outputs_played_);
     if (!fetched_) {
         fetch_logits();
-        stream_->wait(patience_few_);
+        await_card("the copy of the logits", patience_few_);
     }
     return host_logits_ + output * plan_.vocab;
 }
@@ -668,7 +687,7 @@ const float* GpuExecutor::streams(int64_t row) const {
     CHECK(row >= 0 && row < rows_played_);
     const int64_t width = plan_.slots[static_cast<size_t>(plan_.streams)].cols;
     stream_->copy(host_streams_, workspace_.slots[static_cast<size_t>(plan_.streams)] + row * width, width * 4);
-    stream_->wait(patience_few_);
+    await_card("the copy of a row's streams", patience_few_);
     return host_streams_;
 }
 

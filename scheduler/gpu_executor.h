@@ -9,6 +9,7 @@
 #include "cpu/run.h"
 #include "cpu/workers.h"
 #include "cuda/device.h"
+#include "cuda/hung.h"
 #include "cuda/library.h"
 #include "cuda/run.h"
 #include "memory/packed_weights.h"
@@ -26,16 +27,15 @@
 #include "scheduler/gpu_weights.h"
 #include "scheduler/handoff.h"
 #include "scheduler/placement.h"
+#include "scheduler/recorded_passes.h"
 #include "src/base/pages.h"
 
 #include <chrono>
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <tuple>
 #include <vector>
 
 namespace thermocline::scheduler {
@@ -93,10 +93,14 @@ public:
     /// What runs where; with how fast it reads if `measured`, which takes some passes' time. Between passes.
     std::vector<OperatorReport> operators(bool measured);
 
-    /// How long a pass may take before it is given up: of up to kGraphRows rows, and of more.
-    void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many) {
+    /// How long the card may keep this executor waiting, each time, before a pass is given up: one of up to kGraphRows
+    /// rows, and one of more. What the CPU itself takes does not count (cpu/worker_watch.h). `last`: how long the
+    /// next pass waits for one that was given up before the process ends (cuda/hung.h); by itself a minute.
+    void set_patience(std::chrono::milliseconds few, std::chrono::milliseconds many,
+                      std::chrono::milliseconds last = std::chrono::minutes(10)) {
         patience_few_ = few;
         patience_many_ = many;
+        last_patience_ = last;
     }
 
 private:
@@ -125,9 +129,12 @@ private:
     void play(const cuda::Frame& frame);
     void play_timed(const cuda::Frame& frame, const ops::Batch& batch);
     /// Computes all experts of a pass as the card asks for them.
-    void serve_experts(const ops::Batch& batch, std::chrono::steady_clock::time_point deadline);
+    void serve_experts(const ops::Batch& batch);
     void compute(const Handoff& handoff, const ops::Batch& batch);
-    void await_job(const Handoff& handoff, std::chrono::steady_clock::time_point deadline);
+    void await_job(const Handoff& handoff);
+    /// Until the card is idle; `what` it still does. Error if that takes longer.
+    void await_card(const char* what, std::chrono::milliseconds patience) const;
+    [[noreturn]] void give_up(const std::string& what, std::chrono::steady_clock::time_point since) const;
     /// The foretold experts of a layer that the CPU will have to compute; empty: nothing is known yet, or none.
     std::span<const int32_t> expected_absent(size_t layer);
     /// Brings them near until the job comes; false: not known yet.
@@ -152,7 +159,8 @@ private:
     const cpu::KernelTable& kernels_;
     ExecutorLimits limits_;
     BatchRows rows_;
-    std::chrono::milliseconds patience_few_{2000}, patience_many_{60000};
+    std::chrono::milliseconds patience_few_{2000}, patience_many_{60000}, patience_{};  // patience_: of this pass
+    std::chrono::milliseconds last_patience_ = cuda::kEndPatience;
 
     const cuda::Variants variants_;
     cuda::LibraryProducts library_;
@@ -184,15 +192,13 @@ private:
     std::vector<int32_t> absent_;
     std::optional<ExpertReader> reader_;  // nothing: all experts are in memory
 
-    /// By rows, outputs, whether experts on the card take part, and whether choices are foretold.
-    std::map<std::tuple<int64_t, int64_t, bool, bool>, std::unique_ptr<cuda::Graph>> graphs_;
+    RecordedPasses graphs_;
     ExpertSpeed speed_;
     const bool balances_, streams_all_;
     std::unique_ptr<ExpertStream> stream_of_experts_;  // null: nothing is streamed
     struct Pass {                                      // the one at hand, for share_experts()
         const ops::Batch* batch;
         const cuda::Frame* frame;
-        std::chrono::steady_clock::time_point deadline;
     };
     std::optional<Pass> streaming_;  // nothing: this pass streams nothing
     std::vector<int32_t> job_ids_;   // as they came

@@ -7,6 +7,7 @@
 #include "scheduler/gpu_layout.h"
 #include "scheduler/gpu_weights.h"
 #include "scheduler/printed.h"
+#include "scheduler/recorded_passes.h"
 #include "src/base/error.h"
 #include "src/quant/strips.h"
 
@@ -86,7 +87,8 @@ struct Claim {
     /// In the order in which they are granted.
     std::vector<GpuMemoryLine> lines() const {
         std::vector<GpuMemoryLine> lines;
-        lines.push_back({"CUDA context, code, graphs", reserve.runtime_bytes, "", false});
+        lines.push_back({"CUDA context, code, graphs", reserve.runtime_bytes,
+                         printed("graphs of %zu kinds of passes at most", kMostGraphs), false});
         if (reserve.library_bytes > 0) lines.push_back({"library workspaces", reserve.library_bytes, "", false});
         lines.push_back({"safety", wishes.budget_bytes * reserve.safety_per_mille / 1000,
                          printed("%.1f %%", static_cast<double>(reserve.safety_per_mille) * 0.1), false});

@@ -2,7 +2,6 @@
 
 #include "memory/sequence_cache.h"
 #include "src/base/check.h"
-#include "src/base/error.h"
 
 #include <utility>
 
@@ -43,7 +42,7 @@ void SplitExecutor::forward(std::span<const Part> parts, const float* streams_in
     const ops::Batch batch = rows_.gather(parts);
     try {
         play(parts, batch);
-    } catch (const Error&) {
+    } catch (...) {
         for (const Part& part : parts) part.sequence->spoil(static_cast<int64_t>(part.tokens.size()));
         throw;
     }

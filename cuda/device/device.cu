@@ -3,6 +3,7 @@
 #include "cuda/device/check.cuh"
 #include "cuda/device/cublas.cuh"
 #include "cuda/device/entries.cuh"
+#include "cuda/hung.h"
 #include "cuda/kernels/handoff.h"
 #include "cuda/kernels/list.h"
 #include "src/base/check.h"
@@ -68,7 +69,11 @@ public:
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "GPU ", device, ": making a stream");
     }
     ~CudaStream() override {
-        cudaStreamSynchronize(stream_);
+        const auto deadline = std::chrono::steady_clock::now() + kEndPatience;
+        while (cudaStreamQuery(stream_) == cudaErrorNotReady) {
+            if (std::chrono::steady_clock::now() > deadline) end_hung(device_, kEndPatience);
+            std::this_thread::yield();
+        }
         cudaStreamDestroy(stream_);
     }
     CudaStream(const CudaStream&) = delete;

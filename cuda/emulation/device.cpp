@@ -2,6 +2,7 @@
 
 #include "cuda/emulation/block.h"
 #include "cuda/emulation/thread.h"
+#include "cuda/hung.h"
 #include "cuda/kernels/list.h"
 #include "cuda/remedies.h"
 #include "src/base/check.h"
@@ -16,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -42,8 +44,8 @@ constexpr int kRaises = Kernels::index_of<RaiseJob>();
 struct State {
     Config config;
     Pace pace;
-    std::atomic<int64_t> launches{0}, flags{0}, copies{0}, allocations{0}, products{0};
-    std::atomic<bool> lost{false};
+    std::atomic<int64_t> asked{0}, launches{0}, flags{0}, copies{0}, graphs{0}, allocations{0}, products{0};
+    std::atomic<bool> lost{false}, hangs{false};
 
     bool happens(std::atomic<int64_t>& counter, int64_t at) { return ++counter == at; }
     void check() const {
@@ -63,10 +65,12 @@ public:
     explicit EmulatedStream(State& state) : state_(state), thread_([this] { work_off(); }) {}
     ~EmulatedStream() override {
         {
-            const std::lock_guard lock(mutex_);
+            std::unique_lock lock(mutex_);
             ending_ = true;
+            changed_.notify_all();
+            if (!changed_.wait_for(lock, state_.config.end_patience, [&] { return queue_.empty() && !busy_; }))
+                end_hung(state_.config.index, state_.config.end_patience);
         }
-        changed_.notify_all();
         thread_.join();
     }
 
@@ -74,10 +78,13 @@ public:
         if (grid.x == 0 || grid.y == 0) return;
         CHECK(kernel >= 0 && kernel < Kernels::kCount && grid.x > 0 && grid.y > 0);
         CHECK(grid.threads <= kRows[static_cast<size_t>(kernel)].most_threads);
+        if (state_.happens(state_.asked, state_.config.faults.exhaust_host)) throw std::bad_alloc();
         std::vector<std::byte> own(static_cast<const std::byte*>(members),
                                    static_cast<const std::byte*>(members) + bytes);
         add([this, kernel, grid, own = std::move(own)] {
             if (state_.happens(state_.launches, state_.config.faults.lose_device)) state_.lost = true;
+            if (state_.launches == state_.config.faults.hang) state_.hangs = true;
+            while (state_.hangs) std::this_thread::sleep_for(std::chrono::milliseconds(10));
             if (kernel == kRaises && state_.happens(state_.flags, state_.config.faults.lose_flag)) return;
             if (state_.pace.kernel)
                 if (const auto seconds = state_.pace.kernel(kernel, grid, own.data())) return spend(*seconds);
@@ -129,7 +136,10 @@ public:
     }
     std::unique_ptr<Graph> end_recording() override {
         CHECK(recording_ != nullptr);
-        return std::exchange(recording_, nullptr);
+        auto graph = std::exchange(recording_, nullptr);
+        if (state_.happens(state_.graphs, state_.config.faults.refuse_graph))
+            fail("GPU ", state_.config.index, " (emulated): making a graph: out of memory");
+        return graph;
     }
     void play(const Graph& graph) override {
         for (const Work& one : static_cast<const RecordedGraph&>(graph).work) add(one);

@@ -5,6 +5,7 @@
 
 #include "cuda/device.h"
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -25,7 +26,10 @@ struct Faults {
     int64_t delay_ms = 0;       // by so much
     int64_t refuse_memory = 0;  // the n-th allocation fails, pinned ones too
     int64_t lose_device = 0;    // at the n-th launch
+    int64_t hang = 0;           // the n-th launch does not end
     int64_t spoil_product = 0;  // the n-th product of the library is wrong
+    int64_t refuse_graph = 0;   // the n-th graph is not made
+    int64_t exhaust_host = 0;   // whoever asks for the n-th launch, recorded or not, gets std::bad_alloc
     bool operator==(const Faults&) const = default;
 };
 
@@ -37,6 +41,7 @@ struct Config {
     bool library = false;                             // whether Stream::multiply() is there
     Link link = {};
     Faults faults = {};
+    std::chrono::milliseconds end_patience = std::chrono::minutes(10);  // as kEndPatience, of what is far slower
     bool operator==(const Config&) const = default;
 };
 

@@ -1,5 +1,6 @@
 #include "src/engine/engine.h"
 
+#include "src/base/end_process.h"
 #include "src/base/error.h"
 #include "src/base/log.h"
 
@@ -115,7 +116,7 @@ Engine::~Engine() {
         std::unique_lock lock(mutex_);
         wake_.wait(lock, [&] { return ended_ || given_up_; });
         if (!wake_.wait_for(lock, kLastChance, [&] { return ended_; }))
-            cpu::end_process("a pass that was given up does not end");
+            end_process("a pass that was given up does not end");
     }
     thread_.join();
     prefixes_.close();  // its thread reports to this object
@@ -534,7 +535,7 @@ void Engine::give_up(const std::string& why) {
     std::vector<std::pair<std::shared_ptr<Listener>, Result>> ended;
     {
         const std::lock_guard lock(mutex_);
-        if (!passing_) cpu::end_process(why);  // the workers hang in something that nobody has asked for
+        if (!passing_) end_process(why);  // the workers hang in something that nobody has asked for
         broken_ = given_up_ = true;
         for (const Sequences* some : {&running_, &waiting_})
             for (const auto& [id, sequence] : *some) {

@@ -8,12 +8,14 @@
 #include "src/base/error.h"
 #include "src/base/file.h"
 #include "src/base/json.h"
+#include "src/base/log.h"
 #include "tests/cuda/test_device.h"
 #include "tests/model/engine_fixture.h"
 #include "tests/model/tiny_model.h"
 #include "tests/source_path.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -21,6 +23,7 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <thread>
 #include <tuple>
 
 namespace thermocline {
@@ -38,11 +41,12 @@ public:
         : OnCard(tiny_model(cache), config, sequences, {}) {}
     OnCard(const model::Model& of, const cuda::emulation::Config& config, int64_t sequences,
            std::span<const scheduler::ExpertName> resident,
-           const scheduler::ResidencyRules& rules = {.policy = scheduler::ResidencyRules::Policy::kStatic})
+           const scheduler::ResidencyRules& rules = {.policy = scheduler::ResidencyRules::Policy::kStatic},
+           const cpu::KernelTable& kernels = cpu::select_kernels("auto"))
         : model(of),
           workers(std::span<const int>()),
           device(cuda::test_device(config)),
-          executor(model.trunk, *device, workers, cpu::select_kernels("auto"), kLimits, sequences, resident, rules) {
+          executor(model.trunk, *device, workers, kernels, kLimits, sequences, resident, rules) {
         executor.set_patience(std::chrono::minutes(2), std::chrono::minutes(2));  // sanitizers and loaded machines
     }
 
@@ -468,14 +472,17 @@ struct Retried {
     Logits logits;  // of the pass that was whole
 };
 
+/// Several times what a whole pass took.
+std::chrono::milliseconds patience_for(std::chrono::steady_clock::duration whole_pass) {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::milliseconds(500) + 4 * whole_pass);
+}
+
 /// On a loaded machine what is slow looks like what never comes, and what is lost may be lost in a later pass than the
-/// first: plays with more and more patience, at first several times what a whole pass took, until a pass is whole.
+/// first: plays with more and more patience until a pass is whole.
 Retried feed_until_whole(OnCard& card, memory::SequenceCache& sequence, std::span<const int32_t> tokens,
                          std::chrono::steady_clock::duration whole_pass) {
     Retried result;
-    auto patience =
-        std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::milliseconds(500) + 4 * whole_pass);
-    for (; patience < std::chrono::minutes(10); patience *= 2) {
+    for (auto patience = patience_for(whole_pass); patience < std::chrono::minutes(10); patience *= 2) {
         card.executor.set_patience(patience, patience);
         const int64_t before = sequence.position();
         try {
@@ -498,17 +505,107 @@ std::chrono::steady_clock::duration time_of_pass(OnCard& card, std::span<const i
     return std::chrono::steady_clock::now() - start;
 }
 
+/// Kernels of a CPU that is slow once after every arm(), as when it reads an expert from a file.
+class SlowKernels {
+public:
+    SlowKernels() {
+        table = cpu::select_kernels("auto");
+        table.swiglu = [](const float* gate, const float* up, float limit, float weight, float* out,
+                          int64_t n) noexcept {
+            std::this_thread::sleep_for(std::chrono::milliseconds(sleep_ms_.exchange(0)));
+            cpu::select_kernels("auto").swiglu(gate, up, limit, weight, out, n);
+        };
+    }
+    static void arm(std::chrono::milliseconds sleep) { sleep_ms_ = sleep.count(); }
+    static bool has_slept() { return sleep_ms_ == 0; }
+    cpu::KernelTable table;
+
+private:
+    static inline std::atomic<int64_t> sleep_ms_ = 0;
+};
+
+/// Longer than any of the waits that a pass consists of.
+std::chrono::milliseconds patience_for_a_wait(std::chrono::steady_clock::duration whole_pass) {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::milliseconds(500) + whole_pass);
+}
+
+/// Only what the card takes is limited.
+TEST(GpuExecutorFaults, ASlowCpuDoesNotEndThePass) {
+    const std::vector<int32_t> tokens = tiny::tokens(37);
+    const SlowKernels kernels;
+    OnCard card(tiny_model(KvCacheDtype::kF32), {}, 2, {}, {.policy = scheduler::ResidencyRules::Policy::kStatic},
+                kernels.table);
+    const auto patience = patience_for_a_wait(time_of_pass(card, std::span(tokens).first(33)));
+    card.executor.set_patience(patience, patience);
+    const auto sequence = card.executor.new_sequence();
+    const auto feed_slowly = [&](size_t first, size_t count) {
+        SlowKernels::arm(patience + std::chrono::milliseconds(100));
+        const Logits found = card.feed(*sequence, std::span(tokens).subspan(first, count), static_cast<int64_t>(count));
+        EXPECT_TRUE(SlowKernels::has_slept());
+        return found;
+    };
+    Logits found = feed_slowly(0, 33);       // launched step by step
+    const Logits more = feed_slowly(33, 4);  // recorded
+    found.insert(found.end(), more.begin(), more.end());
+    Engine& cpu = tiny_engine(KvCacheDtype::kF32);
+    const auto here = cpu.new_sequence();
+    EXPECT_LT(largest_difference(found, cpu.feed(*here, tokens, 37)), 1e-4);
+}
+
+TEST(GpuExecutorFaults, ASlowCpuDoesNotEndAPassWhoseExpertsItShares) {
+    if (SANITIZED) GTEST_SKIP() << "a pass takes minutes there";
+    const Demo demo;
+    const SlowKernels kernels;
+    const std::vector<int32_t> tokens = demo.tokens(33);
+    OnCard card(*demo.model, {}, 2, scheduler::spread_experts(scheduler::expert_counts(demo.model->trunk), 32),
+                {.policy = scheduler::ResidencyRules::Policy::kStatic,
+                 .balances = true,
+                 .ring = 4,
+                 .streaming = scheduler::ResidencyRules::Streaming::kShared},
+                kernels.table);
+    const auto patience = patience_for_a_wait(time_of_pass(card, tokens));
+    card.executor.set_patience(patience, patience);
+    const auto sequence = card.executor.new_sequence();
+    SlowKernels::arm(patience + std::chrono::milliseconds(100));
+    EXPECT_LT(largest_difference(card.feed(*sequence, tokens, 33), demo.expected(tokens, 33)), 1e-3);
+    EXPECT_TRUE(SlowKernels::has_slept());
+}
+
 TEST(GpuExecutorFaults, ALostFlagEndsThePassInTime) {
     const std::vector<int32_t> tokens = tiny::tokens(8);
     OnCard sound(KvCacheDtype::kF32), card(KvCacheDtype::kF32, {.faults = {.lose_flag = 3}});
     const auto sequence = card.executor.new_sequence();
     const Retried found = feed_until_whole(card, *sequence, tokens, time_of_pass(sound, tokens));
     EXPECT_TRUE(std::ranges::any_of(found.errors, [](const std::string& error) {
-        return error.find("GPU 0: no job for the experts") != std::string::npos;
+        return error.find("GPU 0: no job for the experts") != std::string::npos &&
+               error.find("nvidia-smi") != std::string::npos;
     }));
     Engine& cpu = tiny_engine(KvCacheDtype::kF32);
     const auto here = cpu.new_sequence();
     EXPECT_LT(largest_difference(found.logits, cpu.feed(*here, tokens, 8)), 1e-4);
+}
+
+/// Whatever ends a pass in the middle, the card does not wait for the rest of it, nor goes on recording.
+TEST(GpuExecutorFaults, AfterAPassThatFindsNoMemoryTheNextOneIsWhole) {
+    Engine& cpu = tiny_engine(KvCacheDtype::kF32);
+    for (const int32_t rows : {33, 8}) {  // recorded, launched step by step
+        SCOPED_TRACE(rows);
+        const std::vector<int32_t> tokens = tiny::tokens(rows);
+        OnCard card(KvCacheDtype::kF32, {.faults = {.exhaust_host = 60}});
+        const auto first = card.executor.new_sequence(), second = card.executor.new_sequence();
+        EXPECT_THROW(card.feed(*first, tokens, rows), std::bad_alloc);
+        EXPECT_EQ(first->position(), 0);
+        const auto here = cpu.new_sequence();
+        card.executor.set_patience(std::chrono::seconds(30), std::chrono::seconds(30));
+        EXPECT_LT(largest_difference(card.feed(*second, tokens, rows), cpu.feed(*here, tokens, rows)), 1e-4);
+    }
+}
+
+TEST(GpuExecutorFaults, APassWithoutAGraphIsPlayedAllTheSame) {
+    const std::vector<int32_t> tokens = tiny::tokens(10);
+    OnCard card(KvCacheDtype::kF32, {.faults = {.refuse_graph = 1}}), plain(KvCacheDtype::kF32);
+    const auto a = card.executor.new_sequence(), b = plain.executor.new_sequence();
+    EXPECT_EQ(card.feed(*a, tokens, 5), plain.feed(*b, tokens, 5));
 }
 
 TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
@@ -578,6 +675,35 @@ TEST(GpuExecutorFaults, ALostCardSaysSoEveryTime) {
     const auto sequence = card.executor.new_sequence();
     for (int i = 0; i < 3; ++i)
         EXPECT_NE(failure(card, *sequence, tokens).find("the device was lost"), std::string::npos);
+}
+
+/// Nothing can be computed on it any more, nor freed: whoever supervises the server shall start it again.
+TEST(GpuExecutorFaultsDeathTest, ACardThatHangsEndsTheProcess) {
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    log::start("error");  // to stderr
+    using std::chrono::milliseconds;
+    const std::vector<int32_t> tokens = tiny::tokens(8);
+    const auto give_up_a_pass = [&](OnCard& card) {
+        card.executor.set_patience(milliseconds(300), milliseconds(300), milliseconds(300));
+        const auto sequence = card.executor.new_sequence();
+        EXPECT_NE(failure(card, *sequence, tokens), "");
+    };
+    const std::string why = "GPU 0 hangs: .*nvidia-smi --gpu-reset";
+    EXPECT_EXIT(
+        {
+            OnCard card(KvCacheDtype::kF32, {.faults = {.hang = 60}});
+            give_up_a_pass(card);
+            give_up_a_pass(card);
+        },
+        testing::ExitedWithCode(1), why)
+        << "with the next pass";
+    EXPECT_EXIT(
+        {
+            OnCard card(KvCacheDtype::kF32, {.faults = {.hang = 60}, .end_patience = milliseconds(300)});
+            give_up_a_pass(card);
+        },
+        testing::ExitedWithCode(1), why)
+        << "with the server";
 }
 
 TEST(GpuExecutorFaults, ALateCopyChangesNothing) {
