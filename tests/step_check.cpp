@@ -97,7 +97,7 @@ void expect_steps_match(const ops::Plan& plan, Stage& stage, double tolerance, d
                         std::span<const int64_t> chunks) {
     Comparison comparison;
     comparison.tolerance = tolerance;
-    memory::SequenceCache cache(plan.caches, Stage::kMaxTokens);
+    memory::SequenceCache cache(plan.caches, Stage::kMaxTokens, stage.pages());
     oracle::OracleState state(plan);
     oracle::OracleSequences sequences = {&state};
     const std::vector<int32_t> tokens = tiny::tokens(290);

@@ -3,6 +3,7 @@
 // breaks is named by its step.
 #pragma once
 
+#include "memory/page_store.h"
 #include "src/ops/batch.h"
 #include "src/ops/plan.h"
 
@@ -22,6 +23,8 @@ public:
     virtual void run(const ops::Step& step, const ops::Batch& batch) = 0;
     /// [kMaxRows, cols]
     virtual std::span<float> slot(ops::Slot id) = 0;
+    /// Where pages of caches lie that both sides of the check reach.
+    virtual memory::PageStore& pages() { return memory::host_pages(); }
 };
 
 /// Few rows and many, over the boundaries of windows and entries.

@@ -240,19 +240,24 @@ void Block::touch(int thread, int64_t word, bool write) {
     if (use.writer >= 0 && !ordered(thread, use.writer, use.write_barriers, use.write_warp_barriers))
         refuse("shared memory used by two threads without a barrier after the write, word", word);
     if (write) {
+        const bool round = use.reader >= 0 && use.read_barriers == barriers_;
+        const bool warp_round =
+            round && use.reader / kWarp == thread / kWarp && use.read_warp_barriers == warp_barriers;
         if (use.reader >= 0 && (!ordered(thread, use.reader, use.read_barriers, use.read_warp_barriers) ||
-                                (use.many_readers && use.read_barriers == barriers_)))
+                                (round && use.other_warps) || (warp_round && use.other_lanes)))
             refuse("shared memory written while another thread reads it, word", word);
         use.writer = thread;
         use.write_barriers = barriers_;
         use.write_warp_barriers = warp_barriers;
         use.reader = -1;
-        use.many_readers = false;
+        use.other_lanes = use.other_warps = false;
         return;
     }
-    // Of several readers since the last barrier only the last is known; `many` says whether one was of another warp.
+    // Of several readers since the last barrier only the last is known, and whether there were others.
     const bool same_round = use.reader >= 0 && use.read_barriers == barriers_;
-    use.many_readers = same_round && (use.many_readers || use.reader / kWarp != thread / kWarp);
+    const bool same_warp = same_round && use.reader / kWarp == thread / kWarp;
+    use.other_warps = same_round && (use.other_warps || !same_warp);
+    use.other_lanes = same_warp && use.read_warp_barriers == warp_barriers && (use.other_lanes || use.reader != thread);
     use.reader = thread;
     use.read_barriers = barriers_;
     use.read_warp_barriers = warp_barriers;

@@ -88,7 +88,7 @@ private:
         uint64_t run = 0;  // of another block: none yet
         int32_t writer = -1, reader = -1;
         uint32_t write_barriers = 0, write_warp_barriers = 0, read_barriers = 0, read_warp_barriers = 0;
-        bool many_readers = false;
+        bool other_lanes = false, other_warps = false;  // read it in the same round as the last reader
     };
     void end_barrier();
     bool ordered(int thread, int other, uint32_t barriers, uint32_t warp_barriers) const;

@@ -1,4 +1,4 @@
-// Products of matrices of every format that cards take, on the emulated device, against sums in double of the same
+// Products of matrices of every format that cards take, on a card (test_device.h), against sums in double of the same
 // numbers.
 #include "cuda/library.h"
 #include "cuda/scratch.h"
@@ -20,7 +20,7 @@ namespace {
 using cpu::MatrixShape;
 using quant::Format;
 
-/// A plan of one Linear step, played on an emulated device with the matrix packed if it can be.
+/// A plan of one Linear step, played on a card with the matrix packed if it can be.
 class Product {
 public:
     Product(const MatrixShape& shape, int32_t groups, ops::InputRounding rounding, Variants variants, bool by_library)
@@ -28,7 +28,7 @@ public:
           matrix_(shape, 7),
           device_(by_library               ? emulation::open({.library = true})
                   : variants == Variants() ? test_device()
-                                           : emulation::open({})),
+                                           : test_device_of_family()),
           stream_(device_->new_stream()) {
         quant::Matrix view = quant::packed_form(matrix_.view());
         if (view.layout == quant::Layout::kStrips) {

@@ -1,4 +1,4 @@
-// One step of any shape on the emulated device against the oracle: slots and caches hold random numbers, several
+// One step of any shape on a card against the oracle: slots and caches hold random numbers, several
 // sequences share the batch.
 #pragma once
 
@@ -46,12 +46,13 @@ public:
 
     /// `lengths[i]`: tokens that sequence i has seen, and rows that it has in the batch.
     void begin(const std::vector<std::pair<int64_t, int64_t>>& lengths) {
+        stage = std::make_unique<CudaStage>(plan);
         std::vector<std::vector<int32_t>> parts;
         for (const auto& [position, rows] : lengths) {
             states_.push_back(std::make_unique<oracle::OracleState>(plan));
             states_.back()->position = position;
             sequences_.push_back(states_.back().get());
-            caches_.push_back(std::make_unique<memory::SequenceCache>(plan.caches, position + rows));
+            caches_.push_back(std::make_unique<memory::SequenceCache>(plan.caches, position + rows, stage->pages()));
             ASSERT_TRUE(caches_.back()->reserve(position + rows));
             fill_caches(*caches_.back(), *states_.back());
             parts.emplace_back();
@@ -59,7 +60,6 @@ public:
         }
         batch_ = std::make_unique<oracle::OracleBatch>(sequences_, parts, 1);
         for (size_t i = 0; i < lengths.size(); ++i) batch_->segments[i].caches = caches_[i]->views();
-        stage = std::make_unique<CudaStage>(plan);
         stage->begin(batch_->view());
         for (size_t i = 0; i < plan.slots.size(); ++i)
             for (float& x : stage->slot(static_cast<ops::Slot>(i))) x = number();

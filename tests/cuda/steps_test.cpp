@@ -1,4 +1,4 @@
-// Every kernel against the oracle: the steps of the tiny model on the emulated device.
+// Every kernel against the oracle: the steps of the tiny model on a card.
 #include "tests/cuda/stage.h"
 #include "tests/model/engine_fixture.h"
 

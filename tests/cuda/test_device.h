@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string_view>
+#include <utility>
 
 namespace thermocline::cuda {
 
@@ -14,6 +15,12 @@ inline std::unique_ptr<Device> test_device(const emulation::Config& config = {})
     const char* wanted = std::getenv("THERMOCLINE_TEST_GPU");
     const bool real = wanted != nullptr && std::string_view(wanted) == "1";
     return real && config == emulation::Config() ? open_device(0) : emulation::open(config);
+}
+
+/// The same where that card has the instructions that variants.h asks for; else an emulated one, which has them all.
+inline std::unique_ptr<Device> test_device_of_family() {
+    auto device = test_device();
+    return device->info().compute_major == 12 ? std::move(device) : emulation::open({});
 }
 
 }  // namespace thermocline::cuda

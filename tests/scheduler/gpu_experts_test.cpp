@@ -1,8 +1,7 @@
-// Routed experts that lie on a card, on the emulated device: jobs, products and sums of every format against sums in
+// Routed experts that lie on a card (test_device.h): jobs, products and sums of every format against sums in
 // double of the same numbers.
 #include "scheduler/gpu_experts.h"
 
-#include "cuda/emulation/device.h"
 #include "cuda/kernels/experts.h"
 #include "cuda/kernels/handoff.h"
 #include "cuda/kernels/list.h"
@@ -10,6 +9,8 @@
 #include "src/quant/reference.h"
 #include "src/quant/strips.h"
 #include "tests/cpu/random_matrix.h"
+#include "tests/cuda/pinned_arrays.h"
+#include "tests/cuda/test_device.h"
 
 #include <algorithm>
 #include <cmath>
@@ -33,7 +34,7 @@ enum Slots : ops::Slot { kX, kIds, kWeights, kOut, kShared };
 class Experts {
 public:
     Experts(MatrixShape shape, InputRounding rounding, std::vector<int32_t> resident)
-        : resident_(std::move(resident)), device_(cuda::emulation::open({})), stream_(device_->new_stream()) {
+        : resident_(std::move(resident)), device_(cuda::test_device()), stream_(device_->new_stream()) {
         ops::ExpertSet set{"experts", kHidden, kIntermediate, {}, {}, {}};
         for (int32_t e = 0; e < kExperts; ++e)
             for (auto* matrices : {&set.w1, &set.w3, &set.w2}) {
@@ -136,20 +137,25 @@ private:
         });
         const cuda::Frame frame{plan_, none, batch, slots, nullptr, nullptr, nullptr, *stream_, on_card_->on_card(),
                                 pairs};
-        job_x_.assign(x.size(), 0.0f);
-        job_ids_.assign(ids.size(), -7);
-        chosen_ = job_ids_;
-        job_weights_.assign(weights.size(), 0.0f);
+        PinnedArrays arrays(*device_);
+        const auto job_x = arrays.array<float>(x.size()), job_weights = arrays.array<float>(weights.size());
+        const auto job_ids = arrays.array<int32_t>(ids.size()), all_ids = arrays.array<int32_t>(ids.size());
+        std::ranges::fill(job_ids, -7);
+        std::ranges::fill(all_ids, -7);
         out_.resize(x.size());
-        cuda::Flag job{}, done{};
+        const std::span<cuda::Flag> flags = arrays.array<cuda::Flag>(2);
         cuda::send_job(step_, frame,
-                       {job_x_.data(), job_ids_.data(), job_weights_.data(), chosen_.data(), &job, &done});
+                       {job_x.data(), job_ids.data(), job_weights.data(), all_ids.data(), &flags[0], &flags[1]});
         cuda::run(step_, frame);
-        cuda::sum_experts(step_, frame, host.data(), kShared, kOut);
+        cuda::sum_experts(step_, frame, arrays.copy(host), kShared, kOut);
         stream_->copy(out_.data(), slots[kOut], wide);
         stream_->wait(std::chrono::minutes(1));
-        flag_ = job.value;
-        done_ = done.value;
+        job_x_.assign(job_x.begin(), job_x.end());
+        job_weights_.assign(job_weights.begin(), job_weights.end());
+        job_ids_.assign(job_ids.begin(), job_ids.end());
+        chosen_.assign(all_ids.begin(), all_ids.end());
+        flag_ = flags[0].value;
+        done_ = flags[1].value;
         if (flag_ == cuda::kNothingToDo)  // the CPU's numbers must not have been looked at
             for (size_t i = 0; i < out_.size(); ++i) out_[i] += host[i];
     }
@@ -260,7 +266,7 @@ TEST(GpuExperts, WhatATrialLeavesOutIsAHitAllTheSame) {
 /// first; looked for one number after the other.
 TEST(GpuExperts, WhatWouldMakeTheCardTheLongerSideIsLeftToTheCpu) {
     std::mt19937 random(11);
-    const auto device = cuda::emulation::open({});
+    const auto device = cuda::test_device();
     const auto stream = device->new_stream();
     constexpr int32_t kMany = 40;
     std::deque<cuda::DeviceMemory> memory;

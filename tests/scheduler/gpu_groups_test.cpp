@@ -2,9 +2,12 @@
 // tests/cuda compares with the oracle.
 #include "scheduler/gpu_groups.h"
 
-#include "cuda/emulation/device.h"
 #include "scheduler/gpu_order.h"
+#include "scheduler/gpu_weights.h"
+#include "tests/cuda/pinned_arrays.h"
+#include "tests/cuda/test_device.h"
 
+#include <algorithm>
 #include <cmath>
 #include <gtest/gtest.h>
 #include <random>
@@ -45,30 +48,25 @@ public:
     std::vector<std::vector<float>> play(bool grouped) const {
         std::mt19937 random(5);
         std::normal_distribution<float> normal;
+        const auto device = cuda::test_device();
+        const auto stream = device->new_stream();
+        PinnedArrays arrays(*device);
         const auto storage = [&](int64_t cols) {
-            std::vector<float> slot(static_cast<size_t>(cols * rows));
+            const std::span<float> slot = arrays.array<float>(static_cast<size_t>(cols * rows));
             for (float& x : slot) x = normal(random);
-            return slot;
+            return slot.data();
         };
-        std::vector<std::vector<float>> slots, rotations;
+        std::vector<float*> slots, rotations;
         for (const ops::SlotSpec& one : plan.slots) slots.push_back(storage(one.cols));
         for (const ops::RopeTable& one : plan.ropes) rotations.push_back(storage(one.dims()));
-        std::vector<float*> slot_pointers, rotation_pointers;
-        for (auto& one : slots) slot_pointers.push_back(one.data());
-        for (auto& one : rotations) rotation_pointers.push_back(one.data());
-        cuda::Weights weights;
-        for (const ops::NamedMatrix& one : plan.matrices) weights.matrices.push_back(one.matrix);
-        for (const ops::NamedVector& one : plan.vectors) weights.vectors.push_back(one.values.data());
-
-        const auto device = cuda::emulation::open({});
-        const auto stream = device->new_stream();
-        std::vector<std::byte> scratch(1 << 20);
-        std::vector<uint32_t> tickets(cuda::kMostSiteRows);
+        const cuda::DeviceMemory memory(*device, scheduler::GpuWeights::bytes_of(plan));
+        const scheduler::GpuWeights weights(plan, *device, memory.data());
+        const std::span<std::byte> scratch = arrays.array<std::byte>(1 << 20);
+        const std::span<uint32_t> tickets = arrays.array<uint32_t>(cuda::kMostSiteRows);
         cuda::Batch batch{};
         batch.rows = rows;
-        const cuda::Frame frame{
-            plan,    weights, batch, slot_pointers.data(), rotation_pointers.data(), nullptr, scratch.data(),
-            *stream, nullptr, {},    tickets.data()};
+        const cuda::Frame frame{plan,           weights.on_card(), batch,   slots.data(), rotations.data(), nullptr,
+                                scratch.data(), *stream,           nullptr, {},           tickets.data()};
         scheduler::GpuOrder order(frame, std::ssize(scratch));
         if (grouped)
             for (const scheduler::Group& group : scheduler::group_steps(plan)) order.play(group);
@@ -76,8 +74,10 @@ public:
             for (const ops::Step& step : plan.steps) std::visit([&](const auto& one) { cuda::run(one, frame); }, step);
         order.flush();
         stream->wait(std::chrono::minutes(1));
-        EXPECT_EQ(tickets, std::vector<uint32_t>(cuda::kMostSiteRows));
-        return slots;
+        EXPECT_EQ(std::ranges::count(tickets, 0u), cuda::kMostSiteRows);
+        std::vector<std::vector<float>> found;
+        for (size_t i = 0; i < slots.size(); ++i) found.emplace_back(slots[i], slots[i] + plan.slots[i].cols * rows);
+        return found;
     }
 
     void expect_same(const std::vector<Slot>& slots, float tolerance) const {
