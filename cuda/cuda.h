@@ -35,8 +35,5 @@ struct LinkSpeed {
 LinkSpeed measure_link(int device);
 /// What a kernel reads from the card's memory, GB/s.
 double measure_memory_read(int device);
-/// A running kernel raises a flag in host memory, a CPU thread sees it and answers, the kernel sees the answer:
-/// microseconds of such a round trip.
-double measure_handoff_us(int device);
 
 }  // namespace thermocline::cuda

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <utility>
 
 namespace thermocline::cuda {
@@ -24,6 +25,7 @@ enum class FlagWait : uint8_t {
     kHostFunction,     ///< the driver calls a function on a thread of its own: slow, works everywhere
 };
 const char* name_of(FlagWait way);
+inline constexpr FlagWait kFlagWaits[] = {FlagWait::kStreamOperation, FlagWait::kSpinKernel, FlagWait::kHostFunction};
 
 /// Of a kernel by its number in kernels/list.h.
 const char* kernel_name(int kernel);
@@ -170,7 +172,8 @@ private:
     std::byte* memory_;
 };
 
-/// Opens a card of find_devices(): its contexts, modules, and the way its streams wait for flags, which is tried out.
-std::unique_ptr<Device> open_device(int index);
+/// Opens a card of find_devices(): its contexts, modules, and the way its streams wait for flags, the first of `ways`
+/// that works when it is tried.
+std::unique_ptr<Device> open_device(int index, std::span<const FlagWait> ways = kFlagWaits);
 
 }  // namespace thermocline::cuda

@@ -16,7 +16,6 @@ constexpr const char* kWhy = "built without CUDA, for want of nvcc 12.9 or newer
 Devices find_devices() { return {{}, kWhy}; }
 LinkSpeed measure_link(int device) { refuse(device); }
 double measure_memory_read(int device) { refuse(device); }
-double measure_handoff_us(int device) { refuse(device); }
-std::unique_ptr<Device> open_device(int index) { refuse(index); }
+std::unique_ptr<Device> open_device(int index, std::span<const FlagWait>) { refuse(index); }
 
 }  // namespace thermocline::cuda

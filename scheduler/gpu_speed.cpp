@@ -44,7 +44,10 @@ GpuSpeed measure_gpu(const cuda::DeviceInfo& device, std::span<const int> cpus) 
     speed.device = device;
     speed.link = cuda::measure_link(device.index);
     speed.memory_read = cuda::measure_memory_read(device.index);
-    speed.handoff_us = cuda::measure_handoff_us(device.index);
+    speed.handoffs = cuda::measure_handoffs([&](cuda::FlagWait way) {
+        return cuda::open_device(device.index, {&way, 1});
+    });
+    speed.handoff_us = cuda::used(speed.handoffs).us;
     measure_busy_link(cpus, speed);
     return speed;
 }

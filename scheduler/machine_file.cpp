@@ -146,6 +146,9 @@ Json gpu_json(const DescribedGpu& gpu) {
     add_if_known(busy, "cpu_read_gb_per_s", gpu.speed.busy_cpu_read);
     if (!busy.empty()) json["link_while_cpu_reads"] = std::move(busy);
     add_if_known(json, "handoff_us", gpu.speed.handoff_us);
+    Json ways = Json::object();
+    for (const cuda::HandoffSpeed& speed : gpu.speed.handoffs) add_if_known(ways, cuda::name_of(speed.way), speed.us);
+    if (!ways.empty()) json["handoff_us_by_way"] = std::move(ways);
     return json;
 }
 
@@ -188,6 +191,13 @@ DescribedGpu read_gpu(const Json& json, const std::string& where, int index) {
         busy.done();
     }
     gpu.speed.handoff_us = fields.figure("handoff_us");
+    if (fields.has("handoff_us_by_way")) {
+        Fields ways(fields.at("handoff_us_by_way"), fields.path("handoff_us_by_way"));
+        for (const cuda::FlagWait way : cuda::kFlagWaits)
+            if (ways.has(cuda::name_of(way)))
+                gpu.speed.handoffs.push_back({.way = way, .us = ways.figure(cuda::name_of(way))});
+        ways.done();
+    }
     fields.done();
     return gpu;
 }

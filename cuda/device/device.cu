@@ -251,7 +251,7 @@ bool works(CudaDevice& device) {
 
 }  // namespace
 
-std::unique_ptr<Device> open_device(int index) {
+std::unique_ptr<Device> open_device(int index, std::span<const FlagWait> ways) {
     Devices devices = find_devices();
     for (DeviceInfo& info : devices.found) {
         if (info.index != index) continue;
@@ -265,12 +265,14 @@ std::unique_ptr<Device> open_device(int index) {
                   entry.name, " (this program carries code for SM80, 89, 90 and 120)");
         }
         const WaitValue wait_value = find_wait_value();
-        for (const FlagWait way : {FlagWait::kStreamOperation, FlagWait::kSpinKernel, FlagWait::kHostFunction}) {
+        for (const FlagWait way : ways) {
             if (way == FlagWait::kStreamOperation && wait_value == nullptr) continue;
             auto device = std::make_unique<CudaDevice>(info, way, wait_value);
             if (works(*device)) return device;
         }
-        fail("GPU ", index, ": a recorded graph cannot wait for a flag in any of the three ways; update the driver");
+        std::string tried;
+        for (const FlagWait way : ways) tried += (tried.empty() ? "" : ", ") + std::string(name_of(way));
+        fail("GPU ", index, ": a recorded graph cannot wait for a flag by: ", tried, "; update the driver");
     }
     if (devices.found.empty()) fail("GPU ", index, ": ", devices.why_none, "; ", kNoCardRemedy);
     fail("GPU ", index, ": this machine has ", devices.found.size(), "; use --gpus ", devices.found.size());

@@ -1,11 +1,9 @@
-// Speed of a card's link, of its memory and of a hand-off to the CPU, for bench-machine.
+// Speed of a card's link and of its memory, for bench-machine.
 #include "cuda/cuda.h"
 #include "cuda/device/check.cuh"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
-#include <cuda/atomic>
 #include <memory>
 #include <string>
 
@@ -16,8 +14,6 @@ namespace {
 constexpr int kPasses = 5;
 constexpr size_t kLinkBytes = size_t{256} << 20;
 constexpr size_t kReadBytes = size_t{1} << 30;
-constexpr uint32_t kRounds = 2000, kWarmRounds = 200;
-constexpr long long kPatience = 4'000'000'000;  // cycles that a kernel waits for an answer: about two seconds
 
 struct HostFree {
     void operator()(void* p) const { cudaFreeHost(p); }
@@ -86,23 +82,6 @@ __global__ void read_all(const uint4* words, size_t count, uint32_t* sum) {
     if (own != 0) atomicAdd(sum, own);
 }
 
-/// What the kernel and the CPU thread share, each flag on a line of its own.
-struct Flags {
-    alignas(128) uint32_t asked;     // written by the kernel: round 1, 2, ...
-    alignas(128) uint32_t answered;  // written by the CPU
-};
-
-__global__ void ask(Flags* flags, uint32_t rounds) {
-    using Flag = ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_system>;
-    Flag asked(flags->asked), answered(flags->answered);
-    for (uint32_t round = 1; round <= rounds; ++round) {
-        asked.store(round, ::cuda::memory_order_release);
-        const long long start = clock64();
-        while (answered.load(::cuda::memory_order_acquire) != round)
-            if (clock64() - start > kPatience) return;
-    }
-}
-
 }  // namespace
 
 LinkSpeed measure_link(int device) {
@@ -139,35 +118,6 @@ double measure_memory_read(int device) {
         check(cudaGetLastError(), "GPU ", device, ": starting a kernel");
         stream.wait();
     });
-}
-
-double measure_handoff_us(int device) {
-    use(device);
-    const auto flags = new_pinned<Flags>(device, sizeof(Flags));
-    *flags = {};
-    Flags* seen_by_card = nullptr;
-    check(cudaHostGetDevicePointer(&seen_by_card, flags.get(), 0), "GPU ", device, ": mapping host memory");
-    const Stream stream(device);
-    ask<<<1, 1, 0, stream>>>(seen_by_card, kRounds);
-    check(cudaGetLastError(), "GPU ", device, ": starting a kernel");
-
-    using Clock = std::chrono::steady_clock;
-    const std::atomic_ref<uint32_t> asked(flags->asked), answered(flags->answered);
-    auto start = Clock::now();
-    for (uint32_t round = 1; round <= kRounds; ++round) {
-        const auto deadline = Clock::now() + std::chrono::seconds(1);
-        while (asked.load(std::memory_order_acquire) != round)
-            if (Clock::now() > deadline) {  // before the kernel, whose memory this is, gives up too
-                answered.store(0, std::memory_order_release);
-                stream.wait();
-                fail("GPU ", device, ": a flag that a kernel raised in host memory was not seen within a second");
-            }
-        if (round == kWarmRounds) start = Clock::now();
-        answered.store(round, std::memory_order_release);
-    }
-    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-    stream.wait();
-    return seconds * 1e6 / (kRounds - kWarmRounds);
 }
 
 }  // namespace thermocline::cuda

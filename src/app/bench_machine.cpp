@@ -53,10 +53,14 @@ void print_link(const char* when, const cuda::LinkSpeed& link) {
 }
 
 void print(const scheduler::GpuSpeed& gpu) {
-    std::printf("GPU %d    %s, SM %d.%d, %lld MiB at %.1f GB/s read, %s, hand-off to the CPU and back %.2f us\n",
-                gpu.device.index, gpu.device.name.c_str(), gpu.device.compute_major, gpu.device.compute_minor,
-                static_cast<long long>(gpu.device.memory_bytes >> 20), gpu.memory_read, gpu.device.pci_address.c_str(),
-                gpu.handoff_us);
+    std::printf("GPU %d    %s, SM %d.%d, %lld MiB at %.1f GB/s read, %s\n", gpu.device.index, gpu.device.name.c_str(),
+                gpu.device.compute_major, gpu.device.compute_minor,
+                static_cast<long long>(gpu.device.memory_bytes >> 20), gpu.memory_read, gpu.device.pci_address.c_str());
+    for (const cuda::HandoffSpeed& handoff : gpu.handoffs)
+        if (handoff.us > 0)
+            std::printf("  hand-off to the CPU and back by %s: %.2f us\n", cuda::name_of(handoff.way), handoff.us);
+        else
+            std::printf("  no hand-off by %s: %s\n", cuda::name_of(handoff.way), handoff.why_not.c_str());
     print_link("", gpu.link);
     print_link(" while the CPU reads", gpu.busy_link);
     std::printf("  the CPU reads %.1f GB/s meanwhile\n", gpu.busy_cpu_read);

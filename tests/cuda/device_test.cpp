@@ -53,17 +53,13 @@ TEST(Speed, EveryDeviceIsMeasured) {
         EXPECT_GT(link.to_host, 0.5);
         EXPECT_GT(link.both, link.to_device / 2);
         EXPECT_GT(measure_memory_read(device.index), link.to_device);
-        const double handoff = measure_handoff_us(device.index);
-        EXPECT_GT(handoff, 0.2);
-        EXPECT_LT(handoff, 500.0);
     }
 }
 
 TEST(Speed, ADeviceThatIsNotThereIsAnErrorThatNamesIt) {
     const int missing = static_cast<int>(find_devices().found.size());
     for (const auto& measure :
-         {+[](int device) { measure_link(device); }, +[](int device) { measure_memory_read(device); },
-          +[](int device) { measure_handoff_us(device); }}) {
+         {+[](int device) { measure_link(device); }, +[](int device) { measure_memory_read(device); }}) {
         try {
             measure(missing);
             FAIL() << "GPU " << missing << " is not there";

@@ -28,7 +28,10 @@ MachineDescription measured() {
                    .busy_link = {50.0, 51.0, 90.0},
                    .busy_cpu_read = 30.0,
                    .memory_read = 1500.0,
-                   .handoff_us = 4.5}};
+                   .handoff_us = 4.5,
+                   .handoffs = {{cuda::FlagWait::kStreamOperation, 0, "an old driver"},
+                                {cuda::FlagWait::kSpinKernel, 4.5, ""},
+                                {cuda::FlagWait::kHostFunction, 60.0, ""}}}};
     return measured_description(machine, speed);
 }
 
@@ -48,6 +51,7 @@ TEST(MachineFile, ListsEveryNodeWithEveryCoreCount) {
     EXPECT_EQ(gpu["link_while_cpu_reads"]["to_host_gb_per_s"], 51.0);
     EXPECT_EQ(gpu["link_while_cpu_reads"]["cpu_read_gb_per_s"], 30.0);
     EXPECT_EQ(gpu["handoff_us"], 4.5);
+    EXPECT_EQ(gpu["handoff_us_by_way"], Json({{"spinning kernel", 4.5}, {"host function", 60.0}}));
 }
 
 TEST(MachineFile, WhatIsWrittenIsReadBack) {
@@ -99,6 +103,8 @@ TEST(MachineFile, WrongFilesAreRefusedByKey) {
     expect_refused(with([](Json& j) { j["gpus"][0]["link"].erase("to_device_gb_per_s"); }),
                    "gpus[0]: link: to_device_gb_per_s is missing");
     expect_refused(with([](Json& j) { j["gpus"][0]["handoff_us"] = nullptr; }), "handoff_us is null");
+    expect_refused(with([](Json& j) { j["gpus"][0]["handoff_us_by_way"]["telegraph"] = 1; }),
+                   "telegraph is no key of a machine file");
     expect_refused(with([](Json& j) { j["gpus"] = {{"a", 1}}; }), "gpus is object");
     expect_refused(with([](Json& j) { j.erase("origins"); }), "origins is missing");
     expect_refused(with([](Json& j) { j["origins"] = {{"*", "heard of"}}; }), "expected measured, published");
