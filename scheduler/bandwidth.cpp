@@ -1,5 +1,8 @@
 #include "scheduler/bandwidth.h"
 
+#include "src/base/error.h"
+#include "src/base/log.h"
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -78,5 +81,18 @@ double BandwidthProbe::copy() {
 }
 
 double measure_read_bandwidth(cpu::Workers& workers) { return BandwidthProbe(workers).read(); }
+
+double try_read_bandwidth(cpu::Workers& workers) {
+    if (workers.count() * static_cast<int64_t>(kBytesPerWorker) > available_memory() / 4) {
+        log::info("the bandwidth of the memory is not measured, too little is free");
+        return 0;
+    }
+    try {
+        return measure_read_bandwidth(workers);
+    } catch (const Error& error) {
+        log::warn("the bandwidth of the memory was not measured: {}", error.what());
+        return 0;
+    }
+}
 
 }  // namespace thermocline::scheduler

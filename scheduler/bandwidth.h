@@ -39,4 +39,8 @@ inline double rounded(double figure) { return std::round(figure * 1000.0) / 1000
 /// Read bandwidth by a probe of its own; takes about a third of a second.
 double measure_read_bandwidth(cpu::Workers& workers);
 
+/// The same where it is only for comparison; 0, and why is logged, if there is little memory to measure with: the
+/// weights of a large model should not leave the page cache for it.
+double try_read_bandwidth(cpu::Workers& workers);
+
 }  // namespace thermocline::scheduler

@@ -123,18 +123,33 @@ std::string ExpertSpeed::text() const {
         card_expert * 1e6, card_pair * 1e6, cpu_expert * 1e6, cpu_pair * 1e6, link * 1e6, cpu_rest * 1e6);
 }
 
-ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cuda::Frame& many,
-                            const cpu::Frame& on_host, const GpuExperts& experts) {
-    const auto there = on_host_of(handoffs, on_card.plan, experts);
+ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cpu::Frame& on_host, const GpuExperts& experts) {
+    const auto there = on_host_of(handoffs, on_host.plan, experts);
     const auto layers = static_cast<double>(
         std::count_if(there.begin(), there.end(), [](const auto& of_set) { return !of_set.empty(); }));
     CHECK(layers > 0);
     const int64_t rows = on_host.batch.rows();
     const ops::Experts& first = *handoffs.front().step;
-    for (const ops::Slot slot : {first.x, first.weights}) {
+    for (const ops::Slot slot : {first.x, first.weights})
         std::fill_n(on_host.slot(slot), rows * on_host.cols(slot), 0.0f);
+    const double one = seconds_of([&](int i) { play_on_host(handoffs, on_host, there, 1, 1, i); }) / layers;
+    const double more = seconds_of([&](int i) { play_on_host(handoffs, on_host, there, 1, first.top_k, i); }) / layers;
+    const double many = seconds_of([&](int i) { play_on_host(handoffs, on_host, there, rows, 1, i); }) / layers;
+
+    ExpertSpeed speed;
+    speed.cpu_expert = first.top_k > 1 ? std::max(more - one, 0.02 * one) / (first.top_k - 1) : one;
+    speed.cpu_rest = std::max(0.0, one - speed.cpu_expert);
+    speed.cpu_pair = std::max(0.0, many - speed.cpu_rest) / static_cast<double>(rows);
+    return speed;
+}
+
+ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cuda::Frame& many,
+                            const cpu::Frame& on_host, const GpuExperts& experts) {
+    ExpertSpeed speed = measure_experts(handoffs, on_host, experts);
+    const int64_t rows = on_host.batch.rows();
+    const ops::Experts& first = *handoffs.front().step;
+    for (const ops::Slot slot : {first.x, first.weights})
         on_card.stream.copy(on_card.slot(slot), on_host.slot(slot), rows * on_host.cols(slot) * 4);
-    }
     const auto residents = some_residents(handoffs, experts);
     double more = 0, any = 0;  // residents beyond the first of each layer; layers with one
     for (const auto& of_set : residents) {
@@ -144,20 +159,12 @@ ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame
     const double card_one = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, 1); });
     const double card_more = seconds_of([&](int) { play_on_card(handoffs, on_card, residents, SIZE_MAX); });
     const double card_rows = seconds_of([&](int) { play_on_card(handoffs, many, residents, 1); }, 1);
-    const double cpu_one = seconds_of([&](int i) { play_on_host(handoffs, on_host, there, 1, 1, i); }) / layers;
-    const double cpu_more =
-        seconds_of([&](int i) { play_on_host(handoffs, on_host, there, 1, first.top_k, i); }) / layers;
-    const double cpu_rows = seconds_of([&](int i) { play_on_host(handoffs, on_host, there, rows, 1, i); }) / layers;
 
-    ExpertSpeed speed;
     speed.card_expert = more > 0 ? std::max(card_more - card_one, 0.02 * card_one) / more : card_one / any;
     speed.card_pair = std::max(0.0, card_rows - card_one) / (any * first.top_k * static_cast<double>(rows));
     const TokenWork work = token_work(on_card.plan, 1);
     speed.card_rest = work.shared_bytes / work.layers / work.expert_bytes * speed.card_expert;
-    speed.cpu_expert = first.top_k > 1 ? std::max(cpu_more - cpu_one, 0.02 * cpu_one) / (first.top_k - 1) : cpu_one;
-    const double call = std::max(0.0, cpu_one - speed.cpu_expert);
-    speed.cpu_pair = std::max(0.0, cpu_rows - call) / static_cast<double>(rows);
-    speed.cpu_rest = call + handoff_seconds(handoffs.front(), on_card);
+    speed.cpu_rest += handoff_seconds(handoffs.front(), on_card);
     speed.link = experts.link_seconds();
     return speed;
 }

@@ -35,9 +35,13 @@ private:
     double card_rest_of(int64_t rows) const;
 };
 
-/// `on_card`: of one row, its stream idle; `many`: the same of some rows; `on_host`: of the workers and as many. Their
-/// slots are overwritten, flags are left raised. Some experts lie on the card, some are on the host (CHECK). Takes some
-/// passes' time. Throws Error if the card fails.
+/// The CPU's side alone, `on_host`: of some rows and the workers; its slots are overwritten. Some experts are on the
+/// host (CHECK). Takes some passes' time.
+ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cpu::Frame& on_host, const GpuExperts& experts);
+
+/// Both. `on_card`: of one row, its stream idle; `many`: the same of some rows; `on_host`: of the workers and as many.
+/// Their slots are overwritten, flags are left raised. Some experts lie on the card, some are on the host (CHECK).
+/// Takes some passes' time. Throws Error if the card fails.
 ExpertSpeed measure_experts(std::span<const Handoff> handoffs, const cuda::Frame& on_card, const cuda::Frame& many,
                             const cpu::Frame& on_host, const GpuExperts& experts);
 

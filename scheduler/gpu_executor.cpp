@@ -113,7 +113,8 @@ void GpuExecutor::begin(const ResidencyRules& rules, bool any_resident) {
     stream_->copy(workspace_.tickets, upload_, cuda::kMostSiteRows * int64_t{sizeof(uint32_t)});  // zeros
     stream_->wait(patience_many_);
     const bool streams = rules.streaming != ResidencyRules::Streaming::kNone && experts_.ring() > 0;
-    if (any_resident && (balances_ || streams)) measure();
+    const bool divides = any_resident && (balances_ || streams);
+    if (divides || on_cpu() > 0) measure(divides);
     if (streams)
         stream_of_experts_ = std::make_unique<ExpertStream>(plan_, device_, experts_, limits_.max_rows, speed_,
                                                             rules.streaming == ResidencyRules::Streaming::kShared);
@@ -359,7 +360,9 @@ cpu::Frame GpuExecutor::host_frame(const ops::Batch& batch) const {
     return {plan_, batch, host_slots_.data(), nullptr, shared_, per_worker_, workers_, kernels_, prefetches_};
 }
 
-void GpuExecutor::measure() {
+int64_t GpuExecutor::on_cpu() const { return expert_count(plan_) - std::ssize(experts_.resident()); }
+
+void GpuExecutor::measure(bool on_card) {
     const auto rows = static_cast<size_t>(std::min(limits_.max_rows, kGraphRows));
     const std::vector<int32_t> tokens(rows);
     const std::vector<int64_t> positions(rows);
@@ -367,6 +370,10 @@ void GpuExecutor::measure() {
         return ops::Batch{std::span(tokens).first(count), std::span(positions).first(count), {}, {}};
     };
     const ops::Batch one = batch_of(1), many = batch_of(rows);
+    if (!on_card) {
+        speed_ = measure_experts(handoffs_, host_frame(many), experts_);
+        return;
+    }
     speed_ = measure_experts(handoffs_, frame(one), frame(many), host_frame(many), experts_);
     log::info("GPU {}: {}", device_.info().index, speed_.text());
 }
@@ -641,14 +648,13 @@ std::vector<OperatorReport> GpuExecutor::operators(bool measured) {
     const double gigabytes = static_cast<double>(GpuExperts::slot_bytes(plan_)) * 1e-9;
     const auto rate = [&](double seconds) { return measured && seconds > 0 ? gigabytes / seconds : 0.0; };
     const std::string name = experts_name(plan_, *handoffs_.front().step);
-    const int64_t here = std::ssize(experts_.resident()), elsewhere = expert_count(plan_) - here;
     for (OperatorReport& report : reports) {
         if (report.operators != name) continue;
-        report.count = here;
+        report.count = std::ssize(experts_.resident());
         report.gb_per_s = rate(speed_.card_expert);
     }
-    if (elsewhere > 0)
-        reports.push_back({name, "CPU " + std::string(kernels_.name), "", elsewhere, rate(speed_.cpu_expert)});
+    if (on_cpu() > 0)
+        reports.push_back({name, "CPU " + std::string(kernels_.name), "", on_cpu(), rate(speed_.cpu_expert)});
     return reports;
 }
 

@@ -79,7 +79,7 @@ public:
     void profile_steps(StepProfile* profile, size_t first) { profile_ = profile, first_step_ = first; }
     void record_routing(RoutingRecord* record) override { routing_ = record; }
     ResidencyCounters residency() const override;
-    /// As measured at the start; nothing if the rules have no use for it.
+    /// As measured at the start; of the card nothing if the rules have no use for it.
     const ExpertSpeed& speed() const { return speed_; }
     std::vector<ExpertName> resident() const override { return experts_.resident(); }
     int64_t movable_slots() const override { return experts_.movable_slots(); }
@@ -140,7 +140,10 @@ private:
     /// Brings them near until the job comes; false: not known yet.
     bool prefetch(size_t layer);
     cpu::Frame host_frame(const ops::Batch& batch) const;
-    void measure();
+    /// Experts that are not on the card.
+    int64_t on_cpu() const;
+    /// What experts take on the CPU, and on the card if that is wanted.
+    void measure(bool on_card);
     /// Of a pass over a prompt: what is not on the card comes there or is computed by the CPU, layer by layer.
     void share_experts(const Handoff& handoff);
     /// Different experts among `ids`, -1 left out.

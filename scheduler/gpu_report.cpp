@@ -114,17 +114,18 @@ void measure_products(const cuda::Frame& f, cuda::Device& device, std::vector<Op
     }
 }
 
-std::string report_text(std::span<const OperatorReport> reports, double card_gb_per_s) {
+std::string report_text(std::span<const OperatorReport> reports, double card_gb_per_s, double host_gb_per_s) {
     std::string text = "what runs where, one row";
     if (card_gb_per_s > 0) text += printed("; the card reads %.0f GB/s", card_gb_per_s);
+    if (host_gb_per_s > 0) text += printed("; the CPU reads %.0f GB/s", host_gb_per_s);
     for (const OperatorReport& one : reports) {
         text +=
             printed("\n  %5lld x %s: %s", static_cast<long long>(one.count), one.operators.c_str(), one.where.c_str());
         if (!one.kernels.empty()) text += ", " + one.kernels;
         if (one.gb_per_s <= 0) continue;
         text += printed(", %.1f GB/s", one.gb_per_s);
-        if (one.where == "card" && card_gb_per_s > 0)
-            text += printed(" (%.0f %%)", 100.0 * one.gb_per_s / card_gb_per_s);
+        const double limit = one.where == "card" ? card_gb_per_s : host_gb_per_s;
+        if (limit > 0) text += printed(" (%.0f %%)", 100.0 * one.gb_per_s / limit);
     }
     return text;
 }

@@ -33,8 +33,8 @@ std::vector<OperatorReport> card_operators(const cuda::Frame& f, std::span<const
 /// slots are overwritten. Takes some passes' time. Throws Error if the card fails.
 void measure_products(const cuda::Frame& f, cuda::Device& device, std::vector<OperatorReport>& reports);
 
-/// A line each. `card_gb_per_s`: what the card reads its memory with; 0: not known.
-std::string report_text(std::span<const OperatorReport> reports, double card_gb_per_s);
+/// A line each. `card_gb_per_s`, `host_gb_per_s`: what the card and the CPU read their memory with; 0: not known.
+std::string report_text(std::span<const OperatorReport> reports, double card_gb_per_s, double host_gb_per_s);
 
 /// What was found at the start; GB/s 0: not measured.
 struct Fallbacks {

@@ -2,6 +2,7 @@
 
 #include "cuda/cuda.h"
 #include "cuda/emulation/device.h"
+#include "scheduler/bandwidth.h"
 #include "scheduler/cpu_executor.h"
 #include "scheduler/gpu_executor.h"
 #include "scheduler/gpu_layout.h"
@@ -399,9 +400,15 @@ PrefetchRules Gpus::prefetch_rules(const ExpertTiers& tiers) const {
             .foretells = wishes_.prefetch == "auto"};
 }
 
+double Gpus::host_memory_read(cpu::Workers& workers) const {
+    const bool any_measured = std::ranges::any_of(
+        cards_, [](const Card& card) { return !is_emulated(*card.device) && card.tiers.slots < card.tiers.experts; });
+    return any_measured ? try_read_bandwidth(workers) : 0.0;
+}
+
 std::unique_ptr<GpuExecutor> Gpus::executor_of(Card& card, const ops::Plan& part, cpu::Workers& workers,
                                                const cpu::KernelTable& kernels, const ExecutorLimits& limits,
-                                               memory::PackedWeights* packed) {
+                                               memory::PackedWeights* packed, double host_read) {
     CHECK(card_bytes(part, limits, sequences_, card.tiers.slots).all() <= card.reserved.bytes());
     auto executor =
         std::make_unique<GpuExecutor>(part, *card.device, workers, kernels, limits, sequences_, card.resident,
@@ -415,7 +422,7 @@ std::unique_ptr<GpuExecutor> Gpus::executor_of(Card& card, const ops::Plan& part
         for (const std::string& line : executor->use_library())
             log::info("GPU {}: products of prompts: {}", card.device->info().index, line);
     log::info("GPU {}: {}", card.device->info().index,
-              report_text(executor->operators(!is_emulated(*card.device)), card.memory_read));
+              report_text(executor->operators(!is_emulated(*card.device)), card.memory_read, host_read));
     return executor;
 }
 
@@ -432,14 +439,15 @@ std::unique_ptr<Executor> Gpus::new_executor(const ops::Plan& plan, cpu::Workers
                                              std::span<std::byte> weights, memory::PackedWeights* packed) {
     if (!any()) return std::make_unique<CpuExecutor>(plan, workers, kernels, limits, prefetch_rules(tiers_));
     pin(weights);
+    const double host_read = host_memory_read(workers);
     std::unique_ptr<Executor> executor;
     if (cards_.size() == 1) {
-        executor = executor_of(cards_.front(), plan, workers, kernels, limits, packed);
+        executor = executor_of(cards_.front(), plan, workers, kernels, limits, packed, host_read);
     } else {
         auto split = std::make_unique<SplitExecutor>(plan, limits);
         for (Card& card : cards_)
             split->add(card.layers, [&](const ops::Plan& part) {
-                return executor_of(card, part, workers, kernels, limits, packed);
+                return executor_of(card, part, workers, kernels, limits, packed, host_read);
             });
         executor = std::move(split);
     }

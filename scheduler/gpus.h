@@ -142,9 +142,11 @@ private:
     void pin(std::span<std::byte> weights);
     ResidencyRules rules_for(const Card& card) const;
     PrefetchRules prefetch_rules(const ExpertTiers& tiers) const;
+    /// GB/s, what rates of experts on the CPU are held against; 0: none are measured, or this is not.
+    double host_memory_read(cpu::Workers& workers) const;
     std::unique_ptr<GpuExecutor> executor_of(Card& card, const ops::Plan& part, cpu::Workers& workers,
                                              const cpu::KernelTable& kernels, const ExecutorLimits& limits,
-                                             memory::PackedWeights* packed);
+                                             memory::PackedWeights* packed, double host_read);
 
     GpuWishes wishes_;
     std::vector<Card> cards_;

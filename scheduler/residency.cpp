@@ -73,7 +73,7 @@ Residency::Residency(std::span<const int64_t> sizes, std::span<const ExpertName>
 void Residency::begin_pass(int64_t rows, bool is_prompt) {
     ++pass_;
     missed_.clear();
-    is_prompt_ = is_prompt;
+    chosen_stay_ = !is_prompt || rules_.ring > 0;
     weight_ = is_prompt ? rules_.prompt_weight : 1.0;
     inflation_ *= std::exp2(static_cast<double>(rows) * weight_ / rules_.half_life);
     if (inflation_ < kTooLarge) return;
@@ -126,12 +126,12 @@ void Residency::note(ops::ExpertsId set, std::span<const int32_t> ids) {
 }
 
 /// Puts the slots that may be taken in order, set by set, the least score (of equals the lowest slot) last. Experts of
-/// the last two passes stay, but for prompts: these choose nearly all.
+/// the last two passes stay, but for prompts: these choose nearly all. (Those of a ring are adopted already.)
 void Residency::collect_victims() {
     for (std::vector<int32_t>& victims : victims_) victims.clear();
     for (auto slot = static_cast<size_t>(rules_.core); slot < slots_.size(); ++slot) {
         const ExpertName name = slots_[slot].name;
-        if (slots_[slot].busy || at(name).pinned || (!is_prompt_ && at(name).last_pass > pass_ - 2)) continue;
+        if (slots_[slot].busy || at(name).pinned || (chosen_stay_ && at(name).last_pass > pass_ - 2)) continue;
         victims_[static_cast<size_t>(name.set)].push_back(static_cast<int32_t>(slot));
     }
     for (std::vector<int32_t>& victims : victims_)

@@ -144,7 +144,7 @@ private:
     std::vector<std::vector<int32_t>> victims_;  // scratch of choose(): slots of each set, the least score last
     std::vector<int64_t> counted_;               // scratch of note(), [experts of the largest set]
     double inflation_ = 1, weight_ = 1;
-    bool is_prompt_ = false;
+    bool chosen_stay_ = true;
     int64_t pass_ = 0, hits_ = 0, choices_ = 0, pins_ = 0;
 };
 

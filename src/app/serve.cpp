@@ -93,22 +93,6 @@ server::ServedModel served_model(const ServeFlags& flags, const engine::Assembly
     return served;
 }
 
-/// What the page holds the bytes of answers against; 0 where there is no memory to measure with: the weights of a large
-/// model should not leave the page cache for it.
-double memory_speed(cpu::Workers& workers) {
-    constexpr int64_t kBytesPerWorker = int64_t{128} << 20;  // scheduler/bandwidth.h
-    if (workers.count() * kBytesPerWorker > available_memory() / 4) {
-        log::info("the bandwidth of the memory is not measured, too little is free");
-        return 0;
-    }
-    try {
-        return scheduler::measure_read_bandwidth(workers);
-    } catch (const Error& error) {
-        log::warn("the bandwidth of the memory was not measured: {}", error.what());
-        return 0;
-    }
-}
-
 /// True if the engine broke: clients hear of it for some seconds, then a supervisor may start us again.
 bool wait_for_end(server::StopSignal& stop, const engine::Engine& engine) {
     while (!stop.wait(std::chrono::milliseconds(500))) {
@@ -138,7 +122,7 @@ void serve(const ServeFlags& flags) {
         server::Backend backend{assembly.engine.get(), assembly.tokenizer.get(), served_model(flags, assembly)};
         if (!assembly.routing->layers().empty()) backend.experts = [&assembly] { return engine::expert_use(assembly); };
         backend.admin = assembly.admin.get();
-        backend.read_gb_per_second = memory_speed(*assembly.workers);
+        backend.read_gb_per_second = scheduler::try_read_bandwidth(*assembly.workers);
         server.serve(std::move(backend));
         log::info("listening on http://{}:{}", options.http.host, port);
         broken = wait_for_end(stop, *assembly.engine);

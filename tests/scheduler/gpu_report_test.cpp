@@ -36,6 +36,7 @@ TEST(GpuReport, NamesTheKernelsOfAllOperatorsAndMeasuresProducts) {
         }
         if (!on_card) {
             EXPECT_EQ(one.where, std::string("CPU ") + kernels.name);
+            EXPECT_GT(one.gb_per_s, 0) << "the card has none of them";
             experts += one.count;
         }
     }
@@ -51,7 +52,7 @@ TEST(GpuReport, NamesTheKernelsOfAllOperatorsAndMeasuresProducts) {
     EXPECT_EQ(experts, all);
     EXPECT_GT(linear, products / 2);  // the others are part of fused groups
 
-    const std::string text = report_text(reports, 0);
+    const std::string text = report_text(reports, 0, 0);
     EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), std::ssize(reports)) << text;
     EXPECT_LT(text.size(), 4000u) << text;
 }
@@ -59,10 +60,14 @@ TEST(GpuReport, NamesTheKernelsOfAllOperatorsAndMeasuresProducts) {
 TEST(GpuReport, RatesStandBesideThoseOfTheMemory) {
     const OperatorReport reports[] = {{"Linear F8_E4M3", "card", "FewVectors", 12, 800.0},
                                       {"Experts MXFP4", "CPU avx2", "", 64, 40.0}};
-    EXPECT_EQ(report_text(reports, 1000.0),
+    EXPECT_EQ(report_text(reports, 1000.0, 0),
               "what runs where, one row; the card reads 1000 GB/s\n"
               "     12 x Linear F8_E4M3: card, FewVectors, 800.0 GB/s (80 %)\n"
               "     64 x Experts MXFP4: CPU avx2, 40.0 GB/s");
+    EXPECT_EQ(report_text(reports, 1000.0, 50.0),
+              "what runs where, one row; the card reads 1000 GB/s; the CPU reads 50 GB/s\n"
+              "     12 x Linear F8_E4M3: card, FewVectors, 800.0 GB/s (80 %)\n"
+              "     64 x Experts MXFP4: CPU avx2, 40.0 GB/s (80 %)");
 }
 
 TEST(GpuReport, WhatIsSlowIsSlowOnlyWhereItMatters) {
