@@ -10,7 +10,6 @@
 #include "scheduler/gpu_weights.h"
 #include "scheduler/placement_file.h"
 #include "scheduler/printed.h"
-#include "scheduler/printed.h"
 #include "scheduler/routing_profile.h"
 #include "scheduler/split_executor.h"
 #include "src/base/check.h"
