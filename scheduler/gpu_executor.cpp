@@ -251,7 +251,10 @@ void GpuExecutor::take_result(const Group& group, GpuOrder& order, const Handoff
     const ops::Experts& experts = *handoff.step;
     const ops::Slot out = experts.out;
     order.flush();
-    if (streaming_) share_experts(handoff);
+    if (streaming_)
+        share_experts(handoff);
+    else if (at_once_ != nullptr)
+        serve_next(*at_once_);
     stream_->wait_for(handoff.to.done);
     const auto sum_with = [&](ops::Slot shared, const ops::Uses& uses) {
         order.play_as(uses, [&](const cuda::Frame& f) {
@@ -329,9 +332,16 @@ void GpuExecutor::fetch_logits() const {
                       outputs_played_ * plan_.vocab * 4);
 }
 
-void GpuExecutor::play(const cuda::Frame& f) {
-    if (f.batch.rows > kGraphRows) return enqueue(f);
-    graphs_.play({f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}, [&] { enqueue(f); });
+void GpuExecutor::play(const cuda::Frame& f, const ops::Batch& batch) {
+    const auto put = [&](bool recorded) {
+        at_once_ = recorded || streaming_ ? nullptr : &batch;
+        enqueue(f);
+    };
+    if (f.batch.rows > kGraphRows)
+        put(false);
+    else
+        graphs_.play({f.batch.rows, f.batch.outputs, f.expert_slots != nullptr, prefetches_}, put);
+    at_once_ = nullptr;
 }
 
 void GpuExecutor::compute(const Handoff& handoff, const ops::Batch& batch) {
@@ -471,19 +481,21 @@ bool GpuExecutor::prefetch(size_t layer) {
     return true;
 }
 
-void GpuExecutor::serve_experts(const ops::Batch& batch) {
+void GpuExecutor::ask_for_known() {
     // What goes by token is known at once, and a file is slow.
     for (size_t i = 0; i < handoffs_.size() && prefetches_ && reader_; ++i)
         if (prefetch_->known(i, nullptr)) reader_->ask(i, expected_absent(i));
-    for (awaited_ = 0; awaited_ < handoffs_.size(); ++awaited_) {
-        to_prefetch_ = prefetches_ ? &batch : nullptr;
-        const Handoff& handoff = handoffs_[awaited_];
-        await_job(handoff);
-        to_prefetch_ = nullptr;
-        if (reader_ && flag_of(handoff.to.job) == cuda::kJob)
-            reader_->ask(awaited_, {handoff.to.ids, static_cast<size_t>(batch.rows() * handoff.step->top_k)});
-        compute(handoff, batch);
-    }
+}
+
+void GpuExecutor::serve_next(const ops::Batch& batch) {
+    to_prefetch_ = prefetches_ ? &batch : nullptr;
+    const Handoff& handoff = handoffs_[awaited_];
+    await_job(handoff);
+    to_prefetch_ = nullptr;
+    if (reader_ && flag_of(handoff.to.job) == cuda::kJob)
+        reader_->ask(awaited_, {handoff.to.ids, static_cast<size_t>(batch.rows() * handoff.step->top_k)});
+    compute(handoff, batch);
+    ++awaited_;
 }
 
 void GpuExecutor::lower_flags() {
@@ -503,7 +515,7 @@ void GpuExecutor::wait_for_earlier() {
 
 void GpuExecutor::abandon() noexcept {
     streaming_.reset();
-    to_prefetch_ = nullptr;
+    at_once_ = to_prefetch_ = nullptr;
     if (stream_of_experts_ && !stream_of_experts_->release()) unfinished_ = true;
     for (const Handoff& handoff : handoffs_) raise(handoff.to.done);
     try {
@@ -580,8 +592,10 @@ void GpuExecutor::pass(std::span<const Part> parts, const ops::Batch& batch, con
                 streaming_ = Pass{&batch, &f};
                 noted = true;
             }
-            play(f);
-            if (!streaming_) serve_experts(batch);
+            awaited_ = 0;
+            ask_for_known();
+            play(f, batch);
+            while (!streaming_ && awaited_ < handoffs_.size()) serve_next(batch);
             const auto since = Clock::now();
             while (streaming_ && !stream_of_experts_->all_come() && !stream_->finished() &&
                    Clock::now() - since < patience_)

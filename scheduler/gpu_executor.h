@@ -126,10 +126,12 @@ private:
     void fetch_results(const cuda::Frame& frame);
     bool knows_top_logits(int64_t outputs) const;
     void fetch_logits() const;
-    void play(const cuda::Frame& frame);
+    void play(const cuda::Frame& frame, const ops::Batch& batch);
     void play_timed(const cuda::Frame& frame, const ops::Batch& batch);
-    /// Computes all experts of a pass as the card asks for them.
-    void serve_experts(const ops::Batch& batch);
+    /// Has a file read what is known before the pass.
+    void ask_for_known();
+    /// Computes the experts of the next layer when the card asks for them.
+    void serve_next(const ops::Batch& batch);
     void compute(const Handoff& handoff, const ops::Batch& batch);
     void await_job(const Handoff& handoff);
     /// Until the card is idle; `what` it still does. Error if that takes longer.
@@ -196,6 +198,10 @@ private:
     std::optional<ExpertReader> reader_;  // nothing: all experts are in memory
 
     RecordedPasses graphs_;
+    // Set while a pass that is not recorded is put into the stream: each job is served before the stream is told to
+    // wait for its end, since behind a wait a stream takes about a thousand launches and then holds up whoever adds
+    // more.
+    const ops::Batch* at_once_ = nullptr;
     ExpertSpeed speed_;
     const bool balances_, streams_all_;
     std::unique_ptr<ExpertStream> stream_of_experts_;  // null: nothing is streamed

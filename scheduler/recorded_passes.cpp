@@ -20,10 +20,10 @@ void stop_recording(cuda::Stream& stream) noexcept {
 
 }  // namespace
 
-std::unique_ptr<cuda::Graph> RecordedPasses::record(const std::function<void()>& enqueue) {
+std::unique_ptr<cuda::Graph> RecordedPasses::record(const std::function<void(bool recorded)>& enqueue) {
     stream_.begin_recording();
     try {
-        enqueue();
+        enqueue(true);
     } catch (...) {
         stop_recording(stream_);
         throw;
@@ -41,16 +41,16 @@ std::unique_ptr<cuda::Graph> RecordedPasses::record(const std::function<void()>&
     }
 }
 
-void RecordedPasses::play(const Kind& kind, const std::function<void()>& enqueue) {
+void RecordedPasses::play(const Kind& kind, const std::function<void(bool recorded)>& enqueue) {
     const auto found = std::ranges::find(recorded_, kind, &Recorded::kind);
     if (found != recorded_.end()) {
         std::rotate(found, found + 1, recorded_.end());
         return stream_.play(*recorded_.back().graph);
     }
-    if (most_ == 0) return enqueue();
+    if (most_ == 0) return enqueue(false);
     if (recorded_.size() == most_) recorded_.erase(recorded_.begin());
     std::unique_ptr<cuda::Graph> graph = record(enqueue);
-    if (graph == nullptr) return enqueue();
+    if (graph == nullptr) return enqueue(false);
     recorded_.push_back({kind, std::move(graph)});
     stream_.play(*recorded_.back().graph);
 }

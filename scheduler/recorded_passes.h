@@ -31,7 +31,7 @@ public:
     /// Has the stream, all of whose earlier work is done, do what `enqueue` puts into it for such a pass. Where a graph
     /// is refused, the pass is played without, and no more are kept from then on than there were. Throws what `enqueue`
     /// throws, and Error if the card fails.
-    void play(const Kind& kind, const std::function<void()>& enqueue);
+    void play(const Kind& kind, const std::function<void(bool recorded)>& enqueue);
 
 private:
     struct Recorded {
@@ -39,7 +39,7 @@ private:
         std::unique_ptr<cuda::Graph> graph;
     };
     /// Null: refused.
-    std::unique_ptr<cuda::Graph> record(const std::function<void()>& enqueue);
+    std::unique_ptr<cuda::Graph> record(const std::function<void(bool recorded)>& enqueue);
 
     cuda::Stream& stream_;
     size_t most_;

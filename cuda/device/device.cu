@@ -211,7 +211,7 @@ public:
     }
 
 private:
-    static constexpr int64_t kMostPinned = int64_t{64} << 30;
+    static constexpr int64_t kMostPinned = int64_t{256} << 30;
 
     std::mutex mutex_;                                      // guards what follows
     std::map<std::byte*, std::vector<std::byte*>> pinned_;  // pieces of what pin() was given
@@ -262,7 +262,13 @@ std::unique_ptr<Device> open_device(int index, std::span<const FlagWait> ways) {
             check(cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        static_cast<int>(kMaxSharedBytes)),
                   "GPU ", index, " (", info.name, ", SM", info.compute_major, info.compute_minor, "): kernel ",
-                  entry.name, " (this program carries code for SM80, 89, 90 and 120)");
+                  entry.name,
+                  " (this program carries code for SM80, 89, 90 and 120; leave other cards out with "
+                  "CUDA_VISIBLE_DEVICES, --gpus none computes on the CPU alone)");
+            // Loads it. At its first launch it might be loaded behind a wait that this very thread has to end, for
+            // which loading waits (CUDA programming guide, lazy loading).
+            cudaFuncAttributes attributes{};
+            check(cudaFuncGetAttributes(&attributes, entry.function), "GPU ", index, ": loading kernel ", entry.name);
         }
         const WaitValue wait_value = find_wait_value();
         for (const FlagWait way : ways) {

@@ -2,6 +2,8 @@
 #include "cuda/cuda.h"
 #include "cuda/device/check.cuh"
 
+#include <cstdlib>
+
 namespace thermocline::cuda {
 
 namespace {
@@ -22,6 +24,8 @@ std::string driver_text() {
 
 Devices find_devices() {
     Devices devices;
+    // Streams that share a queue of the card hold one another up while one waits for a flag; by itself there are eight.
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     int count = 0;
     if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess) {
         (void)cudaGetLastError();

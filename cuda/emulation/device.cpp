@@ -142,7 +142,13 @@ public:
         return graph;
     }
     void play(const Graph& graph) override {
-        for (const Work& one : static_cast<const RecordedGraph&>(graph).work) add(one);
+        state_.check();
+        {
+            const std::lock_guard lock(mutex_);
+            const auto& work = static_cast<const RecordedGraph&>(graph).work;
+            queue_.insert(queue_.end(), work.begin(), work.end());
+        }
+        changed_.notify_all();
     }
 
     bool finished() override {
@@ -167,7 +173,8 @@ private:
             return;
         }
         {
-            const std::lock_guard lock(mutex_);
+            std::unique_lock lock(mutex_);
+            changed_.wait(lock, [&] { return std::ssize(queue_) < state_.config.most_pending || state_.lost; });
             queue_.push_back(std::move(work));
         }
         changed_.notify_all();

@@ -41,6 +41,7 @@ struct Config {
     bool library = false;                             // whether Stream::multiply() is there
     Link link = {};
     Faults faults = {};
+    int64_t most_pending = 1000;  // what a stream takes unstarted, beside graphs; more holds up whoever adds it
     std::chrono::milliseconds end_patience = std::chrono::minutes(10);  // as kEndPatience, of what is far slower
     bool operator==(const Config&) const = default;
 };

@@ -608,6 +608,17 @@ TEST(GpuExecutorFaults, APassWithoutAGraphIsPlayedAllTheSame) {
     EXPECT_EQ(card.feed(*a, tokens, 5), plain.feed(*b, tokens, 5));
 }
 
+/// As a stream of a real card, which takes a thousand launches and then holds up the thread that adds more: behind the
+/// wait for a result none may be added until that thread has seen to it.
+TEST(GpuExecutor, PassesWithoutAGraphNeedNoRoomForAllOfTheirLaunches) {
+    const std::vector<int32_t> tokens = tiny::tokens(40);
+    for (const int64_t rows : {5, 40}) {
+        OnCard card(KvCacheDtype::kF32, {.faults = {.refuse_graph = 1}, .most_pending = 40}), plain(KvCacheDtype::kF32);
+        const auto a = card.executor.new_sequence(), b = plain.executor.new_sequence();
+        EXPECT_EQ(card.feed(*a, tokens, rows), plain.feed(*b, tokens, rows));
+    }
+}
+
 TEST(GpuExecutorFaults, ACardThatIsStillBusyKeepsItsMemory) {
     const std::vector<int32_t> tokens = tiny::tokens(40);
     OnCard card(KvCacheDtype::kF32);

@@ -24,7 +24,7 @@ public:
     int play(int64_t rows) {
         int times = 0;
         *out_.as<int64_t>() = -1;
-        passes_.play({rows, 1, false, false}, [&] {
+        passes_.play({rows, 1, false, false}, [&](bool) {
             ++times;
             stream_->copy(out_.data(), numbers_.as<int64_t>() + rows, 8);
         });
@@ -68,7 +68,7 @@ TEST(RecordedPasses, WhereAGraphIsRefusedThePassIsPlayedWithout) {
 
 TEST(RecordedPasses, WhatFailsWhileItIsRecordedLeavesTheStreamUsable) {
     Player player(64);
-    EXPECT_THROW(player.passes().play({1, 1, false, false}, [] { throw std::runtime_error("no"); }),
+    EXPECT_THROW(player.passes().play({1, 1, false, false}, [](bool) { throw std::runtime_error("no"); }),
                  std::runtime_error);
     EXPECT_EQ(player.play(1), 1);
     EXPECT_EQ(player.play(1), 0);
