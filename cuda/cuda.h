@@ -25,6 +25,9 @@ struct Devices {
 /// The cards that this process can use. Never fails: a machine without any is a normal one.
 Devices find_devices();
 
+/// The code of the fat binary that a card of this SM version runs ("sm_120f"); "": none.
+std::string kernel_target(int compute_major, int compute_minor);
+
 /// Copies between pinned host memory and a card, GB/s.
 struct LinkSpeed {
     double to_device = 0.0, to_host = 0.0;  // one direction alone

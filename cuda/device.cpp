@@ -1,5 +1,6 @@
 #include "cuda/device.h"
 
+#include "cuda/cuda.h"
 #include "cuda/kernels/list.h"
 
 namespace thermocline::cuda {
@@ -13,6 +14,13 @@ const char* name_of(FlagWait way) {
         case FlagWait::kHostFunction:
             return "host function";
     }
+    return "";
+}
+
+std::string kernel_target(int compute_major, int compute_minor) {
+    if (compute_major == 8) return compute_minor == 9 ? "sm_89" : "sm_80";
+    if (compute_major == 9) return "sm_90";
+    if (compute_major == 12) return "sm_120f";
     return "";
 }
 

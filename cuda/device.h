@@ -89,6 +89,14 @@ public:
 inline constexpr int64_t kAlignment = 256;
 constexpr int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
+/// Memory of the host is registered in pieces, since the driver refuses 512 GiB at once and no copy may reach from one
+/// piece into the next. They end where the address is a multiple of this, so that everybody knows where to divide.
+inline constexpr int64_t kPinnedPiece = int64_t{256} << 30;
+/// Bytes from `memory` to the end of its piece.
+inline int64_t pinned_as_one(const void* memory) {
+    return kPinnedPiece - static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory) % uintptr_t{kPinnedPiece});
+}
+
 class Device {
 public:
     virtual ~Device() = default;

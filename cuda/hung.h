@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device.h"
+#include "cuda/remedies.h"
 #include "src/base/end_process.h"
 #include "src/base/error.h"
 
@@ -26,9 +27,7 @@ inline bool ends_within(Stream& stream, std::chrono::milliseconds limit) {
 /// Ends the process, saying that the card has not done its work for so long.
 [[noreturn]] inline void end_hung(int index, std::chrono::milliseconds waited) {
     end_process("GPU " + std::to_string(index) + " hangs: what was asked of it has not ended for " +
-                std::to_string(waited.count()) +
-                " ms. Look for its errors (dmesg, nvidia-smi -q) and reset it (nvidia-smi --gpu-reset) or restart the "
-                "machine before the next start");
+                std::to_string(waited.count()) + " ms. " + kHungRemedy);
 }
 
 }  // namespace thermocline::cuda

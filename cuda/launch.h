@@ -32,6 +32,14 @@ constexpr int most_threads() {
     return 512;
 }
 
+/// How many blocks of a kernel a multiprocessor shall at least hold at once, where the compiler would rather spill
+/// registers to hold more; 0: left to it.
+template <typename Kernel>
+constexpr int least_blocks() {
+    if constexpr (requires { Kernel::kLeastBlocks; }) return Kernel::kLeastBlocks;
+    return 0;
+}
+
 /// A closed list of kernels; a kernel is known by its place in it.
 template <typename... Kernels>
 struct KernelList {

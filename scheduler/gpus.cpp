@@ -2,6 +2,8 @@
 
 #include "cuda/cuda.h"
 #include "cuda/emulation/device.h"
+#include "cuda/hung.h"
+#include "cuda/watched.h"
 #include "scheduler/bandwidth.h"
 #include "scheduler/cpu_executor.h"
 #include "scheduler/gpu_executor.h"
@@ -32,7 +34,8 @@ std::vector<std::unique_ptr<cuda::Device>> open(const GpuWishes& wishes) {
     cuda::emulation::Config emulated = wishes.emulated;
     std::vector<std::unique_ptr<cuda::Device>> devices;
     for (emulated.index = 0; emulated.index < choice.cards; ++emulated.index)
-        devices.push_back(choice.emulated ? cuda::emulation::open(emulated) : cuda::open_device(emulated.index));
+        devices.push_back(choice.emulated ? cuda::watched(cuda::emulation::open(emulated), emulated.end_patience)
+                                          : cuda::watched(cuda::open_device(emulated.index), cuda::kEndPatience));
     return devices;
 }
 
@@ -45,6 +48,10 @@ std::vector<std::unique_ptr<cuda::Device>> list_of(std::unique_ptr<cuda::Device>
 constexpr int kMostCards = 64;
 
 bool is_emulated(const cuda::Device& device) { return device.info().name == "emulated"; }
+
+/// Functions of the host may be called one at a time for all streams of a card: the wait of one for what another brings
+/// would keep that other one waiting.
+bool waits_in_streams(const cuda::Device& device) { return device.flag_wait() != cuda::FlagWait::kHostFunction; }
 
 /// Of a card: what the runtime takes for itself does not count against the free memory that it reports.
 GpuMemoryReserve reserve_of(const cuda::Device& device) {
@@ -238,7 +245,8 @@ void Gpus::divide_experts_among(const SplitQuestion& question, const ExecutorLim
     for (const Card& card : cards_)
         rooms.push_back({.experts = card.memory.experts,
                          .slots = card.memory.expert_slots,
-                         .may_stream = offload == "stream" || (offload == "auto" && !wishes_.deterministic)});
+                         .may_stream = waits_in_streams(*card.device) &&
+                                       (offload == "stream" || (offload == "auto" && !wishes_.deterministic))});
     const std::vector<ExpertTiers> tiers = divide_experts(rooms, room);
     for (size_t i = 0; i < cards_.size(); ++i) cards_[i].tiers = tiers[i];
     tiers_ = any() ? sum_of(tiers) : divide_experts({.experts = host_plan_.experts, .host = room});
@@ -257,6 +265,10 @@ void Gpus::divide_experts_among(const SplitQuestion& question, const ExecutorLim
 void Gpus::check_stream(size_t card) const {
     const ExpertTiers& tiers = cards_[card].tiers;
     if (wishes_.offload_experts != "stream" || tiers.ring > 0 || tiers.slots == tiers.experts) return;
+    if (const cuda::Device& device = *cards_[card].device; !waits_in_streams(device))
+        fail("GPU ", device.info().index,
+             ": --offload-experts stream: streams wait only by functions of the host, which "
+             "hold one another up: update the driver, or use cpu or auto");
     fail("--offload-experts stream: the card has room for ", tiers.slots, " experts",
          tiers.core > 0 ? ", of which " + std::to_string(tiers.core) + " are in no other memory" : "",
          ", expected at least ", kLeastStreamed, tiers.core > 0 ? " others" : "", "; raise --gpu-memory",
@@ -387,6 +399,7 @@ ResidencyRules Gpus::rules_for(const Card& card) const {
                          .core = card.tiers.core,
                          .ring = card.tiers.ring,
                          .streaming = streams ? Streaming::kAll : Streaming::kShared};
+    if (!waits_in_streams(*card.device)) rules.streaming = Streaming::kNone;
     if (card.none_moves() || may_move) return rules;
     rules.streaming = Streaming::kNone;
     rules.policy = Policy::kStatic;

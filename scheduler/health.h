@@ -49,9 +49,6 @@ std::string findings_text(const std::vector<Finding>& findings, bool colour);
 /// {"worst": SEVERITY, "findings": [{"severity", "group", "check", "found", "why", "remedy"}]}
 Json findings_json(const std::vector<Finding>& findings);
 
-/// The code of the fat binary that a card of this SM version runs ("sm_120f"); "": none.
-std::string kernel_target(int compute_major, int compute_minor);
-
 /// The parts of examine(), appending to `findings`.
 void examine_gpus(const HealthFacts& facts, std::vector<Finding>& findings);
 void examine_memory(const HealthFacts& facts, std::vector<Finding>& findings);

@@ -1,4 +1,5 @@
 // Findings about graphics cards: driver, code for their SM version, link, NUMA node.
+#include "cuda/remedies.h"
 #include "scheduler/health.h"
 #include "scheduler/printed.h"
 
@@ -109,13 +110,12 @@ void examine_cuda(const HealthFacts& facts, std::vector<Finding>& findings) {
 }
 
 void examine_code(const cuda::DeviceInfo& gpu, const std::string& name, std::vector<Finding>& findings) {
-    const std::string target = kernel_target(gpu.compute_major, gpu.compute_minor);
+    const std::string target = cuda::kernel_target(gpu.compute_major, gpu.compute_minor);
     const std::string found = printed("%.80s, SM %d.%d, %.1f GB", gpu.name.c_str(), gpu.compute_major,
                                       gpu.compute_minor, static_cast<double>(gpu.memory_bytes) * 1e-9);
     if (target.empty())
         findings.push_back({Severity::kError, kGroup, name, found + ": no kernels for it",
-                            "this binary carries code for SM 8.x, 9.0 and 12.x only",
-                            "leave it out: CUDA_VISIBLE_DEVICES=..., or --gpus none"});
+                            std::string("this binary carries ") + cuda::kTargets + " only", cuda::kNoCodeRemedy});
     else
         findings.push_back({Severity::kOk, kGroup, name, found + ", runs the " + target + " kernels", "", ""});
 }
@@ -181,13 +181,6 @@ bool same_address(const std::string& a, const std::string& b) {
 }
 
 }  // namespace
-
-std::string kernel_target(int compute_major, int compute_minor) {
-    if (compute_major == 8) return compute_minor == 9 ? "sm_89" : "sm_80";
-    if (compute_major == 9) return "sm_90";
-    if (compute_major == 12) return "sm_120f";
-    return "";
-}
 
 void examine_gpus(const HealthFacts& facts, std::vector<Finding>& findings) {
     const SystemFacts& system = facts.system;

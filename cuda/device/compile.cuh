@@ -8,7 +8,8 @@
 namespace thermocline::cuda::device {
 
 template <typename Kernel>
-__global__ void __launch_bounds__(most_threads<Kernel>()) entry(const __grid_constant__ Kernel kernel) {
+__global__ void __launch_bounds__(most_threads<Kernel>(), least_blocks<Kernel>())
+    entry(const __grid_constant__ Kernel kernel) {
     Thread thread;
     kernel(thread);
 }

@@ -92,8 +92,13 @@ public:
     }
     void multiply(const DenseProduct& product) override { cublas_.multiply(product, stream_); }
     void copy(void* to, const void* from, int64_t bytes) override {
-        check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream_), "GPU ", device_,
-              ": copying ", bytes, " bytes");
+        for (int64_t done = 0, count = 0; done < bytes; done += count) {
+            std::byte* const there = static_cast<std::byte*>(to) + done;
+            const std::byte* const here = static_cast<const std::byte*>(from) + done;
+            count = std::min({bytes - done, pinned_as_one(there), pinned_as_one(here)});
+            check(cudaMemcpyAsync(there, here, static_cast<size_t>(count), cudaMemcpyDefault, stream_), "GPU ", device_,
+                  ": copying ", count, " bytes");
+        }
     }
     void wait_for(const Flag* flag) override {
         use(device_);
@@ -188,8 +193,8 @@ public:
     void release_pinned(std::byte* memory) noexcept override { cudaFreeHost(memory); }
     void pin(std::byte* memory, int64_t bytes) override {
         use(info_.index);
-        for (int64_t done = 0; done < bytes; done += kMostPinned) {  // one call fails at 512 GiB
-            const int64_t count = std::min(bytes - done, kMostPinned);
+        for (int64_t done = 0, count = 0; done < bytes; done += count) {
+            count = std::min(bytes - done, pinned_as_one(memory + done));
             const cudaError_t status =
                 cudaHostRegister(memory + done, static_cast<size_t>(count), cudaHostRegisterPortable);
             if (status == cudaSuccess) {
@@ -211,8 +216,6 @@ public:
     }
 
 private:
-    static constexpr int64_t kMostPinned = int64_t{256} << 30;
-
     std::mutex mutex_;                                      // guards what follows
     std::map<std::byte*, std::vector<std::byte*>> pinned_;  // pieces of what pin() was given
     DeviceInfo info_;
@@ -255,16 +258,16 @@ std::unique_ptr<Device> open_device(int index, std::span<const FlagWait> ways) {
     Devices devices = find_devices();
     for (DeviceInfo& info : devices.found) {
         if (info.index != index) continue;
+        if (kernel_target(info.compute_major, info.compute_minor).empty())
+            fail("GPU ", index, " (", info.name, ", SM ", info.compute_major, ".", info.compute_minor,
+                 "): no kernels for it; this program carries ", kTargets, ": ", kNoCodeRemedy);
         use(index);
         const int family = info.compute_major == 12 ? 0 : FamilyKernels::kCount;  // of the last ones, without code
         for (int kernel = 0; kernel < Kernels::kCount - family; ++kernel) {
             const Entry& entry = entry_of(kernel);
             check(cudaFuncSetAttribute(entry.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                        static_cast<int>(kMaxSharedBytes)),
-                  "GPU ", index, " (", info.name, ", SM", info.compute_major, info.compute_minor, "): kernel ",
-                  entry.name,
-                  " (this program carries code for SM80, 89, 90 and 120; leave other cards out with "
-                  "CUDA_VISIBLE_DEVICES, --gpus none computes on the CPU alone)");
+                  "GPU ", index, ": preparing kernel ", entry.name);
             // Loads it. At its first launch it might be loaded behind a wait that this very thread has to end, for
             // which loading waits (CUDA programming guide, lazy loading).
             cudaFuncAttributes attributes{};

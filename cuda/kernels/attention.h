@@ -106,7 +106,7 @@ GPU_CODE inline float with_sink(float maximum, float weight, float sink) {
 template <int kChannels>
 struct AttentionParts {
     static constexpr const char* kName = "AttentionParts";
-    static constexpr int kMostThreads = kHeadGroup / 2 * kWarp;
+    static constexpr int kMostThreads = kHeadGroup / 2 * kWarp, kLeastBlocks = kChannels == 4 ? 3 : 2;
     static constexpr int kWide = kChannels * kWarp;  // channels with those that fill up
     static constexpr int64_t kTileBytes = kKeyTile * kWide * int64_t{sizeof(float)};
     static constexpr int64_t kRowsBytes = kKeyRows * int64_t{sizeof(std::byte*)};

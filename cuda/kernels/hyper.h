@@ -99,6 +99,7 @@ struct HyperIn {
 /// As ops::HyperHead. Grid: rows, parts; kBlockSumBytes shared.
 struct HyperHead {
     static constexpr const char* kName = "HyperHead";
+    static constexpr int kLeastBlocks = 2;
     const float* streams;  // [T, n, width]
     const float* mix;      // [T, n]
     const float* base;     // [n]

@@ -221,7 +221,7 @@ struct TileScores {
 template <typename Scorer>
 struct ScoreEntries {
     static constexpr const char* kName = Scorer::kName;
-    static constexpr int kMostThreads = kIndexThreads;
+    static constexpr int kMostThreads = kIndexThreads, kLeastBlocks = 2;
     static constexpr int kSlack = 512;  // candidates beyond top_k that wait until it pays to sort them out
     IndexInput in;
 

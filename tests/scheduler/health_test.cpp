@@ -173,17 +173,6 @@ TEST_F(Health, ABinaryWithoutCudaAndACardWithoutCode) {
     expect_only(Severity::kError, "GPU 0", "no kernels", "CUDA_VISIBLE_DEVICES");
 }
 
-TEST(HealthKernels, TargetOfEverySm) {
-    EXPECT_EQ(kernel_target(7, 5), "");
-    EXPECT_EQ(kernel_target(8, 0), "sm_80");
-    EXPECT_EQ(kernel_target(8, 6), "sm_80");
-    EXPECT_EQ(kernel_target(8, 9), "sm_89");
-    EXPECT_EQ(kernel_target(9, 0), "sm_90");
-    EXPECT_EQ(kernel_target(10, 3), "");
-    EXPECT_EQ(kernel_target(12, 0), "sm_120f");
-    EXPECT_EQ(kernel_target(12, 1), "sm_120f");
-}
-
 TEST_F(Health, LinkFindings) {
     write(kCard + "current_link_width", "4\n");
     expect_only(Severity::kWarning, "GPU 0 link", "generation 5 x4, the card can x16", "slot");
