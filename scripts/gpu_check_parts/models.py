@@ -13,7 +13,7 @@ class Model:
     def __init__(self, check):
         self.check = check
         self.name, self.budgets = ("deepseek-v4-flash", ("32GB", "96GB")) if check.real else ("demo", ("0.011GB", "0.013GB"))
-        self.prompt, self.tokens = (4096, 48) if check.real else (32, 2)
+        self.prompt, self.tokens = (4096, 48) if check.real else (40, 2)
         self.all_layers = json.loads((ROOT / f"configs/models/{self.name}.json").read_text())["num_hidden_layers"]
         self.seconds_a_layer = None  # of a whole run, measured by the first one
         self.card_bytes = card_memory() if check.real else 1 << 40

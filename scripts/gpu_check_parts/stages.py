@@ -18,6 +18,8 @@ def tests(check, name, most_seconds, under=()):
     arguments = []
     if check.options.quick:
         arguments.append("--gtest_filter=CudaLinear.FewVectors:Variants.*:HandoffSpeed.*:CudaHyper.*:CudaKv.*:GpuGroups.*")
+    elif under:
+        arguments.append("--gtest_filter=-Speed.*:HandoffSpeed.*")  # a sanitizer costs more than they allow
     # Most of it is host threads that play cards: many at once.
     shards = 1 if under or check.options.quick else max(1, min(4, (os.cpu_count() or 1) // 4))
     said = check.run([*under, program(name, check.options.build), *arguments], most_seconds, shards)
