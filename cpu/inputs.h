@@ -14,15 +14,16 @@ struct InputForm {
 
     const quant::Matrix& matrix;
     const KernelTable& kernels;
-    bool e4m3;  ///< rounded first
+    ops::InputRounding rounding;  ///< first: kE4M3, kBF16; else what the numbers say
     Numbers numbers;
     bool panel;
     float factor;
 
-    InputForm(const quant::Matrix& w, ops::InputRounding rounding, const KernelTable& table)
+    InputForm(const quant::Matrix& w, ops::InputRounding of_step, const KernelTable& table)
         : matrix(w),
           kernels(table),
-          e4m3(rounding == ops::InputRounding::kE4M3),
+          rounding(of_step == ops::InputRounding::kBF16 && !quant::has_bf16_numbers(w) ? ops::InputRounding::kExact
+                                                                                       : of_step),
           numbers(numbers_for(w, rounding, table)),
           panel(w.layout == quant::Layout::kStrips),
           factor(numbers == Numbers::kFloat ? quant::strip_input_factor(w) : 1.0f) {}
@@ -38,7 +39,8 @@ struct InputForm {
     /// Whether m vectors can be taken as they are: a vector alone is its own panel.
     bool takes_as_is(int64_t m) const {
         const bool floats = numbers == Numbers::kFloat || (numbers == Numbers::kParts && m == 1);
-        return floats && !e4m3 && factor == 1.0f && (!panel || m == 1);
+        const bool rounded = rounding == ops::InputRounding::kE4M3 || rounding == ops::InputRounding::kBF16;
+        return floats && !rounded && factor == 1.0f && (!panel || m == 1);
     }
     /// What matmul wants as x_stride for m vectors of `width` columns.
     int64_t stride(int64_t m, int64_t width) const {
@@ -91,13 +93,16 @@ struct InputForm {
 
 private:
     void convert(const float* in, float* out, int64_t n) const {
-        e4m3 ? kernels.round_e4m3(in, factor, out, n) : kernels.scale(factor, in, nullptr, out, n);
+        if (rounding == ops::InputRounding::kE4M3) return kernels.round_e4m3(in, factor, out, n);
+        kernels.scale(factor, in, nullptr, out, n);
+        if (rounding == ops::InputRounding::kBF16) kernels.round_bf16(out, n);
     }
 
     static Numbers numbers_for(const quant::Matrix& w, ops::InputRounding rounding, const KernelTable& kernels) {
         const bool e4m3 = rounding == ops::InputRounding::kE4M3;
         if (rounding == ops::InputRounding::kInt8 && quant::has_integer_codes(w)) return Numbers::kInt8;
         if (e4m3 && kernels.matmul_bf16 != nullptr && quant::has_bf16_codes(w)) return Numbers::kBF16;
+        if (rounding == ops::InputRounding::kBF16 && kernels.bf16_of_all) return Numbers::kBF16;
         if (kernels.matmul_fixed != nullptr && quant::has_integer_codes(w)) return Numbers::kFixed;
         if (kernels.matmul_parts != nullptr && has_exact_bf16_scales(w)) return Numbers::kParts;
         return Numbers::kFloat;

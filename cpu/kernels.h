@@ -52,6 +52,7 @@ struct KernelTable {
     /// Null where the tier has no instruction for it.
     void (*matmul_bf16)(const quant::Matrix& w, int64_t first, int64_t count, const float* x, int64_t x_stride,
                         int64_t m, float* y, int64_t y_stride) noexcept;
+    bool bf16_of_all;  ///< it takes any vectors of bf16, and all matrices that quant::has_bf16_numbers()
     /// Null: matmul_bf16 takes such a panel. Else one of its own, of [m * K] numbers, and x_stride does not matter:
     /// puts the rounded columns 128 b on of vector i of m, `numbers` [128], where they belong.
     void (*put_in_panel)(const quant::Matrix& w, const float* numbers, int64_t b, int64_t i, int64_t m,

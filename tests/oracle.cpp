@@ -51,6 +51,8 @@ void round_e4m3(Vector& x) {
 
 void round_input(ops::InputRounding rounding, const quant::Matrix& w, Vector& x) {
     if (rounding == ops::InputRounding::kE4M3) round_e4m3(x);
+    if (rounding == ops::InputRounding::kBF16 && quant::has_bf16_numbers(w))
+        for (double& number : x) number = to_bf16(number);
     if (rounding == ops::InputRounding::kInt8 && quant::has_integer_codes(w)) round_int8(x);
 }
 

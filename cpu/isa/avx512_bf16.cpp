@@ -15,6 +15,7 @@ constexpr int kFetchAhead = 4096, kFetchNibblesAhead = 12288;  // bytes
 constexpr KernelTable make_bf16_kernels() {
     KernelTable kernels = make_vnni_kernels("avx512_bf16");
     kernels.matmul_bf16 = matmul_bf16;
+    kernels.bf16_of_all = true;
     return kernels;
 }
 

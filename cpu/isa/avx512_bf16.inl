@@ -66,16 +66,15 @@ struct SplitBF16 {
     __m512i low, high;
 };
 
-/// bf16 of the 128 magnitudes, the first and the last 64. The NaN code reads as 480.
-struct E4M3Table {
+/// bf16 of 128 magnitudes, the first and the last 64.
+struct MagnitudeTable {
     SplitBF16 first, last;
 };
 
-/// Times `unit`, a power of two.
-[[gnu::always_inline]] inline E4M3Table make_e4m3_table(float unit = 1.0f) {
+[[gnu::always_inline]] inline MagnitudeTable make_magnitude_table(auto number) {
     alignas(64) uint8_t low[128], high[128];
     for (int i = 0; i < 128; ++i) {
-        const uint32_t bits = bits_as<uint32_t>(e4m3_number(static_cast<uint8_t>(i)) * unit);
+        const uint32_t bits = bits_as<uint32_t>(number(i));
         low[i] = static_cast<uint8_t>(bits >> 16);
         high[i] = static_cast<uint8_t>(bits >> 24);
     }
@@ -83,7 +82,13 @@ struct E4M3Table {
             {_mm512_load_si512(low + 64), _mm512_load_si512(high + 64)}};
 }
 
-[[gnu::always_inline]] inline SplitBF16 look_up_magnitudes(const E4M3Table& table, U codes) {
+/// Of e4m3 codes, times `unit`, a power of two. The NaN code reads as 480.
+using E4M3Table = MagnitudeTable;
+[[gnu::always_inline]] inline E4M3Table make_e4m3_table(float unit = 1.0f) {
+    return make_magnitude_table([unit](int i) { return e4m3_number(static_cast<uint8_t>(i)) * unit; });
+}
+
+[[gnu::always_inline]] inline SplitBF16 look_up_magnitudes(const MagnitudeTable& table, U codes) {
     const __m512i index = (__m512i)codes;  // its low seven bits count
     return {_mm512_permutex2var_epi8(table.first.low, index, table.last.low),
             _mm512_permutex2var_epi8(table.first.high, index, table.last.high)};
@@ -91,6 +96,18 @@ struct E4M3Table {
 [[gnu::always_inline]] inline SplitBF16 look_up_e4m3(const E4M3Table& table, U codes) {
     const SplitBF16 split = look_up_magnitudes(table, codes);
     return {split.low, (__m512i)((U)split.high | (codes & 0x80808080))};
+}
+
+[[gnu::always_inline]] inline MagnitudeTable make_int8_table() {
+    return make_magnitude_table([](int i) { return static_cast<float>(i); });
+}
+/// Two's complement. Of -128 the low seven bits are those of 0, and so is the low byte of its number.
+[[gnu::always_inline]] inline SplitBF16 look_up_int8(const MagnitudeTable& table, U codes) {
+    const __m512i x = (__m512i)codes;
+    const SplitBF16 split = look_up_magnitudes(table, (U)_mm512_abs_epi8(x));
+    const __m512i high = (__m512i)((U)split.high | (codes & 0x80808080));
+    return {split.low, _mm512_mask_mov_epi8(high, _mm512_cmpeq_epi8_mask(x, _mm512_set1_epi8(-128)),
+                                            _mm512_set1_epi8(static_cast<char>(0xc3)))};
 }
 
 /// The numbers of bytes 0 and 2 of every word, and of bytes 1 and 3.

@@ -26,6 +26,7 @@ constexpr KernelTable make_kernels(const char* name) {
         .matmul_int8 = matmul_int8,
         .matmul_fixed = nullptr,
         .matmul_bf16 = nullptr,
+        .bf16_of_all = false,
         .put_in_panel = nullptr,
         .matmul_parts = nullptr,
         .put_parts = nullptr,

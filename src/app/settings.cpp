@@ -86,10 +86,13 @@ void ModelFlags::declare(CLI::App& command, Positional positional) {
     command
         .add_option(
             "--activations", activations,
-            "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not; int8: "
-            "fastest, inputs of packed matrices of 2 to 6 bits and Q8_0 are rounded to int8 per 32, FP8 as model, "
-            "others as bf16")
-        ->check(CLI::IsMember({"model", "bf16", "int8"}))
+            "model: inputs of FP8/FP4 matrices are rounded to e4m3 per 128 as in training; bf16: they are not; "
+            "bf16-rounded: as model, and inputs of other packed matrices whose numbers are exact in bf16 (INT4, Q8_0, "
+            "Q4_0, Q5_0, Q6_K, IQ4) are rounded to that, faster in prompts; int8: fastest, inputs of packed matrices "
+            "of "
+            "2 to 6 bits and Q8_0 are rounded to int8 per 32, FP8 as model, others as bf16. Cards round as model at "
+            "most")
+        ->check(CLI::IsMember({"model", "bf16", "bf16-rounded", "int8"}))
         ->group(group)
         ->capture_default_str();
     command
@@ -287,13 +290,13 @@ model::LoadOptions ModelFlags::load_options() const {
                        : kv_cache_dtype == "fp8"     ? model::KvCacheDtype::kFp8
                        : kv_cache_dtype == "fp8-f32" ? model::KvCacheDtype::kFp8F32
                                                      : model::KvCacheDtype::kBf16;
-    if (activations == "int8" && weights_in_place)
-        fail(
-            "--activations int8 multiplies packed weights, which --weights-in-place does without: leave one of them "
-            "out");
-    options.activations = activations == "int8"   ? model::Activations::kInt8
-                          : activations == "bf16" ? model::Activations::kBf16
-                                                  : model::Activations::kModel;
+    if ((activations == "int8" || activations == "bf16-rounded") && weights_in_place)
+        fail("--activations ", activations,
+             " multiplies packed weights, which --weights-in-place does without: leave one of them out");
+    options.activations = activations == "int8"           ? model::Activations::kInt8
+                          : activations == "bf16"         ? model::Activations::kBf16
+                          : activations == "bf16-rounded" ? model::Activations::kBf16Rounded
+                                                          : model::Activations::kModel;
     options.layers = layers;
     options.format = load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
     options.seed = seed;

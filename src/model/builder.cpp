@@ -44,8 +44,8 @@ ops::InputRounding Builder::rounding(const quant::Matrix& matrix, bool trained) 
     const bool fp8 = matrix.format == quant::Format::kE4M3;
     if (options_.activations == Activations::kInt8 && !fp8) return ops::InputRounding::kInt8;
     const bool trained_format = !finder_.from_gguf() && (fp8 || matrix.format == quant::Format::kE2M1Pair);
-    return trained && trained_format && options_.activations != Activations::kBf16 ? ops::InputRounding::kE4M3
-                                                                                   : ops::InputRounding::kExact;
+    if (trained && trained_format && options_.activations != Activations::kBf16) return ops::InputRounding::kE4M3;
+    return options_.activations == Activations::kBf16Rounded ? ops::InputRounding::kBF16 : ops::InputRounding::kExact;
 }
 
 Builder::Slot Builder::embed(const std::string& weight, int64_t width, int32_t copies) {

@@ -13,7 +13,7 @@
 
 namespace thermocline::model {
 
-enum class Activations : uint8_t { kModel, kBf16, kInt8 };
+enum class Activations : uint8_t { kModel, kBf16, kBf16Rounded, kInt8 };
 enum class LoadFormat : uint8_t { kAuto, kDummy, kOutline };
 enum class KvCacheDtype : uint8_t { kF32, kBf16, kFp8F32, kFp8 };
 

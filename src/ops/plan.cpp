@@ -40,6 +40,7 @@ struct Printer {
         if (s.fold > 1) out << " fold " << s.fold;
         if (s.rounding == InputRounding::kE4M3) out << " e4m3 input";
         if (s.rounding == InputRounding::kInt8) out << " int8 input";
+        if (s.rounding == InputRounding::kBF16) out << " bf16 input";
     }
     void operator()(const RmsNorm& s) { out << slot(s.in) << " -> " << slot(s.out) << " width " << s.width; }
     void operator()(const Rope& s) { out << slot(s.x) << " width " << s.width << (s.inverse ? " inverse" : ""); }

@@ -27,6 +27,7 @@ enum class InputRounding : uint8_t {
     kExact,  ///< none, or fixed point with 22 bits of the largest of 32 columns (quant::FixedGroup)
     kE4M3,   ///< e4m3 in groups of 128 with a power-of-two scale, as the model was trained (2.11)
     kInt8,   ///< int8 in groups of 32 with a float scale for packed matrices with integer codes, kExact for others
+    kBF16,   ///< to the nearest bf16 for packed matrices that quant::has_bf16_numbers(), kExact for others
 };
 
 /// out[t, c * D + i] = table[token[t], i] for c < copies (2.1).

@@ -189,6 +189,22 @@ bool has_bf16_codes(const Matrix& m) {
     return m.layout == Layout::kStrips && (m.format == Format::kE4M3 || m.format == Format::kE2M1Pair);
 }
 
+bool has_bf16_numbers(const Matrix& m) {
+    if (has_bf16_codes(m)) return true;
+    switch (m.format) {
+        case Format::kInt4Pair:
+        case Format::kQ8_0:
+        case Format::kQ4_0:
+        case Format::kQ5_0:
+        case Format::kQ6_K:
+        case Format::kIQ4_NL:
+        case Format::kIQ4_XS:
+            return m.layout == Layout::kStrips;
+        default:
+            return false;
+    }
+}
+
 double strip_value(const Matrix& m, int64_t n, int64_t k) {
     const StripShape shape = strip_shape(m);
     const int64_t r = n % kStripRows, column = k % kStripBlock;

@@ -96,6 +96,8 @@ bool has_integer_codes(const Matrix& matrix);
 
 /// Whether all numbers of the matrix are exact in bf16 but for scales of whole groups: packed FP8, MXFP4 and NVFP4.
 bool has_bf16_codes(const Matrix& matrix);
+/// These, and integer codes without minimums: packed INT4, Q8_0, Q4_0, Q5_0, Q6_K, IQ4_NL and IQ4_XS.
+bool has_bf16_numbers(const Matrix& matrix);
 
 /// Number (n, k) of a packed matrix without the multiplier: the definition of the layout, for oracles.
 double strip_value(const Matrix& packed, int64_t n, int64_t k);

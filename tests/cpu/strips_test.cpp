@@ -4,6 +4,7 @@
 #include "cpu/inputs.h"
 #include "src/quant/activation.h"
 #include "src/quant/reference.h"
+#include "src/quant/scalar.h"
 #include "tests/cpu/random_matrix.h"
 #include "tests/cpu/tiers.h"
 
@@ -167,7 +168,8 @@ TEST_P(Strips, MatmulDependsNeitherOnTheNumberOfVectorsNorOnTheSplit) {
     using ops::InputRounding;
     constexpr int64_t kMost = 67;
     for (const MatrixShape& shape : packed_shapes()) {
-        for (const InputRounding rounding : {InputRounding::kExact, InputRounding::kE4M3, InputRounding::kInt8}) {
+        for (const InputRounding rounding :
+             {InputRounding::kExact, InputRounding::kE4M3, InputRounding::kInt8, InputRounding::kBF16}) {
             const Packed packed(shape, 4);
             SCOPED_TRACE(to_string(shape) + " rounding " + std::to_string(static_cast<int>(rounding)));
             std::vector<float> x = random_floats(kMost * kCols, 5);
@@ -213,25 +215,45 @@ TEST_P(Strips, MatmulOfManyE4M3VectorsIsThatOfEachAlone) {
     }
 }
 
-TEST_P(Strips, MatmulOfE4M3VectorsEqualsTheReferenceInDouble) {
+double largest_of(std::span<const float> numbers) {
+    double largest = 0.0;
+    for (const float number : numbers) largest = std::max(largest, std::abs(double{number}));
+    return largest;
+}
+
+TEST_P(Strips, MatmulOfRoundedVectorsEqualsTheReferenceInDouble) {
+    using ops::InputRounding;
     constexpr int64_t kTokens = 3;
     for (const MatrixShape& shape : packed_shapes()) {
-        const Packed packed(shape, 8);
-        const std::vector<float> weights = quant::decode_matrix(packed.rows.view());
-        std::vector<float> x = random_floats(kTokens * kCols, 9);
-        for (size_t i = 0; i < x.size(); ++i) x[i] *= std::pow(10.0f, static_cast<float>(i % 7) - 4.0f);
-        const std::vector<float> y = multiply(packed.strips, 0, kRows, x, kTokens, ops::InputRounding::kE4M3);
-        for (int64_t t = 0; t < kTokens; ++t) {
-            float* rounded = x.data() + t * kCols;
-            quant::round_e4m3_blocks128(rounded, kCols);
-            for (int64_t n = 0; n < kRows; ++n) {
-                double sum = 0.0, size = 0.0;
-                for (int64_t k = 0; k < kCols; ++k) {
-                    const double product = double{weights[static_cast<size_t>(n * kCols + k)]} * rounded[k];
-                    sum += product, size += std::abs(product);
+        for (const InputRounding rounding : {InputRounding::kE4M3, InputRounding::kBF16}) {
+            const Packed packed(shape, 8);
+            if (rounding == InputRounding::kBF16 && !quant::has_bf16_numbers(packed.strips)) continue;
+            SCOPED_TRACE(to_string(shape) + " rounding " + std::to_string(static_cast<int>(rounding)));
+            const std::vector<float> weights = quant::decode_matrix(packed.rows.view());
+            std::vector<float> x = random_floats(kTokens * kCols, 9);
+            for (size_t i = 0; i < x.size(); ++i) x[i] *= std::pow(10.0f, static_cast<float>(i % 7) - 4.0f);
+            const std::vector<float> y = multiply(packed.strips, 0, kRows, x, kTokens, rounding);
+            for (int64_t t = 0; t < kTokens; ++t) {
+                float* rounded = x.data() + t * kCols;
+                if (rounding == InputRounding::kE4M3)
+                    quant::round_e4m3_blocks128(rounded, kCols);
+                else
+                    std::transform(rounded, rounded + kCols, rounded, quant::round_bf16);
+                for (int64_t n = 0; n < kRows; ++n) {
+                    double sum = 0.0, size = 0.0, fixed_size = 0.0;
+                    for (int64_t k = 0; k < kCols; ++k) {
+                        const double weight = weights[static_cast<size_t>(n * kCols + k)];
+                        sum += weight * rounded[k], size += std::abs(weight * rounded[k]);
+                        fixed_size += std::abs(weight) * largest_of({rounded + k / 32 * 32, 32});
+                    }
+                    // A tier without the bf16 unit multiplies some formats in fixed point: 22 bits of the largest
+                    // of 32.
+                    const bool fixed = rounding == InputRounding::kBF16 && !kernels.bf16_of_all &&
+                                       kernels.matmul_fixed != nullptr && quant::has_integer_codes(packed.strips);
+                    EXPECT_NEAR(y[static_cast<size_t>(t * kRows + n)], sum,
+                                1e-6 * size + (fixed ? std::ldexp(fixed_size, -22) : 0.0))
+                        << "vector " << t << " row " << n;
                 }
-                EXPECT_NEAR(y[static_cast<size_t>(t * kRows + n)], sum, 1e-6 * size)
-                    << to_string(shape) << " vector " << t << " row " << n;
             }
         }
     }
