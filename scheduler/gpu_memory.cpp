@@ -261,10 +261,10 @@ GpuMemoryPlan plan_gpu_memory(const ops::Plan& trunk_as_it_lies, const ops::Plan
     plan.prefill_chunk = granted.prefill_chunk;
     plan.draft_heads = draft != nullptr;
     if (!fits()) plan.refusal = refusal_of(claim());
-    const std::string why_not = GpuExperts::why_not(trunk);
-    if (!why_not.empty() && wishes.least_expert_slots > 0)
-        plan.refusal = "experts cannot lie on the card: " + why_not + "; use --offload-experts cpu";
-    const int64_t most = why_not.empty() ? std::min(plan.experts, wishes.most_expert_slots) : 0;
+    plan.no_experts = GpuExperts::why_not(trunk);
+    if (!plan.no_experts.empty() && wishes.least_expert_slots > 0)
+        plan.refusal = "experts cannot lie on the card: " + plan.no_experts + "; use --offload-experts cpu";
+    const int64_t most = plan.no_experts.empty() ? std::min(plan.experts, wishes.most_expert_slots) : 0;
     const auto left = [&] { return std::max<int64_t>(0, granted.budget_bytes - plan.fixed_bytes()); };
     if (plan.slot_bytes > 0 && most > 0)
         plan.expert_slots = std::min(most, GpuExperts::slots_in(trunk, left() - claim().pairs_workspace()));
@@ -293,8 +293,10 @@ std::string gpu_memory_text(const GpuMemoryPlan& plan) {
     if (plan.slot_bytes > 0) {
         const double share = 100.0 * static_cast<double>(plan.expert_slots) / static_cast<double>(plan.experts);
         rows.push_back({"expert slots", plan.expert_slots * plan.slot_bytes,
-                        printed("%lld x %s: %.1f %% of %lld experts", static_cast<long long>(plan.expert_slots),
-                                mb(plan.slot_bytes).c_str(), share, static_cast<long long>(plan.experts))});
+                        plan.no_experts.empty()
+                            ? printed("%lld x %s: %.1f %% of %lld experts", static_cast<long long>(plan.expert_slots),
+                                      mb(plan.slot_bytes).c_str(), share, static_cast<long long>(plan.experts))
+                            : "none: " + plan.no_experts});
     }
     rows.push_back({"unused", plan.unused_bytes, ""});
     rows.push_back({"budget", plan.budget_bytes, ""});

@@ -49,6 +49,7 @@ struct GpuMemoryPlan {
     int64_t prefill_chunk = 0;  // perhaps less than was wished
     bool draft_heads = false;
     std::vector<std::string> given_up;  // in a clause each, in the order of surrender
+    std::string no_experts;             // empty: experts may lie on the card. Else why not, in a clause
     std::string refusal;                // empty: it fits. Else what does not, by how much, and the flag to change
 
     /// Of all lines.

@@ -265,6 +265,8 @@ void Gpus::divide_experts_among(const SplitQuestion& question, const ExecutorLim
 void Gpus::check_stream(size_t card) const {
     const ExpertTiers& tiers = cards_[card].tiers;
     if (wishes_.offload_experts != "stream" || tiers.ring > 0 || tiers.slots == tiers.experts) return;
+    if (const std::string& why = cards_[card].memory.no_experts; !why.empty())
+        fail("--offload-experts stream: experts cannot lie on the card: ", why, "; use cpu or auto");
     if (const cuda::Device& device = *cards_[card].device; !waits_in_streams(device))
         fail("GPU ", device.info().index,
              ": --offload-experts stream: streams wait only by functions of the host, which "

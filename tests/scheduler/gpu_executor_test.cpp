@@ -802,15 +802,48 @@ TEST(Gpus, ACardThatIsNotThereIsSaid) {
     }
 }
 
+/// Of a card with room for so many experts.
+int64_t budget_for(const model::Model& model, int64_t experts) {
+    return scheduler::least_gpu_budget(
+        model.trunk, nullptr,
+        {.context = kLimits.max_tokens, .prefill_chunk = kLimits.max_rows, .least_expert_slots = experts},
+        {.runtime_bytes = 0, .library_bytes = 0});
+}
+
+TEST(Gpus, ExpertsAreStreamedOnlyWhereStreamsWaitAndTheCardTakesThem) {
+    const Demo demo;
+    const auto refusal = [&](const ops::Plan& plan, cuda::FlagWait way) -> std::string {
+        scheduler::Gpus gpus(
+            {.memory_bytes = budget_for(*demo.model, 60), .offload_experts = "stream", .slow_fallback = true},
+            cuda::emulation::open({.flag_wait = way}));
+        try {
+            ExecutorLimits limits = kLimits;
+            gpus.reserve(plan, "a model", limits, 1, true);
+            return "";
+        } catch (const Error& error) {
+            return error.what();
+        }
+    };
+    const auto expect_named = [](const std::string& text, const char* reason, const char* remedy) {
+        EXPECT_NE(text.find(reason), std::string::npos) << text;
+        EXPECT_NE(text.find(remedy), std::string::npos) << text;
+    };
+    const ops::Plan& plan = demo.model->trunk;
+    EXPECT_EQ(refusal(plan, cuda::FlagWait::kStreamOperation), "");
+    EXPECT_EQ(refusal(plan, cuda::FlagWait::kSpinKernel), "");
+    expect_named(refusal(plan, cuda::FlagWait::kHostFunction), "wait only by functions of the host",
+                 "update the driver, or use cpu or auto");
+    const ops::Plan& floats = tiny_model(KvCacheDtype::kF32).trunk;
+    expect_named(refusal(floats, cuda::FlagWait::kStreamOperation), "without a packed form that a GPU kernel takes",
+                 "use cpu or auto");
+}
+
 TEST(Gpus, ExpertsThatCannotBePinnedAreNotStreamed) {
     const Demo demo;
     cpu::Workers workers{std::span<const int>()};
     /// Why it does not start if the n-th piece of memory is refused; empty: it does.
     const auto refusal = [&](const std::string& offload, int64_t refused) -> std::string {
-        const int64_t budget = scheduler::least_gpu_budget(
-            demo.model->trunk, nullptr,
-            {.context = kLimits.max_tokens, .prefill_chunk = kLimits.max_rows, .least_expert_slots = 60},
-            {.runtime_bytes = 0, .library_bytes = 0});
+        const int64_t budget = budget_for(*demo.model, 60);
         scheduler::Gpus gpus({.memory_bytes = budget, .offload_experts = offload},
                              cuda::emulation::open({.faults = {.refuse_memory = refused}}));
         try {
