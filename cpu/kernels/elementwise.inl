@@ -83,9 +83,11 @@ struct PowerScale {
 inline float largest_magnitude(const float* x, int64_t n) {
     F largest = {};
     for_vectors(n, [&](auto get, auto, int64_t) { largest = max(as_float(as_int(get(x)) & 0x7fffffff), largest); });
-    float result = 0.0f;
-    for (int i = 0; i < kLanes; ++i) result = largest[i] > result ? largest[i] : result;
-    return result;
+    float lanes[kLanes];
+    store(lanes, largest);
+    for (int count = kLanes / 2; count > 0; count /= 2)
+        for (int i = 0; i < count; ++i) lanes[i] = lanes[i] > lanes[i + count] ? lanes[i] : lanes[i + count];
+    return lanes[0];
 }
 
 template <int64_t kGroupSize>

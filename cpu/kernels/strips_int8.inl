@@ -75,6 +75,10 @@ struct Int8Kernel {
     static constexpr int kTogether = 4;                   // strips whose sums stay in L1 beside a block of the panel
     static constexpr int kShared = kLanes >= 16 ? 2 : 1;  // strips that share what is loaded of a vector
 
+    /// Vectors at once: sums that wait for one another leave the unit idle.
+    template <typename Input>
+    static constexpr int kAtOnce = kLanes >= 16 && Input::kPlanes == 1 ? 2 : 1;
+
     struct Factors {
         F scale, offset;
     };
@@ -98,27 +102,38 @@ struct Int8Kernel {
         });
     }
 
-    /// totals[s] += scale * the unit of strip s times unit u of one vector's block + offset * the sum of that unit.
-    template <typename Input, int strips>
+    /// totals[t][s] += scale * the unit of strip s times unit u of vector t's block + offset * the sum of that unit.
+    /// The blocks of `vectors` vectors follow one another from x on.
+    template <typename Input, int strips, int vectors>
     [[gnu::always_inline]] static void add_unit(const U codes[strips][kQuads], const Factors factors[strips],
-                                                const typename Input::Group* block, int u, F totals[strips]) {
-        const auto& group = block[u * unit / quant::kInt8Columns];
+                                                const uint8_t* x, int u, F totals[vectors][strips]) {
         const int first = u * unit % quant::kInt8Columns;
-        typename Dot::Sums sums[strips][Input::kPlanes];
+        const auto group_of = [&](int t) __attribute__((always_inline))->const typename Input::Group& {
+            return reinterpret_cast<const typename Input::Group*>(x +
+                                                                  t * Input::kStride)[u * unit / quant::kInt8Columns];
+        };
+        typename Dot::Sums sums[vectors][strips][Input::kPlanes];
         unrolled<Input::kPlanes>([&](int plane) __attribute__((always_inline)) {
-            for (int s = 0; s < strips; ++s) sums[s][plane] = Input::template start<Dot, unit>(group, first, plane);
+            for (int t = 0; t < vectors; ++t)
+                for (int s = 0; s < strips; ++s)
+                    sums[t][s][plane] = Input::template start<Dot, unit>(group_of(t), first, plane);
         });
         unrolled<kQuads>([&](int i) __attribute__((always_inline)) {
             unrolled<Input::kPlanes>([&](int plane) __attribute__((always_inline)) {
-                const int8_t* quad = Input::codes(group, plane) + first + 4 * i;
-                for (int s = 0; s < strips; ++s) sums[s][plane] = Dot::add(sums[s][plane], codes[s][i], quad);
+                for (int t = 0; t < vectors; ++t) {
+                    const int8_t* quad = Input::codes(group_of(t), plane) + first + 4 * i;
+                    for (int s = 0; s < strips; ++s) sums[t][s][plane] = Dot::add(sums[t][s][plane], codes[s][i], quad);
+                }
             });
         });
-        const F scale = broadcast(group.scale);
-        for (int s = 0; s < strips; ++s) {
-            totals[s] = fma(Input::template total<Dot>(sums[s]), factors[s].scale * scale, totals[s]);
-            if constexpr (kOffsets)
-                totals[s] = fma(factors[s].offset, broadcast(Input::template sum<unit>(group, first)), totals[s]);
+        for (int t = 0; t < vectors; ++t) {
+            const F scale = broadcast(group_of(t).scale);
+            for (int s = 0; s < strips; ++s) {
+                F& total = totals[t][s];
+                total = fma(Input::template total<Dot>(sums[t][s]), factors[s].scale * scale, total);
+                if constexpr (kOffsets)
+                    total = fma(factors[s].offset, broadcast(Input::template sum<unit>(group_of(t), first)), total);
+            }
         }
     }
 
@@ -127,13 +142,14 @@ struct Int8Kernel {
              float* y) const {
         F total[kParts] = {};
         for (int64_t b = 0; b < blocks; ++b, p += block_bytes, x += x_stride) {
-            const auto* block = reinterpret_cast<const typename Input::Group*>(x);
             for (int u = 0; u < kUnits; ++u) {
                 unrolled<kParts>([&](int v) __attribute__((always_inline)) {
                     U codes[1][kQuads];
                     decode<true>(p, u, v, codes[0]);
                     const Factors unit_factors = factors(p, u, v);
-                    add_unit<Input, 1>(codes, &unit_factors, block, u, &total[v]);
+                    F totals[1][1] = {{total[v]}};
+                    add_unit<Input, 1, 1>(codes, &unit_factors, x, u, totals);
+                    total[v] = totals[0][0];
                 });
             }
             for (int64_t i = kUnits * kLines * kLine; i < block_bytes; i += kLine) fetch_ahead<kColumns>(p + i);
@@ -156,15 +172,21 @@ struct Int8Kernel {
                     decode(p + s * strip_bytes, u, v, codes[s]);
                     unit_factors[s] = factors(p + s * strip_bytes, u, v);
                 }
-                for (int64_t t = 0; t < m; ++t) {
-                    float* at = sums + t * kStripRows + v * kLanes;
-                    F totals[strips];
-                    for (int s = 0; s < strips; ++s) totals[s] = load(at + s * m * kStripRows);
-                    add_unit<Input, strips>(codes, unit_factors,
-                                            reinterpret_cast<const typename Input::Group*>(x + t * Input::kStride), u,
-                                            totals);
-                    for (int s = 0; s < strips; ++s) store(at + s * m * kStripRows, totals[s]);
-                }
+                const auto add = [&]<int vectors>(Number<vectors>, int64_t first) __attribute__((always_inline)) {
+                    const auto at = [&](int t, int s) __attribute__((always_inline)) {
+                        return sums + (s * m + first + t) * kStripRows + v * kLanes;
+                    };
+                    F totals[vectors][strips];
+                    for (int t = 0; t < vectors; ++t)
+                        for (int s = 0; s < strips; ++s) totals[t][s] = load(at(t, s));
+                    add_unit<Input, strips, vectors>(codes, unit_factors, x + first * Input::kStride, u, totals);
+                    for (int t = 0; t < vectors; ++t)
+                        for (int s = 0; s < strips; ++s) store(at(t, s), totals[t][s]);
+                };
+                constexpr int kVectors = kAtOnce<Input>;
+                int64_t t = 0;
+                for (; t + kVectors <= m; t += kVectors) add(Number<kVectors>(), t);
+                for (; t < m; ++t) add(Number<1>(), t);
             }
         }
     }
@@ -251,26 +273,35 @@ void matmul_int8(const quant::Matrix& w, int64_t first, int64_t count, const flo
 }
 
 void round_int8(const float* x, Int8Group* out, int64_t n) noexcept {
+    typedef int8_t Narrow __attribute__((vector_size(kLanes)));
+    typedef int32_t Four __attribute__((vector_size(16)));
+    typedef int16_t Sums __attribute__((vector_size(8)));
     constexpr int kColumns = quant::kInt8Columns;
     for (int64_t k = 0; k < n; k += kColumns, x += kColumns, ++out) {
         const float largest = largest_magnitude(x, kColumns);
         const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-        int32_t codes[kColumns];
+        alignas(64) int32_t codes[kColumns];
         F poison = {};  // NaN if a number is not finite
         for (int i = 0; i < kColumns; i += kLanes) {
             const F numbers = load(x + i);
             const I rounded = round_to_int(numbers * broadcast(inverse));
+            const Narrow narrow = __builtin_convertvector(rounded, Narrow);
             __builtin_memcpy(codes + i, &rounded, sizeof rounded);
+            __builtin_memcpy(out->codes + i, &narrow, sizeof narrow);
             poison += numbers * broadcast(0.0f);
         }
         out->scale = inverse * largest != 0.0f ? largest / 127.0f : 0.0f;
-        for (int i = 0; i < kLanes; ++i) out->scale += poison[i];
-        int sums[4] = {};
-        for (int i = 0; i < kColumns; ++i) {
-            out->codes[i] = static_cast<int8_t>(codes[i]);
-            sums[i / 16 * 2 + i % 4 / 2] += out->codes[i];
+        if (mask_bits(poison != poison)) out->scale = __builtin_nanf("");
+        Four halves[2] = {};
+        for (int i = 0; i < kColumns; i += 4) {
+            Four four;
+            __builtin_memcpy(&four, codes + i, sizeof four);
+            halves[i / 16] += four;
         }
-        for (int i = 0; i < 4; ++i) out->sums[i] = static_cast<int16_t>(sums[i]);
+        const Four pairs = __builtin_shufflevector(halves[0], halves[1], 0, 2, 4, 6) +
+                           __builtin_shufflevector(halves[0], halves[1], 1, 3, 5, 7);
+        const Sums sums = __builtin_convertvector(pairs, Sums);
+        __builtin_memcpy(out->sums, &sums, sizeof sums);
         for (int i = 0; i < 2; ++i) out->sums[4 + i] = static_cast<int16_t>(sums[i] + sums[2 + i]);
     }
 }

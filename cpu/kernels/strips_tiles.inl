@@ -70,11 +70,6 @@ template <int c, int a, int b>
 #undef CASE
 }
 
-template <int n>
-struct Number {
-    static constexpr int value = n;
-};
-
 /// unrolled() with Number<0>() to Number<n - 1>().
 template <int n, typename Body>
 [[gnu::always_inline]] inline void unrolled_numbers(const Body& body) {

@@ -23,6 +23,11 @@ template <int n, typename Body>
     }
 }
 
+template <int n>
+struct Number {
+    static constexpr int value = n;
+};
+
 // ---- single numbers (own copies: an inline function of a header would leave the unit as a weak symbol) ----------
 
 template <typename To, typename From>
